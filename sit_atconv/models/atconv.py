@@ -1,0 +1,119 @@
+"""ATConv: a 3×3 depthwise convolution whose kernels are generated from the image (arXiv 2510.20092).
+
+Shapes: B batch, N tokens in row-major order over the grid, (H, W) grid with H·W = N, C channels, K = kernel_size²
+taps j in row-major order over (dy, dx).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..validation import check_choice
+
+KERNEL_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+KERNEL_POOLS = ("strips", "grid")
+
+
+def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The definition, tap by tap: y[b, p, c] = Σ_j kernels[b, c, j] · tokens[b, p + offset_j, c], zero padding.
+
+    The reference that the fast paths are tested against; same arguments as `depthwise_conv`.
+    """
+    B, N, C = tokens.shape
+    H, W = grid
+    k = round(kernels.shape[-1] ** 0.5)
+    padded = F.pad(tokens.view(B, H, W, C), (0, 0, k // 2, k // 2, k // 2, k // 2))  # (B, H+k-1, W+k-1, C)
+    y = torch.zeros_like(tokens)
+    for j in range(k * k):
+        dy, dx = divmod(j, k)
+        shifted = padded[:, dy : dy + H, dx : dx + W].reshape(B, N, C)
+        y = y + kernels[:, None, :, j] * shifted
+    return y
+
+
+def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Convolve every channel of every sample with its own k×k kernel (cross-correlation, zero padding).
+
+    Args:
+        tokens: (B, N, C).
+        kernels: (B, C, k²), one kernel a sample and channel.
+        grid: (H, W) with H·W = N.
+
+    Returns:
+        (B, N, C).
+    """
+    B, N, C = tokens.shape
+    H, W = grid
+    k = round(kernels.shape[-1] ** 0.5)
+    # One convolution with B·C groups: on CPUs 2–5× faster than adding shifted copies, forward and backward.
+    planes = tokens.transpose(1, 2).reshape(1, B * C, H, W)
+    y = F.conv2d(planes, kernels.reshape(B * C, 1, k, k), padding=k // 2, groups=B * C)  # (1, B·C, H, W)
+    return y.view(B, C, N).transpose(1, 2)  # (B, N, C)
+
+
+class ATConv(nn.Module):
+    """Attentive Convolution: the token mixer that replaces self-attention (arXiv 2510.20092).
+
+    The image is summarised by k² pooled tokens; they become one k×k kernel a channel, from which a learned share of
+    its own mean is taken away (lateral inhibition); that kernel is convolved with the projected tokens.
+
+    Args:
+        dim: channels C.
+        kernel_size: k, odd.
+        kernel_activation: "gelu_tanh" (the authors' SiT models) or "silu" (their REPA models).
+        kernel_pool: what a pooled token covers. "strips": k² runs of the raster order, as published; "grid": k×k tiles.
+
+    Raises:
+        ValueError: for an even kernel size, an unknown activation or an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 3,
+        kernel_activation: str = "gelu_tanh",
+        kernel_pool: str = "strips",
+    ):
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd and positive, such as 3")
+        check_choice("kernel_activation", kernel_activation, KERNEL_ACTIVATIONS)
+        check_choice("kernel_pool", kernel_pool, KERNEL_POOLS)
+        taps = kernel_size**2
+        self.kernel_size = kernel_size
+        self.kernel_activation = kernel_activation
+        self.kernel_pool = kernel_pool
+        self.kernel_proj = nn.Linear(dim, dim)
+        self.kernel_gen = nn.Linear(taps, taps)
+        self.value_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.inhibition = nn.Parameter(torch.zeros(dim))
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, activation={self.kernel_activation}, pool={self.kernel_pool}"
+
+    def pool(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Average the tokens into k² context tokens: (B, N, C) -> (B, k², C)."""
+        k = self.kernel_size
+        planes = tokens.transpose(1, 2)  # (B, C, N)
+        if self.kernel_pool == "strips":
+            pooled = F.adaptive_avg_pool1d(planes, k * k)
+        else:
+            pooled = F.adaptive_avg_pool2d(planes.unflatten(2, grid), k).flatten(2)
+        return pooled.transpose(1, 2)
+
+    def kernels(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Generate the kernels, (B, N, C) -> (B, C, k²).
+
+        Pooling comes before the projection: both are linear and act on different axes, so this equals projecting all
+        N tokens first, at k²/N of the cost.
+        """
+        context = self.pool(tokens, grid)  # (B, k², C)
+        g = KERNEL_ACTIVATIONS[self.kernel_activation](self.kernel_proj(context))
+        kernels = self.kernel_gen(g.transpose(1, 2))  # (B, C, k²)
+        return kernels - torch.sigmoid(self.inhibition)[:, None] * kernels.mean(dim=-1, keepdim=True)
+
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Mix tokens (B, N, C) that lie on `grid` = (H, W), H·W = N. Returns (B, N, C)."""
+        y = depthwise_conv(self.value_proj(tokens), self.kernels(tokens, grid), grid)
+        return self.out_proj(y)

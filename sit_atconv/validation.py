@@ -1,0 +1,22 @@
+"""Checks shared by everything that takes input from users: one message each, with field, value and remedy."""
+
+from collections.abc import Iterable
+
+
+def check_choice(field: str, value, choices: Iterable) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{field}={value!r} is not one of: {', '.join(map(str, choices))}")
+
+
+def check_positive(field: str, value) -> None:
+    """Raise ValueError unless `value` is a number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{field}={value!r} must be a number above 0")
+
+
+def check_count(field: str, value) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{field}={value!r} must be a whole number of at least 1")
