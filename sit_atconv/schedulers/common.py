@@ -1,0 +1,66 @@
+"""What the ODE and the SDE scheduler share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+from ..interpolants import Interpolant
+from ..validation import check_count
+
+ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class InterpolantSchedulerOutput(BaseOutput):
+    """The sample after one step: `prev_sample` (B, C, H, W), diffusers' name for it."""
+
+    prev_sample: torch.Tensor
+
+
+class InterpolantSchedulerMixin(SchedulerMixin, ConfigMixin):
+    """Bookkeeping of a scheduler whose time runs from noise (t=0) to data (t=1)."""
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def _set_up(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
+        self.interpolant = Interpolant(path, prediction)
+        for field, value in (("train_eps", train_eps), ("sample_eps", sample_eps)):
+            if value is not None and not 0 <= value < 0.5:
+                raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
+        self.sample_eps = self.interpolant.default_eps(training=False) if sample_eps is None else sample_eps
+        if self.sample_eps == 0 and self.interpolant.time_interval(1.0) != (0.0, 1.0):
+            raise ValueError(f"sample_eps=0: prediction={prediction!r} on path={path!r} is not finite at both ends")
+        self.num_model_calls = 0
+        self.timesteps = torch.empty(0)
+        self._grid = torch.empty(0, dtype=torch.float64)
+        self._step_index = 0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
+        """Return the sample as it is: the network takes x_t unscaled."""
+        return sample
+
+    def _counted(self, model_fn: ModelFn) -> ModelFn:
+        """Count the calls of `model_fn` in `num_model_calls`, from 0."""
+        self.num_model_calls = 0
+
+        def counted(x, t):
+            self.num_model_calls += 1
+            return model_fn(x, t).to(x.dtype)
+
+        return counted
+
+    @staticmethod
+    def _check_state(latents: torch.Tensor, num_inference_steps: int) -> None:
+        check_count("num_inference_steps", num_inference_steps)
+        if latents.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"latents are {latents.dtype}; the solver's state must be float32 (or float64)")
+
+    def _check_step(self, sample: torch.Tensor) -> None:
+        if self._step_index >= len(self.timesteps):
+            raise ValueError("no timestep is left; call set_timesteps(num_inference_steps) before the loop")
+        self._check_state(sample, 1)

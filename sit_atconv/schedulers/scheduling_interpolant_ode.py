@@ -1,0 +1,102 @@
+"""Sampling by the probability flow ODE dx/dt = velocity(x, t), from t=0 (noise) to t=1 (data)."""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from ..solvers import ADAPTIVE, FIXED_STEP, Callback, solve_adaptive, solve_fixed
+from ..validation import check_choice, check_positive
+from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn  # a SchedulerMixin of diffusers
+
+
+class InterpolantODEScheduler(InterpolantSchedulerMixin):
+    """Deterministic sampling of an interpolant model.
+
+    Args:
+        path: "linear", "gvp" or "vp", as the model was trained.
+        prediction: "velocity", "score", "noise" or "data", as the model was trained.
+        solver: fixed-step "euler", "midpoint", "heun", "heun3", "rk4" (1, 2, 2, 3 and 4 network calls a step); or
+            adaptive "dopri5", "bosh3", "adaptive_heun", which choose their own steps for each image.
+        rtol, atol: tolerances of the adaptive solvers.
+        train_eps: what training cut from the ends of [0, 1]; kept for the record.
+        sample_eps: what sampling cuts from the ends where the prediction is not finite; SiT's default where None.
+
+    Raises:
+        ValueError: for an unknown choice, a tolerance that is not positive, or an eps of 0 where one is needed.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        path: str = "linear",
+        prediction: str = "velocity",
+        solver: str = "euler",
+        rtol: float = 1e-3,
+        atol: float = 1e-6,
+        train_eps: float | None = None,
+        sample_eps: float | None = None,
+    ):
+        self._set_up(path, prediction, train_eps, sample_eps)
+        check_choice("solver", solver, (*FIXED_STEP, *ADAPTIVE))
+        check_positive("rtol", rtol)
+        check_positive("atol", atol)
+
+    def time_grid(self, num_inference_steps: int) -> torch.Tensor:
+        """The uniform grid of num_inference_steps + 1 times, float64."""
+        start, end = self.interpolant.time_interval(self.sample_eps)
+        return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
+
+    def solve(
+        self,
+        model_fn: ModelFn,
+        latents: torch.Tensor,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        callback: Callback | None = None,
+    ) -> torch.Tensor:
+        """Integrate from noise to data; `num_model_calls` then tells how often the network ran.
+
+        Args:
+            model_fn: (x, t) -> the network's raw output; t is () or (B,) in [0, 1].
+            latents: noise (B, C, H, W), float32.
+            num_inference_steps: steps of a fixed-step solver; adaptive solvers ignore it.
+            generator: not used, the ODE draws nothing; there to match the SDE scheduler.
+            callback: (step, t, latents) after each step; what it returns, if not None, replaces the latents.
+                StopIteration raised in it ends the solve.
+
+        Raises:
+            ValueError: for zero steps or latents in half precision.
+            RuntimeError: where an adaptive solver cannot proceed.
+        """
+        self._check_state(latents, num_inference_steps)
+        model_fn = self._counted(model_fn)
+
+        def velocity(x, t):
+            return self.interpolant.to_velocity(model_fn(x, t), x, t)
+
+        grid = self.time_grid(num_inference_steps)
+        solver = self.config.solver
+        if solver in FIXED_STEP:
+            return solve_fixed(velocity, latents, grid, FIXED_STEP[solver], callback)
+        start, end = grid[0].item(), grid[-1].item()
+        tolerances = (self.config.rtol, self.config.atol)
+        return solve_adaptive(velocity, latents, start, end, ADAPTIVE[solver], *tolerances, callback)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
+        if self.config.solver != "euler":
+            raise ValueError(f"solver={self.config.solver!r} needs several network calls a step: use solve(), or 'euler'")
+        self._check_state(torch.empty(0), num_inference_steps)
+        self._grid = self.time_grid(num_inference_steps)
+        self.timesteps = self._grid[:-1].to(device, torch.float32)
+        self._step_index = 0
+
+    def step(
+        self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, return_dict: bool = True
+    ) -> InterpolantSchedulerOutput | tuple[torch.Tensor]:
+        """One Euler step from `sample`, x_t (B, C, H, W) float32, given the network's output at x_t."""
+        self._check_step(sample)
+        t, t_next = self._grid[self._step_index : self._step_index + 2]
+        velocity = self.interpolant.to_velocity(model_output.to(sample.dtype), sample, t.to(sample.dtype))
+        sample = sample + (t_next - t).item() * velocity
+        self._step_index += 1
+        return InterpolantSchedulerOutput(prev_sample=sample) if return_dict else (sample,)
