@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..interpolants import Interpolant
@@ -21,7 +19,7 @@ class InterpolantSchedulerOutput(BaseOutput):
     prev_sample: torch.Tensor
 
 
-class InterpolantSchedulerMixin(SchedulerMixin, ConfigMixin):
+class InterpolantSchedulerMixin:
     """Bookkeeping of a scheduler whose time runs from noise (t=0) to data (t=1)."""
 
     order = 1

@@ -1,14 +1,15 @@
 """Sampling by the probability flow ODE dx/dt = velocity(x, t), from t=0 (noise) to t=1 (data)."""
 
 import torch
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..solvers import ADAPTIVE, FIXED_STEP, Callback, solve_adaptive, solve_fixed
 from ..validation import check_choice, check_positive
-from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn  # a SchedulerMixin of diffusers
+from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
 
-class InterpolantODEScheduler(InterpolantSchedulerMixin):
+class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigMixin):
     """Deterministic sampling of an interpolant model.
 
     Args:
@@ -84,7 +85,9 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin):
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
         if self.config.solver != "euler":
-            raise ValueError(f"solver={self.config.solver!r} needs several network calls a step: use solve(), or 'euler'")
+            raise ValueError(
+                f"solver={self.config.solver!r} takes several network calls a step; use solve(), or 'euler'"
+            )
         self._check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
         self.timesteps = self._grid[:-1].to(device, torch.float32)

@@ -5,20 +5,21 @@ output, so a drift costs one network call.
 """
 
 import torch
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..interpolants import DIFFUSION_FORMS
 from ..solvers import Callback
 from ..validation import check_choice, check_positive
-from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn  # a SchedulerMixin of diffusers
+from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
 SDE_SOLVERS = ("euler_maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
 SCORE_EPS = 1e-4  # w·score is a limit at t=1, where sigma is 0: it is read this far before it
 
 
-class InterpolantSDEScheduler(InterpolantSchedulerMixin):
+class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigMixin):
     """Stochastic sampling of an interpolant model.
 
     Args:
@@ -68,8 +69,8 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin):
         has_last_step = self.config.last_step != "none"
         if has_last_step and num_inference_steps < 2:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} leaves no step besides last_step={self.config.last_step!r}; "
-                "take 2 or more"
+                f"num_inference_steps={num_inference_steps} leaves no step besides "
+                f"last_step={self.config.last_step!r}; take 2 or more"
             )
         start, end = self.interpolant.time_interval(self.sample_eps)
         if self.config.diffusion_form == "sbdm" and self.config.path != "vp":
@@ -151,7 +152,7 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin):
         """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
         if self.config.solver != "euler_maruyama":
             raise ValueError(
-                f"solver={self.config.solver!r} needs several network calls a step: use solve(), or 'euler_maruyama'"
+                f"solver={self.config.solver!r} takes several network calls a step; use solve(), or 'euler_maruyama'"
             )
         self._check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)

@@ -1,0 +1,271 @@
+"""SiTPipeline: class-conditional image generation with SiT, in a VAE's latent space or directly in pixels.
+
+B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from sit_atconv.guidance import GuidedModel
+from sit_atconv.interpolants import Interpolant
+from sit_atconv.portable import PACKAGE, make_portable, use_installed_classes
+from sit_atconv.validation import check_choice, check_count
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class SiTPipeline(DiffusionPipeline):
+    """Generate images of given classes.
+
+    Args:
+        transformer: a `SiTTransformer2DModel`.
+        scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, or a flow-matching scheduler of diffusers.
+        vae: `AutoencoderKL` or `AutoencoderTiny`; None for a model of pixels.
+        id2label: class names by id; as keys, whole numbers or their text (JSON knows no others).
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["vae"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        id2label: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        id2label = {str(i): name for i, name in (id2label or {}).items()}
+        self.register_to_config(id2label=id2label or None)
+        # A class may have several names, as ImageNet's do: "goldfish, Carassius auratus".
+        self.labels = {name.strip(): int(i) for i, names in id2label.items() for name in names.split(",")}
+        self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._interrupt = False
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json and, beside the weights, the code that loads them. `save_pretrained` calls this."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        make_portable(self, save_directory)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """Read model_index.json; the installed package uses its own classes, not the folder's copies."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        if cls.__module__.split(".")[0] == PACKAGE:
+            use_installed_classes(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop after the current step."""
+        return self._interrupt
+
+    def get_label_ids(self, labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
+        """Turn class ids or names, one or many, into ids.
+
+        Raises:
+            ValueError: for an unknown name, an id outside 0…num_classes − 1, or anything else.
+        """
+        if isinstance(labels, torch.Tensor):
+            labels = labels.tolist()
+        if not isinstance(labels, (list, tuple, range)):
+            labels = [labels]
+        num_classes = self.transformer.config.num_classes
+        ids = []
+        for label in labels:
+            if isinstance(label, str):
+                if label not in self.labels:
+                    known = ", ".join(list(self.labels)[:20]) or "none: this model has ids only"
+                    raise ValueError(f"class_labels: unknown name {label!r}; known names: {known}")
+                label = self.labels[label]
+            if isinstance(label, bool) or not isinstance(label, int):
+                raise ValueError(f"class_labels: {label!r} is neither a whole number nor a name")
+            if not 0 <= label < num_classes:
+                raise ValueError(f"class_labels: {label} must lie in 0…{num_classes - 1}")
+            ids.append(label)
+        if not ids:
+            raise ValueError("class_labels is empty; name at least one class")
+        return ids
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        guidance_channels: int | None,
+        num_inference_steps: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+    ) -> None:
+        """Raise one ValueError that names the argument, its value and the remedy."""
+        config = self.transformer.config
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_count("num_inference_steps", num_inference_steps)
+        if not isinstance(guidance_scale, (int, float)) or guidance_scale < 0:
+            raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0")
+        if guidance_scale != 1.0 and config.class_dropout_prob == 0:
+            raise ValueError(
+                f"guidance_scale={guidance_scale}: this model was trained without class dropout and cannot be guided; "
+                "use guidance_scale=1"
+            )
+        start, end = guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(f"guidance_interval={guidance_interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
+        if guidance_channels is not None and not 1 <= guidance_channels <= config.in_channels:
+            raise ValueError(f"guidance_channels={guidance_channels} must lie in 1…{config.in_channels}")
+        multiple = self.vae_scale_factor * config.patch_size
+        for field, size in (("height", height), ("width", width)):
+            check_count(field, size)
+            if size % multiple:
+                raise ValueError(
+                    f"{field}={size} must be divisible by {multiple} "
+                    f"(VAE factor {self.vae_scale_factor} × patch size {config.patch_size})"
+                )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"generator lists {len(generator)} generators for {batch_size} images; give one per image")
+        expected = self.latents_shape(batch_size, height, width)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but {expected} is needed")
+
+    def latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(B, C, h, w) of the latents of images of `height` × `width` pixels."""
+        factor = self.vae_scale_factor
+        return batch_size, self.transformer.config.in_channels, height // factor, width // factor
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        num_inference_steps: int = 50,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Generate one image per label.
+
+        Args:
+            class_labels: class ids or names.
+            guidance_scale: strength of classifier-free guidance; 1 is none and costs nothing.
+            guidance_interval: guide while start ≤ t ≤ end only, t=0 noise, t=1 data.
+            guidance_channels: guide the first so many channels; None means all. 3 of 4 reproduces published figures.
+            num_inference_steps: solver steps; adaptive solvers ignore it.
+            height, width: of the image in pixels; the training size where None.
+            generator: of the noise. A list of one per image makes each image depend on its own generator and label
+                alone, whatever else is in the batch.
+            latents: the noise itself, (B, C, h, w), in place of drawing it.
+            output_type: "pil", "np" (B, height, width, channels) in [0, 1], "pt" (B, channels, height, width) in
+                [0, 1], or "latent": the solver's result, float32.
+            return_dict: return an `ImagePipelineOutput` or a tuple.
+            callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step; may return a
+                dictionary with new "latents".
+
+        Returns:
+            `.images`.
+
+        Raises:
+            ValueError: naming the argument that cannot be used.
+        """
+        labels = self.get_label_ids(class_labels)
+        default_size = self.transformer.config.sample_size * self.vae_scale_factor
+        height, width = height or default_size, width or default_size
+        self.check_inputs(
+            len(labels),
+            guidance_scale,
+            guidance_interval,
+            guidance_channels,
+            num_inference_steps,
+            height,
+            width,
+            generator,
+            latents,
+            output_type,
+        )
+        device = self._execution_device
+        self._interrupt = False
+        if latents is None:
+            # float32 whatever the weights are: it is the solver's state
+            shape = self.latents_shape(len(labels), height, width)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents.to(device, torch.float32)
+
+        self.transformer.eval()
+        model_fn = GuidedModel(
+            self.transformer,
+            torch.tensor(labels, device=device),
+            guidance_scale,
+            guidance_interval,
+            guidance_channels,
+        )
+        solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
+        with self.progress_bar(total=num_inference_steps) as progress:
+
+            def callback(step, t, x):
+                progress.set_postfix_str(f"t={t:.3f}", refresh=False)
+                progress.update(1)
+                changed = {}
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, step, t, {"latents": x}) or {}
+                if self._interrupt:
+                    raise StopIteration
+                return changed.get("latents")
+
+            latents = solve(model_fn, latents, num_inference_steps, generator=generator, callback=callback)
+
+        images = self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _decode(self, latents: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return latents
+        images = latents
+        if self.vae is not None:
+            config = self.vae.config
+            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        return self.image_processor.postprocess(images, output_type=output_type)
+
+    def _solve_with_flow_scheduler(self, model_fn, latents, num_inference_steps, generator=None, callback=None):
+        """Sample with a flow-matching scheduler of diffusers: its sigma is 1 − t, its velocity is noise − data."""
+        scheduler = self.scheduler
+        # `from_config` of our scheduler's config hands these on
+        config = scheduler.config
+        interpolant = Interpolant(config.get("path", "linear"), config.get("prediction", "velocity"))
+        if interpolant.path != "linear":
+            raise ValueError(f"path={interpolant.path!r}: diffusers' flow schedulers know the linear path alone")
+        options = {}
+        if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            options["sigmas"] = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+        scheduler.set_timesteps(num_inference_steps, device=latents.device, **options)
+        for i, timestep in enumerate(scheduler.timesteps):
+            t = 1 - timestep.to("cpu", torch.float32) / config.num_train_timesteps
+            velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
+            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+            if callback is not None:
+                try:
+                    replaced = callback(i, t.item(), latents)
+                except StopIteration:
+                    return latents
+                latents = latents if replaced is None else replaced
+        return latents

@@ -1,0 +1,128 @@
+"""Pipeline folders that load anywhere: each class's source travels beside its weights, as one self-contained file.
+
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs nothing of this package, and with the
+package installed `SiTPipeline.from_pretrained(folder)` uses the installed classes. diffusers finds the code by
+`"_class_name": [module, class]` in model_index.json with `module.py` at the root, and `name: [module, class]` with
+`name/module.py` for a component; a file that imports its siblings would not load from the Hub.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+PACKAGE = "sit_atconv"
+# Modules whose classes are found in portable folders, by the name of the file there.
+PORTABLE_MODULES = {
+    "pipeline_sit": "sit_atconv.pipelines.pipeline_sit",
+    "transformer_sit": "sit_atconv.models.transformer_sit",
+    "scheduling_interpolant_ode": "sit_atconv.schedulers.scheduling_interpolant_ode",
+    "scheduling_interpolant_sde": "sit_atconv.schedulers.scheduling_interpolant_sde",
+}
+
+
+def bundle_source(module_name: str) -> str:
+    """The source of a module with everything that it imports from this package put in its place, once.
+
+    The modules share one namespace in the result, so no two may define the same name.
+
+    Raises:
+        ValueError: where two modules define one name, or a package import is of a form that cannot be inlined.
+    """
+    bodies: list[str] = []
+    imports: list[str] = []
+    owners: dict[str, str] = {}
+    _bundle(module_name, bodies, imports, owners, set())
+    docstring = ast.get_docstring(ast.parse(_source(module_name)))
+    header = f'"""{docstring}\n\nMade from {PACKAGE}: {module_name} and what it imports, in one file.\n"""'
+    return "\n".join([header, "", *sorted(set(imports)), "", "", "\n\n\n".join(bodies), ""])
+
+
+def _source(module_name: str) -> str:
+    return Path(inspect.getfile(importlib.import_module(module_name))).read_text(encoding="utf-8")
+
+
+def _bundle(module_name: str, bodies: list[str], imports: list[str], owners: dict[str, str], seen: set[str]) -> None:
+    """Append the module's imports and body, those of the modules that it needs first."""
+    if module_name in seen:
+        return
+    seen.add(module_name)
+    source = _source(module_name)
+    lines = source.splitlines()
+    package = module_name.rpartition(".")[0]
+    body_start = 0
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            body_start = node.end_lineno
+            own = isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == PACKAGE)
+            if not own:
+                imports.append(ast.unparse(node))
+                continue
+            target = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            if any(alias.asname or alias.name == "*" for alias in node.names) or target == PACKAGE:
+                raise ValueError(f"{module_name}: cannot inline {ast.unparse(node)!r}; import plain names")
+            _bundle(target, bodies, imports, owners, seen)
+        else:
+            for name in _defined_names(node):
+                if owners.setdefault(name, module_name) != module_name:
+                    raise ValueError(f"{name} is defined in {owners[name]} and in {module_name}; rename one")
+    bodies.append("\n".join(lines[body_start:]).strip())
+
+
+def _defined_names(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _is_ours(module_name: str) -> bool:
+    return module_name.split(".")[0] == PACKAGE
+
+
+def portable_source(cls: type) -> tuple[str, str]:
+    """(file stem, source) of the self-contained module that defines `cls`.
+
+    A class that itself came from a portable folder is passed on as it is.
+    """
+    stem = cls.__module__.rpartition(".")[2]
+    if _is_ours(cls.__module__):
+        return stem, bundle_source(cls.__module__)
+    return stem, inspect.getsource(sys.modules[cls.__module__])
+
+
+def make_portable(pipeline, folder: str | Path) -> None:
+    """Turn a folder that diffusers' `save_pretrained` wrote into a portable one: add sources, rewrite the index."""
+    folder = Path(folder)
+    index_file = folder / pipeline.config_name
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    stem, source = portable_source(type(pipeline))
+    index["_class_name"] = [stem, type(pipeline).__name__]
+    index.pop("_name_or_path", None)  # where it was loaded from: this machine's business
+    (folder / f"{stem}.py").write_text(source, encoding="utf-8")
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            continue
+        component = getattr(pipeline, name)
+        if component is None or type(component).__module__.split(".")[0] in LOADABLE_CLASSES:
+            continue
+        stem, source = portable_source(type(component))
+        index[name] = [stem, type(component).__name__]
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / f"{stem}.py").write_text(source, encoding="utf-8")
+    index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def use_installed_classes(index: dict) -> None:
+    """Point the entries of a portable model_index at the installed classes, in place."""
+    index["_class_name"] = "SiTPipeline"
+    for name, entry in index.items():
+        if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] in PORTABLE_MODULES:
+            module = PORTABLE_MODULES[entry[0]]
+            importlib.import_module(module)  # diffusers looks only among imported modules
+            index[name] = [module, entry[1]]
