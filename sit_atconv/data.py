@@ -185,10 +185,9 @@ class TrainingOrder(Sampler):
             yield batch
 
 
-def draw_per_sample(seed: int, stream: int, positions: torch.Tensor, shape: tuple[int, ...] = (), normal: bool = True):
-    """Random numbers of the samples at `positions` (B,): float32 (B, *shape), standard normal or uniform in [0, 1)."""
+def draw_per_sample(seed: int, stream: int, positions: torch.Tensor, shape: tuple[int, ...] = ()) -> torch.Tensor:
+    """Standard normal numbers of the samples at `positions` (B,): (B, *shape) float32, on the CPU."""
     draws = np.empty((len(positions), *shape), dtype=np.float32)
     for i, position in enumerate(positions.tolist()):
-        generator = sample_generator(seed, stream, position)
-        draws[i] = (generator.standard_normal if normal else generator.random)(shape, dtype=np.float32)
+        draws[i] = sample_generator(seed, stream, position).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(draws)

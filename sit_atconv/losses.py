@@ -50,14 +50,11 @@ class InterpolantLoss:
     def sample_time(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw training times: (B,) float32 on the generator's device, the CPU without one."""
         device = generator.device if generator is not None else "cpu"
-        if self.time_sampling == "uniform":
-            u = torch.rand(batch_size, generator=generator, device=device)
-        else:
-            u = torch.sigmoid(torch.randn(batch_size, generator=generator, device=device))
-        return self.place_time(u)
+        return self.time_from_normal(torch.randn(batch_size, generator=generator, device=device))
 
-    def place_time(self, u: torch.Tensor) -> torch.Tensor:
-        """Shift u in [0, 1] towards noise and fit it into the training interval."""
+    def time_from_normal(self, z: torch.Tensor) -> torch.Tensor:
+        """Turn standard normal numbers into training times of the chosen distribution; shape of z."""
+        u = torch.special.ndtr(z) if self.time_sampling == "uniform" else torch.sigmoid(z)
         shifted = u / (u + self.time_shift * (1 - u))
         start, end = self.interval
         return start + (end - start) * shifted

@@ -212,8 +212,8 @@ def solve_adaptive(
         if (stuck := ~done & (h < MIN_STEP) & (direction * (t_end - t) > MIN_STEP)).any():
             sample = int(stuck.nonzero()[0])
             raise RuntimeError(
-                f"sample {sample} cannot proceed at t={t[sample]:.6g}: its step fell below {MIN_STEP:g} at rtol={rtol:g} "
-                f"and atol={atol:g}; loosen them, or take a fixed-step solver"
+                f"sample {sample} cannot proceed at t={t[sample]:.6g}: its step fell below {MIN_STEP:g} with "
+                f"rtol={rtol:g} and atol={atol:g}; loosen them, or take a fixed-step solver"
             )
     raise RuntimeError(
         f"no end after {MAX_STEPS} steps, at t={t.min():.6g}, with rtol={rtol:g} and atol={atol:g}; loosen them, or "

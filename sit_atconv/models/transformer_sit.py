@@ -23,7 +23,7 @@ FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
 # Widths and depths of DiT and SiT (Table 1 of arXiv 2212.09748), and a small one of ours for CPUs.
 PRESET_SIZES = {
-    "Nano": dict(num_layers=6, num_attention_heads=4, attention_head_dim=32),
+    "Nano": dict(num_layers=6, num_attention_heads=4, attention_head_dim=24),
     "S": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64),
     "B": dict(num_layers=12, num_attention_heads=12, attention_head_dim=64),
     "L": dict(num_layers=24, num_attention_heads=16, attention_head_dim=64),
@@ -36,6 +36,15 @@ PRESETS = {
     for size, config in PRESET_SIZES.items()
     for patch_size in ((1, 2, 4) if size == "Nano" else (2, 4, 8))
 }
+
+
+def check_preset(name: str) -> None:
+    """Raise ValueError unless `name` is a preset."""
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE and SiT-ATConv-SIZE-Hybrid with SIZE "
+            "one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as SiT-ATConv-S/2"
+        )
 
 
 def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
@@ -231,7 +240,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: for an unknown preset.
         """
-        check_choice("preset", name, PRESETS)
+        check_preset(name)
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod

@@ -85,9 +85,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
         if self.config.solver != "euler":
-            raise ValueError(
-                f"solver={self.config.solver!r} takes several network calls a step; use solve(), or 'euler'"
-            )
+            raise ValueError(f"solver={self.config.solver!r} takes several network calls a step; use solve()")
         self._check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
         self.timesteps = self._grid[:-1].to(device, torch.float32)

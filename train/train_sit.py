@@ -1,0 +1,280 @@
+"""Train SiT, with ATConv or self-attention, on images.
+
+    accelerate launch train/train_sit.py                               # handwritten digits, about 5 minutes on 2 cores
+    accelerate launch train/train_sit.py --mixer attention             # the baseline
+    accelerate launch train/train_sit.py --data PHOTOS --image_size 64 --preset SiT-ATConv-S/4
+    accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS
+
+t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, S latent size.
+"""
+
+import importlib.util
+import json
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from jsonargparse import ArgumentParser
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from sit_atconv import Interpolant, InterpolantLoss, InterpolantODEScheduler, SiTPipeline
+from sit_atconv.checkpoints import load_checkpoint, save_checkpoint
+from sit_atconv.data import (
+    CLASS_DROPOUT,
+    NOISE,
+    POSTERIOR,
+    TIME,
+    ImageDataset,
+    TrainingOrder,
+    TrainingView,
+    draw_per_sample,
+    open_dataset,
+)
+from sit_atconv.images import save_grid
+from sit_atconv.latents import encode, load_vae
+from sit_atconv.training import TrainConfig, build_transformer, learning_rate, prepare_run_folder, save_config
+
+GRID_CLASSES, GRID_COLUMNS = 10, 8
+
+
+def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
+    """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused."""
+    parser = ArgumentParser(description=TrainConfig.__doc__.splitlines()[0])
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_class_arguments(TrainConfig)
+    options = parser.parse_args(arguments).as_dict()
+    options.pop("config")
+    return TrainConfig(**options)
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next step; the second one acts at once."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number, frame):
+        self.requested = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        if accelerator.num_processes == 1:
+            return self.requested
+        flag = torch.tensor(float(self.requested), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def build_pipeline(config: TrainConfig, transformer, vae, dataset: ImageDataset) -> SiTPipeline:
+    """The pipeline that samples what is being trained."""
+    scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)
+    return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(dataset.classes)))
+
+
+def write_sample_grid(config: TrainConfig, pipeline: SiTPipeline, file: Path) -> None:
+    """Draw the first classes from the same noise each time, one class a row."""
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [label for label in range(min(GRID_CLASSES, len(pipeline.labels))) for _ in range(GRID_COLUMNS)]
+    generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(labels))]
+    images = pipeline(
+        labels,
+        guidance_scale=config.sample_guidance_scale,
+        num_inference_steps=config.sample_steps,
+        generator=generators,
+        output_type="pt",
+    ).images
+    save_grid(images, file, columns=GRID_COLUMNS)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run the training and return the folder of the finished pipeline (or the run folder, where it was stopped).
+
+    Raises:
+        ValueError: naming what in the configuration, the data or the output folder cannot be used.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard" if importlib.util.find_spec("tensorboard") else None,
+        project_dir=config.output_dir,
+    )
+    device, main = accelerator.device, accelerator.is_main_process
+    share = config.gradient_accumulation_steps * accelerator.num_processes
+    if config.batch_size % share:
+        raise ValueError(
+            f"batch_size={config.batch_size} must be divisible by {share} "
+            f"({accelerator.num_processes} processes × {config.gradient_accumulation_steps} accumulation steps)"
+        )
+
+    # Everything that can be wrong is found before anything is written.
+    dataset = open_dataset(config.data, config.image_size)
+    if len(dataset) < config.batch_size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is more than the {len(dataset)} images of data={config.data!r}"
+        )
+    vae = None if config.vae is None else load_vae(config.vae).to(device)
+    transformer = build_transformer(config, dataset, vae)
+    interpolant = Interpolant(config.path, config.prediction)
+    loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
+    checkpoint = prepare_run_folder(config)
+    accelerator.wait_for_everyone()
+
+    run = Path(config.output_dir)
+    if main:
+        save_config(config)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(
+        transformer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    model, optimizer = accelerator.prepare(transformer, optimizer)
+    ema = EMAModel(transformer.parameters(), decay=config.ema_decay, foreach=True)
+    start_step = 0
+    if checkpoint is not None:
+        start_step = load_checkpoint(checkpoint, transformer, ema, optimizer, accelerator.scaler)
+        accelerator.print(f"continuing {run} from step {start_step}")
+
+    view = TrainingView(dataset, config.seed, config.horizontal_flip)
+    order = TrainingOrder(
+        len(dataset),
+        config.batch_size,
+        config.seed,
+        start_step,
+        config.max_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    loader = DataLoader(view, batch_sampler=order, num_workers=config.num_workers, pin_memory=device.type == "cuda")
+    if main:
+        accelerator.init_trackers("tensorboard")
+        count = sum(p.numel() for p in transformer.parameters())
+        print(
+            f"{len(dataset)} images of {len(dataset.classes)} classes, {count / 1e6:.2f} M parameters, run folder {run}"
+        )
+
+    def samples_to_file(file: Path) -> None:
+        ema.store(transformer.parameters())
+        ema.copy_to(transformer.parameters())
+        write_sample_grid(config, build_pipeline(config, transformer, vae, dataset), file)
+        ema.restore(transformer.parameters())
+
+    def checkpoint_now(step: int) -> None:
+        if main:
+            save_checkpoint(
+                run / "checkpoints", step, transformer, ema, optimizer, accelerator.scaler, config.keep_checkpoints
+            )
+        accelerator.wait_for_everyone()
+
+    def micro_batch_loss(pixels: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        def draw(stream: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
+            return draw_per_sample(config.seed, stream, positions, shape).to(device, non_blocking=True)
+
+        latents = pixels.to(device, non_blocking=True)  # (B, C, S, S)
+        shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
+        if vae is not None:
+            with torch.no_grad():
+                latents = encode(vae, latents, draw(POSTERIOR, shape))
+        dropout = torch.special.ndtr(draw(CLASS_DROPOUT)) < transformer.config.class_dropout_prob  # (B,)
+
+        def model_fn(x_t, t):
+            return model(x_t, t, labels.to(device), class_dropout=dropout).sample
+
+        return loss_fn(model_fn, latents, x_0=draw(NOISE, shape), t=loss_fn.time_from_normal(draw(TIME))).mean()
+
+    stop = Stop()
+    metrics = (run / "metrics.jsonl").open("a", buffering=1) if main else None
+    progress = tqdm(
+        initial=start_step, total=config.max_steps, desc="training", unit="step", disable=not main, dynamic_ncols=True
+    )
+    loss_sum, last_log_step, last_log_time = torch.zeros((), device=device), start_step, time.perf_counter()
+    model.train()
+    for step, batch in enumerate(loader, start=start_step + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step - 1)
+        parts = list(zip(*(tensor.chunk(config.gradient_accumulation_steps) for tensor in batch), strict=True))
+        for i, part in enumerate(parts):
+            accelerator.gradient_state._set_sync_gradients(i == len(parts) - 1)
+            with accelerator.no_sync(model) if i < len(parts) - 1 else accelerator.autocast():
+                loss = micro_batch_loss(*part) / len(parts)
+                accelerator.backward(loss)
+            loss_sum += loss.detach()
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(transformer.parameters())
+        progress.update(1)
+
+        if step % config.log_every == 0 or step == config.max_steps:
+            loss = (accelerator.reduce(loss_sum, "mean") / (step - last_log_step)).item()
+            now = time.perf_counter()
+            speed = (step - last_log_step) * config.batch_size / (now - last_log_time)
+            loss_sum, last_log_step, last_log_time = torch.zeros_like(loss_sum), step, now
+            values = {"loss": loss, "images_per_second": speed, "learning_rate": learning_rate(config, step - 1)}
+            values["grad_norm"] = float(grad_norm)
+            if main:
+                metrics.write(json.dumps({"step": step, **values}) + "\n")
+                progress.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+                accelerator.log(values, step=step)
+            if not loss < float("inf"):
+                raise RuntimeError(
+                    f"the loss is {loss} at step {step}; lower --learning_rate, or use bf16 or no --mixed_precision"
+                )
+        if main and (step % config.sample_every == 0 or step == config.max_steps):
+            samples_to_file(run / "samples" / f"step-{step:08d}.png")
+            model.train()
+        stopping = stop.agreed(accelerator)
+        if step % config.checkpoint_every == 0 or step == config.max_steps or stopping:
+            checkpoint_now(step)
+        if stopping and step < config.max_steps:
+            progress.close()
+            accelerator.print(f"stopped after step {step}; continue with: {command_line(config)} --resume latest")
+            accelerator.end_training()
+            return run
+    progress.close()
+
+    if main:
+        ema.copy_to(transformer.parameters())
+        build_pipeline(config, transformer, vae, dataset).save_pretrained(run / "pipeline")
+        print_next_steps(config, dataset, run / "pipeline")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return run / "pipeline"
+
+
+def command_line(config: TrainConfig) -> str:
+    """The command that this process was started with."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume=latest"]
+    return shlex.join(["accelerate", "launch", sys.argv[0], *arguments])
+
+
+def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
+    """Say how to sample and how to evaluate what was trained."""
+    folder, data = shlex.quote(str(pipeline)), shlex.quote(config.data)
+    small = dataset.channels * dataset.image_size**2 <= 4096
+    size = "" if config.image_size is None else f" --image_size {config.image_size}"
+    extractor = " --extractor pixels" if small else ""
+    print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
+    print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
+    print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}")
+    if small:
+        print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    config = parse_arguments(arguments)
+    try:
+        train(config)
+    except ValueError as error:
+        raise SystemExit(f"train_sit.py: error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
