@@ -108,9 +108,9 @@ class Options:
 
 
 def turns(names: list[str], repeat: int) -> list[str]:
-    """The order of one repeat: every name leads, follows and is followed by every other equally often.
+    """The order of one repeat: rotated by one each time, and read backwards in every other full rotation.
 
-    Rotated by one each repeat, and read backwards in every other full rotation.
+    Over 2·len(names) repeats every name takes every place twice, and follows each neighbour as often as it leads it.
     """
     first = repeat % len(names)
     order = names[first:] + names[:first]
@@ -168,7 +168,7 @@ def build_models(presets: list[str], dtype: torch.dtype, device: torch.device) -
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-        models[preset] = model.to(dtype)
+        models[preset] = nn.Module.to(model, dtype)  # diffusers' own `to` warns of float32 modules, even of none
     return models
 
 

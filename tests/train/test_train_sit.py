@@ -1,0 +1,275 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_sit
+import yaml
+from diffusers import AutoencoderKL, AutoencoderTiny
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+
+from sit_atconv import SiTPipeline
+
+TINY = ["--model.num_layers", "2", "--batch_size", "32", "--log_every", "2", "--sample_steps", "2"]
+
+
+def run(folder: Path, *arguments: str, steps: int = 4) -> Path:
+    options = ["--output_dir", str(folder), "--max_steps", str(steps), *TINY, *arguments]
+    return train_sit.train(train_sit.parse_arguments(options))
+
+
+def refusal(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        train_sit.main([*TINY, *arguments])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def weights(pipeline: Path) -> dict[str, torch.Tensor]:
+    return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of noisy colour images, sizes mixed."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(rng.normal(colour, 20, (20 + i, 30, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_run_folder_is_complete(tmp_path):
+    pipeline = run(tmp_path / "run", "--sample_every", "2", "--checkpoint_every", "2")
+    folder = tmp_path / "run"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["mixer"] == "atconv"
+    assert config["max_steps"] == 4
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(np.isfinite(line["loss"]) and line["images_per_second"] > 0 for line in lines)
+    assert sorted(file.name for file in (folder / "samples").iterdir()) == ["step-00000002.png", "step-00000004.png"]
+    with Image.open(folder / "samples" / "step-00000004.png") as grid:
+        assert grid.height > grid.width  # ten classes, one a row of eight
+    assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    images = SiTPipeline.from_pretrained(pipeline)(["3"], num_inference_steps=2).images
+    assert images[0].size == (8, 8)
+
+
+def test_pipeline_holds_the_ema_not_the_raw_weights(tmp_path):
+    pipeline = run(tmp_path / "run", "--learning_rate", "0.01", "--lr_warmup_steps", "0")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    assert_same(weights(pipeline), load_file(checkpoint / "ema.safetensors"))
+    raw = load_file(checkpoint / "model.safetensors")
+    assert not torch.equal(raw["proj_out.weight"], weights(pipeline)["proj_out.weight"])
+
+
+def test_same_seed_gives_the_same_weights(tmp_path):
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    assert_same(weights(first), weights(second))
+    other = run(tmp_path / "c", "--seed", "1")
+    assert not torch.equal(weights(other)["proj_out.weight"], weights(first)["proj_out.weight"])
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    options = ("--checkpoint_every", "3", "--lr_schedule", "constant")
+    whole = run(tmp_path / "whole", *options, steps=6)
+    run(tmp_path / "parts", *options, steps=3)
+    parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=6)
+    assert_same(weights(whole), weights(parts))
+    for name in ("model", "ema", "optimizer"):
+        file = Path("checkpoints", "step-00000006", f"{name}.safetensors")
+        assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file))
+
+
+def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
+    plain = weights(run(tmp_path / "plain"))
+    parts = weights(run(tmp_path / "parts", "--gradient_accumulation_steps", "4", "--gradient_checkpointing", "true"))
+    for name, value in plain.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_interrupt_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train/train_sit.py", "--output_dir", str(tmp_path / "run")])
+    handler = signal.getsignal(signal.SIGINT)
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    original = train_sit.draw_per_sample
+
+    def interrupting(*arguments):
+        if not timer.is_alive() and not timer.finished.is_set():
+            timer.start()
+        return original(*arguments)
+
+    monkeypatch.setattr(train_sit, "draw_per_sample", interrupting)
+    try:
+        assert run(tmp_path / "run", steps=100_000) == tmp_path / "run"
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, handler)
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("step-")) >= 1
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_unreadable_checkpoint_is_named(tmp_path, capsys):
+    run(tmp_path / "run", steps=2)
+    file = tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    message = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--resume", "latest")
+    assert "step-00000002" in message
+
+
+@pytest.mark.parametrize("mixer", ["attention", "hybrid"])
+def test_mixer_flag(tmp_path, mixer):
+    pipeline = SiTPipeline.from_pretrained(run(tmp_path / "run", "--mixer", mixer, steps=2))
+    assert pipeline.transformer.config.mixer == mixer
+
+
+@pytest.mark.parametrize("prediction, path", [("noise", "vp"), ("data", "gvp"), ("score", "linear")])
+def test_other_objectives_train_and_sample(tmp_path, prediction, path):
+    pipeline = SiTPipeline.from_pretrained(run(tmp_path / "run", "--prediction", prediction, "--path", path, steps=2))
+    assert (pipeline.scheduler.config.prediction, pipeline.scheduler.config.path) == (prediction, path)
+    assert np.isfinite(pipeline([0], num_inference_steps=2, output_type="np").images).all()
+
+
+def test_bf16(tmp_path):
+    pipeline = run(tmp_path / "run", "--mixed_precision", "bf16", steps=2)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights(pipeline).values())
+
+
+def test_image_folder_in_pixels(tmp_path, photos):
+    pipeline = SiTPipeline.from_pretrained(
+        run(tmp_path / "run", "--data", str(photos), "--image_size", "16", "--horizontal_flip", "true", steps=2)
+    )
+    image = pipeline(["blue"], num_inference_steps=2).images[0]
+    assert (image.size, image.mode) == ((16, 16), "RGB")
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_image_folder_through_a_vae(tmp_path, photos, kind):
+    if kind == "kl":
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+    else:
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+    vae.save_pretrained(tmp_path / "vae")
+    arguments = ("--data", str(photos), "--image_size", "16", "--vae", str(tmp_path / "vae"))
+    pipeline = SiTPipeline.from_pretrained(run(tmp_path / "run", *arguments, steps=2))
+    assert pipeline.transformer.config.sample_size == 8
+    assert pipeline.transformer.config.in_channels == 4
+    assert pipeline(["red"], num_inference_steps=2).images[0].size == (16, 16)
+
+
+def test_two_processes_see_what_one_sees(tmp_path):
+    """Data, noise and times do not depend on the number of processes, so the weights agree up to summation order."""
+    options = [*TINY, "--max_steps", "3"]
+    script = Path(train_sit.__file__)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
+    command += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *options]
+    subprocess.run([*command, "--output_dir", str(tmp_path / "two")], check=True, capture_output=True, timeout=240)
+    one, two = weights(run(tmp_path / "one", steps=3)), weights(tmp_path / "two" / "pipeline")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_config_file_and_command_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("batch_size: 16\nmixer: attention\nmodel: {kernel_size: 5}\n")
+    config = train_sit.parse_arguments(["--config", str(tmp_path / "config.yaml"), "--batch_size", "8"])
+    assert (config.batch_size, config.mixer, config.model) == (8, "attention", {"kernel_size": 5})
+
+
+@pytest.mark.parametrize("file", sorted(Path(train_sit.__file__).with_name("configs").glob("*.yaml")), ids=str)
+def test_shipped_configs_parse(file):
+    train_sit.parse_arguments(["--config", str(file), "--data", "digits"])
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--mixr", "attention"], "mixr"),
+        (["--mixer", "convolution"], "mixer='convolution' is not one of: atconv, attention, hybrid"),
+        (["--preset", "SiT-Q/2"], "preset='SiT-Q/2' is unknown"),
+        (["--model.depth", "3"], "depth"),
+        (["--path", "cubic"], "cubic"),
+        (["--max_steps", "0"], "max_steps=0"),
+        (["--data", "nowhere"], "data='nowhere' is no folder"),
+        (["--batch_size", "2000"], "batch_size=2000 exceeds the 1797 images"),
+        (["--preset", "SiT-S/4", "--model.patch_size", "3"], "image_size=8 must be divisible by 3"),
+        (["--image_size", "16"], "image_size=16"),
+        (["--vae", "nowhere/vae"], "vae='nowhere/vae' is no autoencoder"),
+        (["--gradient_accumulation_steps", "3"], "batch_size=32 must be divisible by 3"),
+        (["--resume", "latest"], "holds no checkpoint"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, arguments, expected):
+    assert expected in refusal(capsys, "--output_dir", str(tmp_path / "run"), *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_in_config_file(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("batchsize: 16\n")
+    assert "batchsize" in refusal(capsys, "--config", str(tmp_path / "config.yaml"))
+
+
+def test_bad_folders(tmp_path, capsys, photos):
+    def message(data):
+        return refusal(capsys, "--output_dir", str(tmp_path / "run"), "--data", str(data), "--image_size", "16")
+
+    (tmp_path / "empty").mkdir()
+    assert "holds no class folders" in message(tmp_path / "empty")
+    (photos / "green").mkdir()
+    assert "class folders without images: green" in message(photos)
+    (photos / "green").rmdir()
+    missing_size = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--data", str(photos))
+    assert "image_size must be given" in missing_size
+
+
+def test_output_folder_of_another_run_is_kept(tmp_path, capsys):
+    run(tmp_path / "run", steps=2)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "holds another run" in refusal(capsys, "--output_dir", str(tmp_path / "run"))
+    changed = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--resume", "latest", "--learning_rate", "0.5")
+    assert "learning_rate: 0.001 -> 0.5" in changed
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("mixer", ["atconv", "attention"])
+def test_generated_digits_are_recognised(tmp_path, mixer):
+    """The proof that generation works: a classifier of real digits knows the class that was asked for."""
+    options = ["--mixer", mixer, "--max_steps", "500", "--output_dir", str(tmp_path / mixer), "--sample_every", "500"]
+    pipeline = SiTPipeline.from_pretrained(train_sit.train(train_sit.parse_arguments(options)))
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [label for label in range(10) for _ in range(20)]
+    images = pipeline(labels, generator=torch.Generator().manual_seed(0), output_type="np").images  # (200, 8, 8, 1)
+    real = load_digits()
+    classifier = SVC().fit(real.data / 16, real.target)
+    accuracy = (classifier.predict(images.reshape(len(labels), -1)) == labels).mean()
+    assert accuracy > 0.7  # chance is 0.1
