@@ -220,7 +220,7 @@ def build_extractor(name: str, weights: str | None, device: torch.device) -> Ext
     """
     check_extractor(name, weights)
     if name == "pixels":
-        return Extractor(name, "none", torch.from_numpy, lambda x: torch.from_numpy(flatten_pixels(x.numpy())))
+        return Extractor(name, "none", torch.tensor, lambda x: torch.from_numpy(flatten_pixels(x.numpy())))
     return build_inception(weights, device) if name == "inception" else build_timm(name, weights, device)
 
 

@@ -47,8 +47,10 @@ class SiTPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         id2label = {str(i): name for i, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label or None)
-        # A class may have several names, as ImageNet's do: "goldfish, Carassius auratus".
-        self.labels = {name.strip(): int(i) for i, names in id2label.items() for name in names.split(",")}
+        # A class may have several names, as ImageNet's do: "goldfish, Carassius auratus". All of them are accepted.
+        self.labels = {
+            name.strip(): int(i) for i, names in id2label.items() for name in (*names.split(","), names) if name.strip()
+        }
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False

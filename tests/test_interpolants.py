@@ -170,8 +170,7 @@ def test_gaussian_data_in_closed_form(path, gaussian, samples, assert_close):
     x_t = interpolant.alpha(t) * mean + variance.sqrt() * z  # z is constant along the flow
     _, velocity = torch.func.jvp(
         lambda s: (
-            interpolant.alpha(s) * mean
-            + (interpolant.alpha(s) ** 2 * std**2 + interpolant.sigma(s) ** 2).sqrt() * z
+            interpolant.alpha(s) * mean + (interpolant.alpha(s) ** 2 * std**2 + interpolant.sigma(s) ** 2).sqrt() * z
         ),
         (t.detach(),),
         (torch.ones_like(t),),

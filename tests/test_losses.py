@@ -54,7 +54,7 @@ def test_plain_velocity_loss_is_the_mean_squared_error():
 @pytest.mark.parametrize("prediction", ["score", "noise", "data"])
 @pytest.mark.parametrize("path", PATHS)
 def test_weightings_are_equivalent_regressions(path, prediction, assert_close):
-    """"velocity" is the error of the implied velocity, "likelihood" the score's error weighted with w (SBDM)."""
+    """ "velocity" is the error of the implied velocity, "likelihood" the score's error weighted with w (SBDM)."""
     interpolant = Interpolant(path, prediction)
     generator = torch.Generator().manual_seed(0)
     x_0, x_1, output = torch.randn(3, 5, 2, 3, 3, generator=generator, dtype=torch.float64).float()
@@ -68,12 +68,8 @@ def test_weightings_are_equivalent_regressions(path, prediction, assert_close):
     score_error = interpolant.to_score(output, x_t, t) + x_0 / interpolant.sigma(t).view(-1, 1, 1, 1)
     w = interpolant.diffusion(t, "sbdm")
     model_fn = lambda x, t: output  # noqa: E731
-    assert_close(
-        InterpolantLoss(interpolant, "velocity")(model_fn, x_1, x_0, t), mean_square(velocity_error), 1e-4
-    )
-    assert_close(
-        InterpolantLoss(interpolant, "likelihood")(model_fn, x_1, x_0, t), w * mean_square(score_error), 1e-4
-    )
+    assert_close(InterpolantLoss(interpolant, "velocity")(model_fn, x_1, x_0, t), mean_square(velocity_error), 1e-4)
+    assert_close(InterpolantLoss(interpolant, "likelihood")(model_fn, x_1, x_0, t), w * mean_square(score_error), 1e-4)
 
 
 def test_the_network_gets_the_noisy_sample_and_time():

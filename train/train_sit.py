@@ -86,7 +86,8 @@ def build_pipeline(config: TrainConfig, transformer, vae, dataset: ImageDataset)
 def write_sample_grid(config: TrainConfig, pipeline: SiTPipeline, file: Path) -> None:
     """Draw the first classes from the same noise each time, one class a row."""
     pipeline.set_progress_bar_config(disable=True)
-    labels = [label for label in range(min(GRID_CLASSES, len(pipeline.labels))) for _ in range(GRID_COLUMNS)]
+    classes = range(min(GRID_CLASSES, pipeline.transformer.config.num_classes))
+    labels = [label for label in classes for _ in range(GRID_COLUMNS)]
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(labels))]
     images = pipeline(
         labels,
@@ -120,9 +121,7 @@ def train(config: TrainConfig) -> Path:
     # Everything that can be wrong is found before anything is written.
     dataset = open_dataset(config.data, config.image_size)
     if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"batch_size={config.batch_size} is more than the {len(dataset)} images of data={config.data!r}"
-        )
+        raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(device)
     transformer = build_transformer(config, dataset, vae)
     interpolant = Interpolant(config.path, config.prediction)
@@ -159,9 +158,7 @@ def train(config: TrainConfig) -> Path:
     if main:
         accelerator.init_trackers("tensorboard")
         count = sum(p.numel() for p in transformer.parameters())
-        print(
-            f"{len(dataset)} images of {len(dataset.classes)} classes, {count / 1e6:.2f} M parameters, run folder {run}"
-        )
+        print(f"{len(dataset)} images of {len(dataset.classes)} classes, {count / 1e6:.2f} M parameters, into {run}")
 
     def samples_to_file(file: Path) -> None:
         ema.store(transformer.parameters())
@@ -220,16 +217,18 @@ def train(config: TrainConfig) -> Path:
             now = time.perf_counter()
             speed = (step - last_log_step) * config.batch_size / (now - last_log_time)
             loss_sum, last_log_step, last_log_time = torch.zeros_like(loss_sum), step, now
-            values = {"loss": loss, "images_per_second": speed, "learning_rate": learning_rate(config, step - 1)}
-            values["grad_norm"] = float(grad_norm)
+            values = {
+                "loss": loss,
+                "grad_norm": float(grad_norm),
+                "learning_rate": learning_rate(config, step - 1),
+                "images_per_second": speed,
+            }
             if main:
                 metrics.write(json.dumps({"step": step, **values}) + "\n")
                 progress.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
                 accelerator.log(values, step=step)
             if not loss < float("inf"):
-                raise RuntimeError(
-                    f"the loss is {loss} at step {step}; lower --learning_rate, or use bf16 or no --mixed_precision"
-                )
+                raise RuntimeError(f"the loss is {loss} at step {step}; lower --learning_rate, or train in bf16")
         if main and (step % config.sample_every == 0 or step == config.max_steps):
             samples_to_file(run / "samples" / f"step-{step:08d}.png")
             model.train()

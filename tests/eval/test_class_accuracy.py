@@ -5,12 +5,22 @@ import json
 import class_accuracy
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.svm import SVC
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import generate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small gain nothing from threads, and lose seconds to them where other programs run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
