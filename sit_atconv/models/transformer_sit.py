@@ -71,11 +71,13 @@ def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.dev
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines.
     """
     H, W = grid
-    omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))  # (D/4,)
-    column = (torch.arange(W, dtype=torch.float64)[:, None] * omega).repeat(H, 1)  # (N, D/4)
-    row = (torch.arange(H, dtype=torch.float64)[:, None] * omega).repeat_interleave(W, 0)  # (N, D/4)
+    # Made on the device, since compiled code does not cache and would copy it there anew each time.
+    options = dict(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+    omega = 10000.0 ** -(torch.arange(dim // 4, **options) / (dim // 4))  # (D/4,)
+    column = (torch.arange(W, **options)[:, None] * omega).repeat(H, 1)  # (N, D/4)
+    row = (torch.arange(H, **options)[:, None] * omega).repeat_interleave(W, 0)  # (N, D/4)
     embedding = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)  # (N, D)
-    return embedding[None].to(device, torch.float32)
+    return embedding[None].float()
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
