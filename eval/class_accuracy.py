@@ -162,7 +162,7 @@ def summary(report: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="class_accuracy.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="class_accuracy.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("samples", type=str, help="a pipeline folder")
     parser.add_argument(
         "--reference", type=str, required=True, help="real images: digits, or a folder with one folder per class"

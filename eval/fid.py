@@ -10,6 +10,7 @@ resizing (arXiv 2104.11222) and the InceptionV3 of the original TensorFlow code.
 B images of H × W pixels and C channels, F features each; images are uint8 (H, W, C).
 """
 
+import difflib
 import functools
 import hashlib
 import shlex
@@ -186,10 +187,8 @@ def check_extractor(name: str, weights: str | None) -> None:
         raise ValueError(
             f"extractor={name!r} is not one of: inception, pixels, timm:NAME with the name of a timm model"
         )
-    if kind == "timm" and not timm.is_model(model):
-        similar = timm.list_models(f"*{model.split('.')[0]}*")[:10]
-        hint = f"did you mean: {', '.join(similar)}?" if similar else "timm.list_models() lists all"
-        raise ValueError(f"extractor={name!r}: timm has no model {model!r}; {hint}")
+    if kind == "timm":
+        check_timm_model(name, model)
     if weights is None:
         return
     if name == "pixels":
@@ -204,7 +203,7 @@ def check_timm_model(name: str, model_name: str) -> None:
     """Raise ValueError where timm has no such model, or the model no such pretrained tag."""
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
-        similar = timm.list_models(f"*{architecture}*")[:10]
+        similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
         hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all"
         raise ValueError(f"extractor={name!r}: timm has no model {architecture!r}; {hint}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
@@ -560,7 +559,7 @@ def summary(report: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="fid.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="fid.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("samples", type=str, help="a pipeline folder, a folder of images, or digits")
     parser.add_function_arguments(compute_fid, skip={"samples"})
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")

@@ -112,6 +112,7 @@ class SiTPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
         output_type: str,
+        guidance_model: ModelMixin | None = None,
     ) -> None:
         """Raise one ValueError that names the argument, its value and the remedy."""
         config = self.transformer.config
@@ -119,7 +120,7 @@ class SiTPipeline(DiffusionPipeline):
         check_count("num_inference_steps", num_inference_steps)
         if not isinstance(guidance_scale, (int, float)) or guidance_scale < 0:
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0")
-        if guidance_scale != 1.0 and config.class_dropout_prob == 0:
+        if guidance_scale != 1.0 and guidance_model is None and config.class_dropout_prob == 0:
             raise ValueError(
                 f"guidance_scale={guidance_scale}: this model was trained without class dropout and cannot be guided; "
                 "use guidance_scale=1"
@@ -163,6 +164,7 @@ class SiTPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
+        guidance_model: ModelMixin | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate one image per label.
 
@@ -181,6 +183,7 @@ class SiTPipeline(DiffusionPipeline):
             return_dict: return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step; may return a
                 dictionary with new "latents".
+            guidance_model: a weaker model to lead away from (autoguidance), in place of the null class.
 
         Returns:
             `.images`.
@@ -202,6 +205,7 @@ class SiTPipeline(DiffusionPipeline):
             generator,
             latents,
             output_type,
+            guidance_model,
         )
         device = self._execution_device
         self._interrupt = False
@@ -218,6 +222,7 @@ class SiTPipeline(DiffusionPipeline):
             guidance_scale,
             guidance_interval,
             guidance_channels,
+            guidance_model,
         )
         solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
         with self.progress_bar(total=num_inference_steps) as progress:
@@ -238,13 +243,60 @@ class SiTPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @torch.no_grad()
+    def invert(
+        self,
+        images: torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """Find the noise from which the ODE makes these images, by solving it from data to noise.
+
+        A VAE encodes them as the mean of its posterior.
+
+        Args:
+            images: (B, channels, height, width) in [0, 1], as output_type="pt" gives them.
+            class_labels: the classes of the images.
+            num_inference_steps: as in sampling. The finer the steps, the closer the round trip: take an adaptive
+                solver for an exact one.
+            guidance_scale: as in sampling; guidance makes the round trip less exact.
+
+        Returns:
+            latents (B, C, h, w) float32, to hand to `__call__`.
+
+        Raises:
+            ValueError: for a scheduler that is no ODE of ours, or labels that do not fit.
+        """
+        if "reverse" not in inspect.signature(getattr(self.scheduler, "solve", len)).parameters:
+            raise ValueError(
+                f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
+            )
+        labels = self.get_label_ids(class_labels)
+        if len(labels) != len(images):
+            raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
+        device = self._execution_device
+        latents = images.to(device, torch.float32) * 2 - 1
+        if self.vae is not None:
+            encoded = self.vae.encode(latents.to(self.vae.dtype))
+            latents = (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents).float()
+            latents = (latents - self._latent_shift) * self.vae.config.scaling_factor
+        self.transformer.eval()
+        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance_scale)
+        latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
+        self.maybe_free_model_hooks()
+        return latents
+
+    @property
+    def _latent_shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
     def _decode(self, latents: torch.Tensor, output_type: str):
         if output_type == "latent":
             return latents
         images = latents
         if self.vae is not None:
-            config = self.vae.config
-            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            latents = latents / self.vae.config.scaling_factor + self._latent_shift
             images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
         return self.image_processor.postprocess(images, output_type=output_type)
 

@@ -1,4 +1,5 @@
-"""Classifier-free guidance (arXiv 2207.12598) as a function of (x, t), for any solver."""
+"""Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
+(autoguidance, arXiv 2406.02507)."""
 
 import torch
 
@@ -6,7 +7,8 @@ import torch
 class GuidedModel:
     """The network with its labels bound and its prediction guided: `model(x, t)` -> raw output, float32.
 
-    Where guidance applies, the network runs on 2·B rows, the conditional and the null-class half; elsewhere on B.
+    Where guidance applies, the network runs on 2·B rows, the conditional and the null-class half; elsewhere on B. With
+    a `guidance_model`, that model runs on B rows in place of the null-class half.
 
     Args:
         transformer: a `SiTTransformer2DModel` in eval mode.
@@ -14,6 +16,7 @@ class GuidedModel:
         guidance_scale: s in uncond + s·(cond − uncond); 1 is no guidance.
         guidance_interval: guide while start ≤ t ≤ end (arXiv 2404.07724).
         guidance_channels: guide the first so many channels, the others stay conditional; None means all.
+        guidance_model: a weaker model of the same prediction; guidance then leads away from it.
     """
 
     def __init__(
@@ -23,24 +26,33 @@ class GuidedModel:
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
+        guidance_model: torch.nn.Module | None = None,
     ):
         self.transformer = transformer
         self.class_labels = class_labels
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.guidance_channels = guidance_channels
-        if guidance_scale != 1.0:
+        self.guidance_model = guidance_model
+        if guidance_scale != 1.0 and guidance_model is None:
             self.null_labels = torch.full_like(class_labels, transformer.null_class)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         rows = self._guided_rows(t)
         if rows is None:
-            return self._run(x, t, self.class_labels)
-        stacked_t = torch.cat([t, t[rows]]) if t.ndim else t
-        stacked_labels = torch.cat([self.class_labels, self.null_labels[rows]])
-        cond, uncond = self._run(torch.cat([x, x[rows]]), stacked_t, stacked_labels).tensor_split([len(x)])
-        cond[rows] = guide(cond[rows], uncond, self.guidance_scale, self.guidance_channels)
-        return cond
+            return run(self.transformer, x, t, self.class_labels)
+        guided_t = t[rows] if t.ndim else t
+        if self.guidance_model is not None:
+            cond = run(self.transformer, x, t, self.class_labels)
+            weak = run(self.guidance_model, x[rows], guided_t, self.class_labels[rows])
+        else:
+            stacked_t = torch.cat([t, guided_t]) if t.ndim else t
+            stacked_labels = torch.cat([self.class_labels, self.null_labels[rows]])
+            outputs = run(self.transformer, torch.cat([x, x[rows]]), stacked_t, stacked_labels)
+            cond, weak = outputs.tensor_split([len(x)])
+        output = cond.clone()  # the guided rows are replaced, and autograd may still need the others
+        output[rows] = guide(cond[rows], weak, self.guidance_scale, self.guidance_channels)
+        return output
 
     def _guided_rows(self, t: torch.Tensor) -> slice | torch.Tensor | None:
         """Which rows to guide: None for none, a slice for all, or (B,) bool where times differ."""
@@ -52,12 +64,13 @@ class GuidedModel:
             return None
         return slice(None) if inside.all() else inside
 
-    def _run(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        dtype = self.transformer.dtype
-        return self.transformer(x.to(dtype), t, labels, return_dict=False)[0].float()
+
+def run(transformer: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One network call in the network's own precision; float32 in and out."""
+    return transformer(x.to(transformer.dtype), t, labels, return_dict=False)[0].float()
 
 
-def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:
-    """uncond + scale·(cond − uncond) in the first `channels` channels (None: all), cond in the others."""
-    moved = torch.lerp(uncond[:, :channels], cond[:, :channels], scale)
+def guide(cond: torch.Tensor, weak: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:
+    """weak + scale·(cond − weak) in the first `channels` channels (None: all), cond in the others."""
+    moved = torch.lerp(weak[:, :channels], cond[:, :channels], scale)
     return moved if channels is None else torch.cat([moved, cond[:, channels:]], dim=1)

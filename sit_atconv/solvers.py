@@ -4,6 +4,7 @@ x (B, …) float32 or float64. Times handed to `velocity_fn` are tensors like x'
 batch shares one, so that they cost no synchronisation with a GPU, else (B,) on x's device.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from .interpolants import expand_like
 VelocityFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
 
+MULTISTEP = ("explicit_adams", "implicit_adams")  # solved by torchdiffeq
 MAX_STEPS = 10_000
 MIN_STEP = 1e-7
 
@@ -46,8 +48,47 @@ FIXED_STEP = {
     ),
 }
 
+_DOPRI8_B = (
+    14005451 / 335480064,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+    -59238493 / 1068277825,
+    181606767 / 758867731,
+    561292985 / 797845732,
+    -1041891430 / 1371343529,
+    760417239 / 1151165299,
+    118820643 / 751138087,
+    -528747749 / 2220607170,
+    1 / 4,
+)
+_DOPRI8_B_LOWER = (
+    13451932 / 455176623,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+    -808719846 / 976000145,
+    1757004468 / 5645159321,
+    656045339 / 265891186,
+    -3867574721 / 1518517206,
+    465885868 / 322736535,
+    53011238 / 667516719,
+    2 / 45,
+    0.0,
+)
+
 ADAPTIVE = {
     "adaptive_heun": Tableau(2, (0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2), (-1 / 2, 1 / 2, 0.0)),
+    # Fehlberg, 1969
+    "fehlberg2": Tableau(
+        2,
+        (0.0, 1 / 2, 1.0),
+        ((), (1 / 2,), (1 / 256, 255 / 256)),
+        (1 / 512, 255 / 256, 1 / 512),
+        (-1 / 512, 0.0, 1 / 512, 0.0),
+    ),
     # Bogacki and Shampine, 1989
     "bosh3": Tableau(
         3,
@@ -78,6 +119,130 @@ ADAPTIVE = {
             11 / 84 - 187 / 2100,
             -1 / 40,
         ),
+    ),
+    # Prince and Dormand, 1981
+    "dopri8": Tableau(
+        8,
+        (
+            0.0,
+            1 / 18,
+            1 / 12,
+            1 / 8,
+            5 / 16,
+            3 / 8,
+            59 / 400,
+            93 / 200,
+            5490023248 / 9719169821,
+            13 / 20,
+            1201146811 / 1299019798,
+            1.0,
+            1.0,
+        ),
+        (
+            (),
+            (1 / 18,),
+            (
+                1 / 48,
+                1 / 16,
+            ),
+            (
+                1 / 32,
+                0.0,
+                3 / 32,
+            ),
+            (
+                5 / 16,
+                0.0,
+                -75 / 64,
+                75 / 64,
+            ),
+            (
+                3 / 80,
+                0.0,
+                0.0,
+                3 / 16,
+                3 / 20,
+            ),
+            (
+                29443841 / 614563906,
+                0.0,
+                0.0,
+                77736538 / 692538347,
+                -28693883 / 1125000000,
+                23124283 / 1800000000,
+            ),
+            (
+                16016141 / 946692911,
+                0.0,
+                0.0,
+                61564180 / 158732637,
+                22789713 / 633445777,
+                545815736 / 2771057229,
+                -180193667 / 1043307555,
+            ),
+            (
+                39632708 / 573591083,
+                0.0,
+                0.0,
+                -433636366 / 683701615,
+                -421739975 / 2616292301,
+                100302831 / 723423059,
+                790204164 / 839813087,
+                800635310 / 3783071287,
+            ),
+            (
+                246121993 / 1340847787,
+                0.0,
+                0.0,
+                -37695042795 / 15268766246,
+                -309121744 / 1061227803,
+                -12992083 / 490766935,
+                6005943493 / 2108947869,
+                393006217 / 1396673457,
+                123872331 / 1001029789,
+            ),
+            (
+                -1028468189 / 846180014,
+                0.0,
+                0.0,
+                8478235783 / 508512852,
+                1311729495 / 1432422823,
+                -10304129995 / 1701304382,
+                -48777925059 / 3047939560,
+                15336726248 / 1032824649,
+                -45442868181 / 3398467696,
+                3065993473 / 597172653,
+            ),
+            (
+                185892177 / 718116043,
+                0.0,
+                0.0,
+                -3185094517 / 667107341,
+                -477755414 / 1098053517,
+                -703635378 / 230739211,
+                5731566787 / 1027545527,
+                5232866602 / 850066563,
+                -4093664535 / 808688257,
+                3962137247 / 1805957418,
+                65686358 / 487910083,
+            ),
+            (
+                403863854 / 491063109,
+                0.0,
+                0.0,
+                -5068492393 / 434740067,
+                -411421997 / 543043805,
+                652783627 / 914296604,
+                11173962825 / 925320556,
+                -13158990841 / 6184727034,
+                3936647629 / 1978049680,
+                -160528059 / 685178525,
+                248638103 / 1413531060,
+                0.0,
+            ),
+        ),
+        _DOPRI8_B,
+        (*(high - low for high, low in zip(_DOPRI8_B, _DOPRI8_B_LOWER, strict=True)), 0.0),
     ),
 }
 
@@ -219,3 +384,38 @@ def solve_adaptive(
         f"no end after {MAX_STEPS} steps, at t={t.min():.6g}, with rtol={rtol:g} and atol={atol:g}; loosen them, or "
         "take a fixed-step solver"
     )
+
+
+def solve_multistep(
+    velocity_fn: VelocityFn,
+    x: torch.Tensor,
+    grid: torch.Tensor,
+    method: str,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """Solve by one of torchdiffeq's multistep methods on a uniform grid; a callback watches, but changes nothing.
+
+    Args:
+        velocity_fn: (x, t) -> dx/dt.
+        x: (B, …), the state at grid[0].
+        grid: (steps + 1,) float64 on the CPU, uniform.
+        method: one of `MULTISTEP`.
+        callback: called as in `solve_fixed`, but before each step. StopIteration raised in it ends the solve with an
+            error, since the state is torchdiffeq's.
+    """
+    torchdiffeq = importlib.import_module("torchdiffeq")  # not everyone needs it
+
+    class Field(torch.nn.Module):
+        index = 0
+
+        def forward(self, t, state):
+            return velocity_fn(state, t)
+
+        def callback_step(self, t, state, dt):
+            if callback is not None:
+                callback(self.index, (t + dt).item(), state)
+            self.index += 1
+
+    ends = grid[[0, -1]].to(x)
+    options = {"step_size": abs((grid[1] - grid[0]).item())}
+    return torchdiffeq.odeint(Field(), x, ends, method=method, options=options)[-1]

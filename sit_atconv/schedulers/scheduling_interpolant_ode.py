@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..solvers import ADAPTIVE, FIXED_STEP, Callback, solve_adaptive, solve_fixed
+from ..solvers import ADAPTIVE, FIXED_STEP, MULTISTEP, Callback, solve_adaptive, solve_fixed, solve_multistep
 from ..validation import check_choice, check_positive
 from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
@@ -16,7 +16,8 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         path: "linear", "gvp" or "vp", as the model was trained.
         prediction: "velocity", "score", "noise" or "data", as the model was trained.
         solver: fixed-step "euler", "midpoint", "heun", "heun3", "rk4" (1, 2, 2, 3 and 4 network calls a step); or
-            adaptive "dopri5", "bosh3", "adaptive_heun", which choose their own steps for each image.
+            adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", which choose their own steps for each
+            image; or torchdiffeq's multistep "explicit_adams", "implicit_adams".
         rtol, atol: tolerances of the adaptive solvers.
         train_eps: what training cut from the ends of [0, 1]; kept for the record.
         sample_eps: what sampling cuts from the ends where the prediction is not finite; SiT's default where None.
@@ -37,7 +38,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         sample_eps: float | None = None,
     ):
         self._set_up(path, prediction, train_eps, sample_eps)
-        check_choice("solver", solver, (*FIXED_STEP, *ADAPTIVE))
+        check_choice("solver", solver, (*FIXED_STEP, *ADAPTIVE, *MULTISTEP))
         check_positive("rtol", rtol)
         check_positive("atol", atol)
 
@@ -53,6 +54,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callback | None = None,
+        reverse: bool = False,
     ) -> torch.Tensor:
         """Integrate from noise to data; `num_model_calls` then tells how often the network ran.
 
@@ -63,6 +65,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
             generator: not used, the ODE draws nothing; there to match the SDE scheduler.
             callback: (step, t, latents) after each step; what it returns, if not None, replaces the latents.
                 StopIteration raised in it ends the solve.
+            reverse: integrate from data to noise: `latents` is data, and the result is the noise it comes from.
 
         Raises:
             ValueError: for zero steps or latents in half precision.
@@ -74,13 +77,27 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         def velocity(x, t):
             return self.interpolant.to_velocity(model_fn(x, t), x, t)
 
+        return self.integrate(velocity, latents, num_inference_steps, callback, reverse)
+
+    def integrate(
+        self,
+        velocity_fn: ModelFn,
+        x: torch.Tensor,
+        num_inference_steps: int,
+        callback: Callback | None = None,
+        reverse: bool = False,
+    ) -> torch.Tensor:
+        """Solve dx/dt = velocity_fn(x, t) over the time interval with the chosen solver; x (B, …)."""
         grid = self.time_grid(num_inference_steps)
+        grid = grid.flip(0) if reverse else grid
         solver = self.config.solver
         if solver in FIXED_STEP:
-            return solve_fixed(velocity, latents, grid, FIXED_STEP[solver], callback)
+            return solve_fixed(velocity_fn, x, grid, FIXED_STEP[solver], callback)
+        if solver in MULTISTEP:
+            return solve_multistep(velocity_fn, x, grid, solver, callback)
         start, end = grid[0].item(), grid[-1].item()
         tolerances = (self.config.rtol, self.config.atol)
-        return solve_adaptive(velocity, latents, start, end, ADAPTIVE[solver], *tolerances, callback)
+        return solve_adaptive(velocity_fn, x, start, end, ADAPTIVE[solver], *tolerances, callback)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
@@ -16,10 +17,11 @@ from sit_atconv.evaluation import generate
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small gain nothing from threads, and lose seconds to them where other programs run."""
+    """Work this small gains nothing from threads, and loses seconds to them where other programs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import urllib.error
+from pathlib import Path
 
 import cleanfid.fid
 import fid
@@ -14,6 +15,7 @@ import torch
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
@@ -25,10 +27,11 @@ TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160Ã
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small gain nothing from threads, and lose seconds to them where other programs run."""
+    """Work this small gains nothing from threads, and loses seconds to them where other programs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
 
 
@@ -369,8 +372,8 @@ def test_real_imagenet_features_tell_digits_from_noise(tmp_path):
     assert len(names) == len(state) == 296
     renamed = dict(zip(names, state.values(), strict=True))
     save_file({name: tensor.contiguous() for name, tensor in renamed.items()}, tmp_path / "model.safetensors")
-    images = digit_images(0, 96)
-    folders = {"a": images[:48], "b": images[48:], "noise": shuffled(images[:48])}
+    images = digit_images(0, 24)
+    folders = {"a": images[:12], "b": images[12:], "noise": shuffled(images[:12])}
     a, b, noise = (save_images(tmp_path / name, part) for name, part in folders.items())
     options = dict(extractor="timm:tf_efficientnet_lite0", weights=str(tmp_path / "model.safetensors"), device="cpu")
     alike, unlike = fid.compute_fid(b, a, **options), fid.compute_fid(noise, a, **options)
@@ -391,13 +394,13 @@ def test_inception_features_equal_clean_fids(script_file, tmp_path):
         actual = extractor.embed(prepared)
         grey = extractor.prepare(np.asarray(Image.open(folder / "3.png"))[..., None])
     assert torch.equal(grey, prepared[3])
-    model = InceptionV3W(str(tmp_path / script_file).rpartition("/")[0], download=False)
+    model = InceptionV3W(str(Path(script_file).parent), download=False)
     expected = cleanfid.fid.get_folder_features(
         str(folder), model=model, num_workers=0, device=CPU, mode="clean", verbose=False
     )
     assert expected.shape == (4, 2048)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert extractor.weights["sha256"] == fid.file_sha256(fid.Path(script_file))
+    assert extractor.weights["sha256"] == fid.file_sha256(Path(script_file))
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -425,7 +428,7 @@ def test_inception_is_fetched_once_into_the_cache(script_file, tmp_path, monkeyp
 
     def download(url, file):
         fetched.append(url)
-        fid.Path(file).write_bytes(fid.Path(script_file).read_bytes())
+        Path(file).write_bytes(Path(script_file).read_bytes())
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
@@ -476,7 +479,7 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
         ((pipeline_folder, *digits, "--output", str(existing / "a.json")), ("cannot be written",)),
         ((pipeline_folder, "--reference", "digits", "--extractor", "vgg"), ("extractor='vgg'", "timm:NAME")),
         ((pipeline_folder, "--reference", "digits", "--extractor", "timm:"), ("extractor='timm:'",)),
-        ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet"), ("did you mean", "resnet18")),
+        ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet19"), ("did you mean", "resnet18")),
         ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet18.x"), ("no tag 'x'", "a1_in1k")),
         ((pipeline_folder, "--reference", "digits", "--weights", "missing.pt"), ("weights='missing.pt' is no file",)),
         ((pipeline_folder, "--reference", "digits", "--weights", str(weights)), ("must be named inception-2015",)),

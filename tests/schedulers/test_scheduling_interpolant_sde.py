@@ -68,26 +68,238 @@ def test_parity_covers_every_entry(transport):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("form", DIFFUSION_FORMS)
 def test_every_combination_is_finite(form, prediction, path, latents, gaussian):
+    num_inference_steps = 20 if form == "sbdm" else 6  # its w is in the hundreds at the start
     for solver, last_step in itertools.product(SDE_SOLVERS, LAST_STEPS):
         scheduler = InterpolantSDEScheduler(path, prediction, solver, diffusion_form=form, last_step=last_step)
         result = scheduler.solve(
-            lambda x, t: gaussian(path, x, t, 0.3, 0.5)[prediction], latents, 20, torch.Generator().manual_seed(0)
+            lambda x, t: gaussian(path, x, t, 0.3, 0.5)[prediction],
+            latents,
+            num_inference_steps,
+            torch.Generator().manual_seed(0),
         )
         assert torch.isfinite(result).all(), (solver, last_step)
         assert result.abs().max() < 20, (solver, last_step)
 
 
-@pytest.mark.parametrize("last_step", ["mean", "none"])
 @pytest.mark.parametrize("solver", SDE_SOLVERS)
 @pytest.mark.parametrize("form", DIFFUSION_FORMS)
 @pytest.mark.parametrize("path", PATHS)
-def test_samples_have_the_mean_and_spread_of_the_data(path, form, solver, last_step, gaussian):
+def test_samples_have_the_mean_and_spread_of_the_data(path, form, solver, gaussian):
     """For any w(t) the marginals are those of the interpolant."""
     mean, std = -0.4, 0.5
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(4, 1, 64, 64, generator=generator)
-    scheduler = InterpolantSDEScheduler(path, solver=solver, diffusion_form=form, last_step=last_step)
+    noise = torch.randn(2, 1, 64, 64, generator=generator)
+    scheduler = InterpolantSDEScheduler(path, solver=solver, diffusion_form=form, last_step="none")
     samples = scheduler.solve(lambda x, t: gaussian(path, x, t, mean, std)["velocity"], noise, 100, generator)
-    print(samples.mean(), samples.std())
     assert samples.mean().item() == pytest.approx(mean, abs=0.03)
     assert samples.std().item() == pytest.approx(std, abs=0.03)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_prediction_is_the_same_sde(path, prediction, latents, gaussian, assert_close):
+    def solve(prediction):
+        scheduler = InterpolantSDEScheduler(path, prediction, sample_eps=1e-3, last_step="mean")
+        generator = torch.Generator().manual_seed(1)
+        return scheduler.solve(lambda x, t: gaussian(path, x, t, 0.3, 0.5)[prediction], latents, 100, generator)
+
+    assert_close(solve(prediction), solve("velocity"), 0.02)
+
+
+@pytest.mark.parametrize("form", ["sigma", "constant"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("last_step", ["mean", "euler", "tweedie"])
+def test_last_step(last_step, path, prediction, form, latents, gaussian, assert_close):
+    """It takes the state at 1 − h to 1 without noise, as its name says."""
+    h, states = 0.1, []
+    scheduler = InterpolantSDEScheduler(
+        path, prediction, diffusion_form=form, diffusion_norm=0.7, last_step=last_step, last_step_size=h
+    )
+    result = scheduler.solve(
+        lambda x, t: gaussian(path, x, t, 0.3, 0.5)[prediction],
+        latents,
+        5,
+        torch.Generator().manual_seed(0),
+        callback=lambda i, t, x: states.append((t, x)),
+    )
+    t, x = states[-2]
+    assert t == pytest.approx(1 - h)
+    t = torch.tensor(t)
+    truth = gaussian(path, x, t, 0.3, 0.5)
+    w = scheduler.interpolant.diffusion(t, form, 0.7)
+    expected = {
+        "mean": x + h * (truth["velocity"] + w * truth["score"]),
+        "euler": x + h * truth["velocity"],
+        "tweedie": truth["data"],
+    }
+    assert_close(result, expected[last_step], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "last_step", "calls"),
+    [
+        ("euler_maruyama", "mean", 6),
+        ("euler_maruyama", "tweedie", 6),
+        ("euler_maruyama", "none", 6),
+        ("heun", "mean", 11),
+        ("heun", "none", 12),
+    ],
+)
+def test_number_of_network_calls(solver, last_step, calls, latents):
+    scheduler = InterpolantSDEScheduler(solver=solver, last_step=last_step)
+    for _ in range(2):  # counted anew by each solve
+        scheduler.solve(lambda x, t: -x, latents, 6)
+        assert scheduler.num_model_calls == calls
+
+
+@pytest.mark.parametrize("last_step", LAST_STEPS)
+def test_grid_reaches_the_data(last_step, latents):
+    times = []
+    scheduler = InterpolantSDEScheduler(last_step=last_step, last_step_size=0.1)
+    scheduler.solve(lambda x, t: -x, latents, 4, callback=lambda i, t, x: times.append(t))
+    assert times == pytest.approx([0.25, 0.5, 0.75, 1.0] if last_step == "none" else [0.3, 0.6, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("last_step", LAST_STEPS)
+@pytest.mark.parametrize("path", PATHS)
+def test_step_loop_equals_solve(path, last_step, latents):
+    def model_fn(x, t):
+        return torch.sin(3 * x) + t
+
+    scheduler = InterpolantSDEScheduler(path, last_step=last_step)
+    expected = scheduler.solve(model_fn, latents, 7, torch.Generator().manual_seed(2))
+    for _ in range(2):  # set_timesteps starts over
+        generator = torch.Generator().manual_seed(2)
+        scheduler.set_timesteps(7)
+        assert len(scheduler.timesteps) == 7
+        x = latents * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            x = scheduler.step(model_fn(scheduler.scale_model_input(x, t), t), t, x, generator).prev_sample
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no timestep is left"):
+        scheduler.step(latents, scheduler.timesteps[-1], latents)
+
+
+@pytest.mark.parametrize("solver", SDE_SOLVERS)
+def test_one_generator_per_image_makes_images_independent(solver, latents):
+    scheduler = InterpolantSDEScheduler(solver=solver)
+
+    def solve(rows, generator):
+        return scheduler.solve(lambda x, t: torch.sin(x), latents[rows], 5, generator)
+
+    together = solve([0, 1, 2], generators([5, 6, 7]))
+    torch.testing.assert_close(together[1:2], solve([1], generators([6])))
+    torch.testing.assert_close(together[[2, 0]], solve([2, 0], generators([7, 5])))
+    assert not torch.allclose(together[1:2], solve([1], generators([7])))
+
+
+def test_the_noise_is_a_function_of_the_generator(latents):
+    scheduler = InterpolantSDEScheduler()
+
+    def solve(seed):
+        return scheduler.solve(lambda x, t: -x, latents, 5, torch.Generator().manual_seed(seed))
+
+    torch.testing.assert_close(solve(0), solve(0), rtol=0, atol=0)
+    assert not torch.allclose(solve(0), solve(1))
+
+
+def test_callback_replaces_and_stops(latents):
+    seen = []
+
+    def callback(step, t, x):
+        seen.append((step, x))
+        if step == 3:
+            raise StopIteration
+        return torch.zeros_like(x)
+
+    scheduler = InterpolantSDEScheduler(last_step="mean", last_step_size=0.04)
+    result = scheduler.solve(lambda x, t: torch.ones_like(x), latents, 4, callback=callback)
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert result is seen[-1][1]
+    # From 0, the last step is h·(velocity + w·score): velocity 1 at x=0 means the score (1 − h)/h, and w is sigma = h.
+    torch.testing.assert_close(result, torch.full_like(latents, 0.04 * (1 + 0.96)), rtol=1e-4, atol=1e-6)
+
+
+def test_config_round_trip(tmp_path, latents):
+    scheduler = InterpolantSDEScheduler(
+        path="gvp",
+        prediction="noise",
+        solver="heun",
+        diffusion_form="linear",
+        diffusion_norm=0.5,
+        last_step="tweedie",
+        last_step_size=0.1,
+        sample_eps=1e-2,
+    )
+    scheduler.save_pretrained(tmp_path)
+    loaded = InterpolantSDEScheduler.from_pretrained(tmp_path)
+    for name, value in scheduler.config.items():
+        assert name.startswith("_") or loaded.config[name] == value, name
+    for other in (loaded, InterpolantSDEScheduler.from_config(scheduler.config)):
+        torch.testing.assert_close(
+            *(s.solve(lambda x, t: x, latents, 4, torch.Generator().manual_seed(0)) for s in (other, scheduler)),
+            rtol=0,
+            atol=0,
+        )
+
+
+def test_from_config_keeps_arguments_given_by_position():
+    again = InterpolantSDEScheduler.from_config(InterpolantSDEScheduler("gvp", "noise", "heun").config)
+    assert (again.interpolant.path, again.interpolant.prediction, again.config.solver) == ("gvp", "noise", "heun")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (dict(path="cosine"), "path='cosine'"),
+        (dict(prediction="epsilon"), "prediction='epsilon'"),
+        (dict(solver="euler"), "solver='euler'"),
+        (dict(diffusion_form="quadratic"), "diffusion_form='quadratic'"),
+        (dict(diffusion_norm=0.0), "diffusion_norm=0.0"),
+        (dict(last_step="Mean"), "last_step='Mean'"),
+        (dict(last_step=None), "last_step=None"),
+        (dict(last_step_size=0.0), "last_step_size=0.0"),
+        (dict(last_step_size=0.5), "last_step_size=0.5"),
+        (dict(train_eps=0.6), "train_eps=0.6"),
+        (dict(path="vp", sample_eps=0), "sample_eps=0"),
+        (dict(prediction="score", sample_eps=0.0), "sample_eps=0"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, field):
+    with pytest.raises(ValueError, match=field):
+        InterpolantSDEScheduler(**arguments)
+
+
+@pytest.mark.parametrize("num_inference_steps", [0, -1, 2.5, None])
+def test_number_of_steps_is_checked(num_inference_steps, latents):
+    scheduler = InterpolantSDEScheduler()
+    with pytest.raises(ValueError, match=f"num_inference_steps={num_inference_steps}"):
+        scheduler.solve(lambda x, t: x, latents, num_inference_steps)
+    with pytest.raises(ValueError, match=f"num_inference_steps={num_inference_steps}"):
+        scheduler.set_timesteps(num_inference_steps)
+
+
+def test_a_last_step_needs_another_step(latents):
+    with pytest.raises(ValueError, match="num_inference_steps=1 leaves no step besides last_step='mean'"):
+        InterpolantSDEScheduler().solve(lambda x, t: x, latents, 1)
+    InterpolantSDEScheduler(last_step="none").solve(lambda x, t: x, latents, 1)
+
+
+def test_the_state_must_be_float32(latents):
+    scheduler = InterpolantSDEScheduler()
+    with pytest.raises(ValueError, match="latents are torch.float16"):
+        scheduler.solve(lambda x, t: x, latents.half(), 2)
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="latents are torch.float16"):
+        scheduler.step(latents, scheduler.timesteps[0], latents.half())
+
+
+def test_step_is_for_solvers_of_one_call():
+    with pytest.raises(ValueError, match="solver='heun'"):
+        InterpolantSDEScheduler(solver="heun").set_timesteps(4)
+
+
+def test_a_list_of_generators_must_fit_the_batch(latents):
+    with pytest.raises(ValueError, match="generators"):
+        InterpolantSDEScheduler().solve(lambda x, t: x, latents, 3, generators([0, 1]))

@@ -1,0 +1,444 @@
+"""SiTTransformer2DModel against the reference's numbers, its own variants and what diffusers expects of a model."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sit_atconv import ATConv, SiTTransformer2DModel
+from sit_atconv.guidance import GuidedModel
+from sit_atconv.models import transformer_sit
+from sit_atconv.models.transformer_sit import PRESETS, SelfAttention, mixer_per_block, sincos_position_embedding
+
+REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
+MIXERS = ["atconv", "attention", "hybrid"]
+
+
+def inputs(model, batch_size: int = 3, height: int = 8, width: int = 8, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch_size, model.config.in_channels, height, width, generator=generator)
+    t = torch.rand(batch_size, generator=generator)
+    return x, t, torch.arange(batch_size) % model.config.num_classes
+
+
+def mixers_of(model) -> list[str]:
+    names = {ATConv: "atconv", SelfAttention: "attention"}
+    return [names[type(block.mixer)] for block in model.blocks]
+
+
+@pytest.mark.parametrize("name", REFERENCE_MODELS)
+def test_parity(name, parity_model, assert_close):
+    model, reference = parity_model(name)
+    x, t, y = (reference[f"in.{key}"] for key in "xty")
+    assert_close(model(x, t, y).sample, reference["out.forward"], 1e-5)
+    guided = GuidedModel(model, y, guidance_scale=4.0, guidance_channels=3)
+    assert_close(guided(x, t), reference["out.cfg3_scale4"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("SiT-XL/2", 675.13),
+        ("SiT-ATConv-XL/2", 637.68),
+        ("SiT-ATConv-XL/2-Hybrid", 656.55),
+        ("SiT-L/2", 458.10),
+        ("SiT-ATConv-L/2", 432.68),
+        ("SiT-B/2", 130.51),
+        ("SiT-ATConv-B/2", 123.24),
+        ("SiT-S/2", 32.96),
+        ("SiT-ATConv-S/2", 31.10),
+    ],
+)
+def test_published_parameter_counts(preset, millions):
+    """Published models have twice the output channels, and count their fixed N·D position table, if they have one."""
+    with torch.device("meta"):
+        model = SiTTransformer2DModel.from_preset(preset, out_channels=8)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if model.position_embedding == "sincos":
+        count += (32 // 2) ** 2 * model.proj_out.in_features
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_mixers_of_every_preset(preset):
+    """A preset that says ATConv contains it: in every block, or in every other one of a hybrid."""
+    with torch.device("meta"):
+        model = SiTTransformer2DModel.from_preset(preset)
+    depth = {"Nano": 6, "S": 12, "B": 12, "L": 24, "XL": 28}[preset.split("/")[0].split("-")[-1]]
+    if preset.endswith("-Hybrid"):
+        expected = ["attention", "atconv"] * (depth // 2)
+    else:
+        expected = ["atconv" if "ATConv" in preset else "attention"] * depth
+    assert mixers_of(model) == expected
+    assert model.config.patch_size == int(preset.split("/")[1][0])
+    assert model.config.num_classes == 1000
+
+
+def test_presets_of_every_family_and_size():
+    published = {
+        f"{family}-{size}/{patch_size}{suffix}"
+        for family, suffix in (("SiT", ""), ("SiT-ATConv", ""), ("SiT-ATConv", "-Hybrid"))
+        for size in ("S", "B", "L", "XL")
+        for patch_size in (2, 4, 8)
+    }
+    assert published <= set(PRESETS)
+
+
+def test_preset_arguments_can_be_overridden():
+    model = SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2", num_layers=2, mixer="attention", num_classes=7)
+    assert mixers_of(model) == ["attention"] * 2
+    assert model.config.num_classes == 7
+
+
+def test_mixer_list_is_taken_block_by_block(tiny_transformer):
+    mixers = ["atconv", "attention", "attention", "atconv"]
+    assert mixers_of(tiny_transformer(num_layers=4, mixer=mixers)) == mixers
+    assert mixers_of(tiny_transformer(num_layers=3, mixer="hybrid")) == ["attention", "atconv", "attention"]
+    assert mixer_per_block(mixers, 4) == mixers
+
+
+@pytest.mark.parametrize(
+    ("mixer", "expected"),
+    [
+        ("atconv", "none"),
+        ("attention", "sincos"),
+        ("hybrid", "sincos"),
+        (["atconv", "attention"], "sincos"),
+        (["atconv", "atconv"], "none"),
+    ],
+)
+def test_position_embedding_is_for_attention(mixer, expected, tiny_transformer):
+    model = tiny_transformer(mixer=mixer)
+    assert model.position_embedding == expected
+    assert model.config.position_embedding is None
+    explicit = "none" if expected == "sincos" else "sincos"
+    other = tiny_transformer(mixer=mixer, position_embedding=explicit)
+    assert other.position_embedding == explicit
+    x, t, y = inputs(model)
+    assert not torch.allclose(model(x, t, y).sample, other(x, t, y).sample)
+
+
+def test_sincos_parity(parity_model, assert_close):
+    _, reference = parity_model("hybrid")
+    assert_close(sincos_position_embedding(48, (4, 4), torch.device("cpu")), reference["state.pos_embed"], 1e-6)
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (6, 2)])
+def test_sincos_of_any_grid(grid):
+    H, W = grid
+    embedding = sincos_position_embedding(16, grid, torch.device("cpu")).view(H, W, 4, 4)
+    for h in range(H):
+        for w in range(W):
+            for i in range(4):
+                frequency = 10000 ** (-i / 4)
+                expected = [math.sin(w * frequency), math.cos(w * frequency)]
+                expected += [math.sin(h * frequency), math.cos(h * frequency)]
+                assert embedding[h, w, :, i].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_used_in_inference_mode_can_be_trained_afterwards(tiny_transformer):
+    """The position embedding is kept between calls; it must not carry inference mode into training."""
+    model = tiny_transformer(mixer="attention", sample_size=12)
+    with torch.inference_mode():
+        model(*inputs(model, height=12, width=12))
+    model(*inputs(model, height=12, width=12)).sample.sum().backward()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+@pytest.mark.parametrize("grid", [(2, 2), (3, 5), (1, 4), (7, 1)])
+def test_any_grid_and_patch_size(grid, patch_size, mixer, tiny_transformer, assert_close):
+    """Nothing about resolution is in the weights; each image is on its own."""
+    model = tiny_transformer(patch_size=patch_size, mixer=mixer, in_channels=2)
+    x, t, y = inputs(model, 2, grid[0] * patch_size, grid[1] * patch_size)
+    sample = model(x, t, y).sample
+    assert sample.shape == x.shape
+    alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]).sample for i in range(2)])
+    assert_close(sample, alone, 1e-5)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patches_come_back_where_they_were(patch_size, tiny_transformer):
+    """With the blocks and the conditioning off, an output pixel depends on the pixels of its own patch alone."""
+    model = tiny_transformer(patch_size=patch_size, in_channels=2, out_channels=3)
+    for block in model.blocks:
+        block.modulation.weight.data.zero_()
+        block.modulation.bias.data.zero_()
+    x, t, y = inputs(model, 1, 8, 12)
+    x.requires_grad_()
+    row, column = 5, 9
+    (gradient,) = torch.autograd.grad(model(x, t, y).sample[0, 1, row, column], x)
+    touched = gradient[0].abs().sum(0) > 0
+    expected = torch.zeros(8, 12, dtype=torch.bool)
+    top, left = row - row % patch_size, column - column % patch_size
+    expected[top : top + patch_size, left : left + patch_size] = True
+    assert torch.equal(touched, expected)
+
+
+def test_output_channels_may_differ(tiny_transformer):
+    model = tiny_transformer(in_channels=2, out_channels=5)
+    assert model(*inputs(model)).sample.shape == (3, 5, 8, 8)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_fresh_model_returns_zero(mixer):
+    model = SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2", mixer=mixer, sample_size=8)
+    sample = model(*inputs(model)).sample
+    torch.testing.assert_close(sample, torch.zeros_like(sample), rtol=0, atol=0)
+
+
+def test_fresh_blocks_are_the_identity(tiny_transformer):
+    """adaLN-zero: every gate starts at zero, so only the output layer has to move for depth to matter not at all."""
+    torch.manual_seed(0)
+    model = SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2", sample_size=8)
+    tokens, condition = torch.randn(2, 16, model.proj_out.in_features), torch.randn(2, model.proj_out.in_features)
+    for block in model.blocks:
+        torch.testing.assert_close(block(tokens, condition, (4, 4)), tokens, rtol=0, atol=0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert not module.bias.any()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradients_reach_every_parameter(mixer, tiny_transformer):
+    model = tiny_transformer(mixer=mixer, num_classes=3).train()
+    x, t, y = inputs(model)
+    dropout = torch.tensor([False, False, True])  # so that the null class is used, too
+    model(x, t, y, class_dropout=dropout).sample.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+        assert parameter.grad.abs().sum() > 0, f"zero gradient for {name}"
+    rows = model.class_embed.weight.grad.abs().sum(1) > 0
+    assert rows.tolist() == [True, True, False, True]  # labels 0 and 1, label 2 dropped to the null class
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_time_and_class_matter(mixer, tiny_transformer):
+    model = tiny_transformer(mixer=mixer)
+    x, t, y = inputs(model)
+    sample = model(x, t, y).sample
+    assert not torch.allclose(sample, model(x, t + 0.1, y).sample)
+    assert not torch.allclose(sample, model(x, t, (y + 1) % 5).sample)
+
+
+@pytest.mark.parametrize("timestep", [0.25, torch.tensor(0.25), torch.tensor([0.25]), torch.full((3,), 0.25).double()])
+def test_timestep_may_be_one_number_or_one_per_sample(timestep, tiny_transformer):
+    model = tiny_transformer()
+    x, _, y = inputs(model)
+    expected = model(x, torch.full((3,), 0.25), y).sample
+    torch.testing.assert_close(model(x, timestep, y).sample, expected, rtol=0, atol=0)
+
+
+def test_return_dict(tiny_transformer):
+    model = tiny_transformer()
+    arguments = inputs(model)
+    torch.testing.assert_close(model(*arguments, return_dict=False), (model(*arguments).sample,))
+
+
+def test_class_dropout_is_the_null_class(tiny_transformer):
+    model = tiny_transformer(class_dropout_prob=0.5)
+    x, t, y = inputs(model)
+    mask = torch.tensor([True, False, True])
+    dropped = y.masked_fill(mask, model.null_class)
+    expected = model(x, t, dropped).sample
+    torch.testing.assert_close(model.train()(x, t, y, class_dropout=mask).sample, expected)
+    ignored = model.eval()(x, t, y, class_dropout=mask).sample
+    torch.testing.assert_close(ignored, model(x, t, y).sample)
+
+
+def test_class_dropout_has_its_probability_and_generator(tiny_transformer):
+    model = tiny_transformer(class_dropout_prob=0.3).train()
+    mask = model.draw_class_dropout(20_000, torch.Generator().manual_seed(0))
+    assert mask.dtype == torch.bool
+    assert mask.float().mean().item() == pytest.approx(0.3, abs=0.015)
+    assert torch.equal(mask, model.draw_class_dropout(20_000, torch.Generator().manual_seed(0)))
+    assert not torch.equal(mask, model.draw_class_dropout(20_000, torch.Generator().manual_seed(1)))
+    # without a mask, forward draws one from the global generator
+    x, t, y = inputs(model)
+    torch.manual_seed(3)
+    drawn = model(x, t, y).sample
+    torch.manual_seed(3)
+    torch.testing.assert_close(drawn, model(x, t, y, class_dropout=model.draw_class_dropout(3)).sample)
+
+
+def test_without_class_dropout_there_is_no_null_class(tiny_transformer):
+    model = tiny_transformer(class_dropout_prob=0.0)
+    assert model.class_embed.num_embeddings == 5
+    with pytest.raises(ValueError, match="class_dropout_prob=0"):
+        _ = model.null_class
+    x, t, y = inputs(model)
+    torch.testing.assert_close(model.train()(x, t, y).sample, model.eval()(x, t, y).sample)
+
+
+def test_null_class_is_accepted_in_eval_mode_alone(tiny_transformer):
+    model = tiny_transformer()
+    x, t, _ = inputs(model, 1)
+    null = torch.tensor([model.null_class])
+    assert model.null_class == 5
+    model(x, t, null)
+    with pytest.raises(ValueError, match="class_labels"):
+        model.train()(x, t, null)
+    with pytest.raises(ValueError, match="class_labels"):
+        tiny_transformer(class_dropout_prob=0.0)(x, t, null)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([0, -1, 2]),
+        torch.tensor([0, 1, 6]),
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([True, False, True]),
+        torch.tensor([0, 1]),
+        torch.tensor([[0, 1, 2]]),
+        torch.tensor(1),
+        [0, 1, 2],
+        None,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_that_cannot_be_used(labels, training, tiny_transformer):
+    model = tiny_transformer().train(training)
+    x, t, _ = inputs(model)
+    with pytest.raises(ValueError, match="class_labels"):
+        model(x, t, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_may_be_any_whole_numbers(dtype, tiny_transformer):
+    model = tiny_transformer(num_classes=300).train()  # the null class does not fit into 8 bits
+    x, t, y = inputs(model)
+    mask = torch.tensor([False, True, False])
+    expected = model(x, t, y, class_dropout=mask).sample
+    torch.testing.assert_close(model(x, t, y.to(dtype), class_dropout=mask).sample, expected)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradient_checkpointing_changes_nothing(mixer, tiny_transformer):
+    def gradients(model):
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = model(*inputs(model)).sample.square().mean()
+        loss.backward()
+        return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    model = tiny_transformer(mixer=mixer).train()
+    loss, expected = gradients(model)
+    model.enable_gradient_checkpointing()
+    assert model.is_gradient_checkpointing
+    checkpointed_loss, actual = gradients(model)
+    torch.testing.assert_close(checkpointed_loss, loss)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_declared_modules_exist(tiny_transformer):
+    used = {type(module).__name__ for module in tiny_transformer(mixer="hybrid").modules()}
+    declared = {*SiTTransformer2DModel._no_split_modules, *SiTTransformer2DModel._repeated_blocks}
+    assert declared
+    for name in declared:
+        assert hasattr(transformer_sit, name)
+        assert name in used
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, ["atconv", "attention"]])
+def test_save_and_load(mixer, tiny_transformer, tmp_path):
+    model = tiny_transformer(mixer=mixer, kernel_activation="silu", kernel_pool="grid", kernel_size=5)
+    model.save_pretrained(tmp_path)
+    loaded = SiTTransformer2DModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    for name, value in model.config.items():
+        assert name.startswith("_") or loaded.config[name] == value, name
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    arguments = inputs(model)
+    torch.testing.assert_close(loaded(*arguments).sample, model(*arguments).sample, rtol=0, atol=0)
+
+
+def test_loading_in_bfloat16(tiny_transformer, tmp_path, assert_close):
+    model = tiny_transformer(mixer="hybrid")
+    model.save_pretrained(tmp_path)
+    half = SiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    x, t, y = inputs(model)
+    sample = half(x.bfloat16(), t, y).sample
+    assert sample.dtype == torch.bfloat16
+    assert_close(sample, model(x, t, y).sample, 0.05)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transformer, tmp_path):
+    tiny_transformer().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+
+    save_file({name: value for name, value in weights.items() if name != "proj_out.bias"}, file)
+    with pytest.raises(ValueError, match=r"missing weights: proj_out\.bias"):
+        SiTTransformer2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+
+    save_file({**weights, "blocks.9.extra": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=r"unexpected weights: blocks\.9\.extra"):
+        SiTTransformer2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+
+    save_file(weights, file)
+    _, info = SiTTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+def test_an_unknown_config_key_does_not_pass_silently(tiny_transformer, tmp_path):
+    """A config from a newer version must not load as something else."""
+    tiny_transformer().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert config["mixer"] == "atconv"
+    file.write_text(json.dumps({**config, "num_layers": 3}))
+    with pytest.raises(ValueError, match=r"missing weights: blocks\.2\."):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (dict(sample_size=0), "sample_size=0"),
+        (dict(sample_size=9), "sample_size=9"),
+        (dict(patch_size=0), "patch_size=0"),
+        (dict(in_channels=0), "in_channels=0"),
+        (dict(out_channels=0), "out_channels=0"),
+        (dict(num_layers=0), "num_layers=0"),
+        (dict(num_layers=2.0), "num_layers=2.0"),
+        (dict(num_attention_heads=0), "num_attention_heads=0"),
+        (dict(attention_head_dim=0), "attention_head_dim=0"),
+        (dict(mlp_ratio=0.0), "mlp_ratio=0.0"),
+        (dict(num_classes=0), "num_classes=0"),
+        (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0"),
+        (dict(class_dropout_prob=-0.1), "class_dropout_prob=-0.1"),
+        (dict(mixer="conv"), "mixer='conv'"),
+        (dict(mixer=["atconv"]), "mixer lists 1 blocks, but num_layers=2"),
+        (dict(mixer=["atconv", "hybrid"]), r"mixer\[1\]='hybrid'"),
+        (dict(kernel_size=4), "kernel_size=4"),
+        (dict(kernel_activation="relu"), "kernel_activation='relu'"),
+        (dict(kernel_pool="max"), "kernel_pool='max'"),
+        (dict(position_embedding="rope"), "position_embedding='rope'"),
+        (dict(mixer="attention", num_attention_heads=1, attention_head_dim=6), "must be divisible by 4"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, field, tiny_transformer):
+    with pytest.raises(ValueError, match=field):
+        tiny_transformer(**arguments)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="preset='SiT-XXL/2'"):
+        SiTTransformer2DModel.from_preset("SiT-XXL/2")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((3, 2, 8, 8), "hidden_states has 2 channels"), ((3, 3, 7, 8), "height=7"), ((3, 3, 8, 9), "width=9")],
+)
+def test_inputs_that_do_not_fit_are_refused(shape, message, tiny_transformer):
+    with pytest.raises(ValueError, match=message):
+        tiny_transformer()(torch.randn(shape), 0.5, torch.tensor([0, 1, 2]))
