@@ -90,7 +90,7 @@ class TrainConfig:
     time_shift: float = 1.0
 
     max_steps: int = 2000
-    batch_size: int = 128
+    batch_size: int = 64
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
     lr_warmup_steps: int = 100

@@ -48,7 +48,9 @@ GRID_CLASSES, GRID_COLUMNS = 10, 8
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused."""
     parser = ArgumentParser(
-        description=TrainConfig.__doc__.splitlines()[0], usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
+        description=TrainConfig.__doc__.splitlines()[0],
+        usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_class_arguments(TrainConfig)

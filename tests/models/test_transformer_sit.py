@@ -1,6 +1,5 @@
 """SiTTransformer2DModel against the reference's numbers, its own variants and what diffusers expects of a model."""
 
-import json
 import math
 
 import pytest
@@ -190,9 +189,8 @@ def test_a_fresh_model_returns_zero(mixer):
     torch.testing.assert_close(sample, torch.zeros_like(sample), rtol=0, atol=0)
 
 
-def test_fresh_blocks_are_the_identity(tiny_transformer):
-    """adaLN-zero: every gate starts at zero, so only the output layer has to move for depth to matter not at all."""
-    torch.manual_seed(0)
+def test_fresh_blocks_are_the_identity():
+    """adaLN-zero: every gate starts at zero, whatever the tokens and the condition are."""
     model = SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2", sample_size=8)
     tokens, condition = torch.randn(2, 16, model.proj_out.in_features), torch.randn(2, model.proj_out.in_features)
     for block in model.blocks:
@@ -386,17 +384,6 @@ def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transforme
     _, info = SiTTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-
-
-def test_an_unknown_config_key_does_not_pass_silently(tiny_transformer, tmp_path):
-    """A config from a newer version must not load as something else."""
-    tiny_transformer().save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    assert config["mixer"] == "atconv"
-    file.write_text(json.dumps({**config, "num_layers": 3}))
-    with pytest.raises(ValueError, match=r"missing weights: blocks\.2\."):
-        SiTTransformer2DModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
