@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
@@ -310,7 +311,7 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(f"path={interpolant.path!r}: diffusers' flow schedulers know the linear path alone")
         options = {}
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-            options["sigmas"] = torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+            options["sigmas"] = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=latents.device, **options)
         for i, timestep in enumerate(scheduler.timesteps):
             t = 1 - timestep.to("cpu", torch.float32) / config.num_train_timesteps
