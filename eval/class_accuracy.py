@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="class_accuracy.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("samples", type=str, help="a pipeline folder")
     parser.add_argument(
-        "--reference", type=str, required=True, help="real images: digits, or a folder with one folder per class"
+        "--reference", type=str, default="digits", help="real images: digits, or a folder with one folder per class"
     )
     parser.add_argument(
         "--image_size", type=int | None, help="side of the images of a folder; the pipeline's where none is given"

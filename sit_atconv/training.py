@@ -89,10 +89,10 @@ class TrainConfig:
     time_sampling: str = "uniform"
     time_shift: float = 1.0
 
-    max_steps: int = 2000
+    max_steps: int = 1600
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     lr_warmup_steps: int = 100
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 0.0

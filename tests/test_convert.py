@@ -65,7 +65,7 @@ def test_every_parameter_is_renamed_once(name, parity_model, reference_state):
     assert "pos_embed" not in converted
 
 
-def test_one_by_one_convolutions_become_linear_layers(reference_state, parity_model, assert_close):
+def test_one_by_one_convolutions_become_linear_layers(reference_state):
     """The authors' REPA models hold the same operator as 1×1 convolutions."""
     state = reference_state("atconv")
     as_convolutions = {

@@ -204,7 +204,9 @@ def test_draws_are_standard_normal_and_independent():
     assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-3
     neighbours = torch.corrcoef(torch.stack([draws[:-1].flatten(), draws[1:].flatten()]))[0, 1]
     assert abs(neighbours) < 0.03
-    across = torch.corrcoef(torch.stack([draws.flatten(), draw_per_sample(0, FLIP, torch.arange(2000), (8,)).flatten()]))
+    across = torch.corrcoef(
+        torch.stack([draws.flatten(), draw_per_sample(0, FLIP, torch.arange(2000), (8,)).flatten()])
+    )
     assert abs(across[0, 1]) < 0.03
 
 

@@ -39,8 +39,8 @@ def test_the_target_has_no_loss(path, prediction):
     target = interpolant.target(x_0, x_1, t)
     for weighting in WEIGHTINGS[:1] if prediction == "velocity" else WEIGHTINGS:
         loss = InterpolantLoss(interpolant, weighting)
-        torch.testing.assert_close(loss(lambda x, t: target, x_1, x_0, t), torch.zeros(4), rtol=0, atol=1e-8)  # noqa: B023
-        worse = loss(lambda x, t: target + 0.1, x_1, x_0, t)  # noqa: B023
+        torch.testing.assert_close(loss(lambda x, t: target, x_1, x_0, t), torch.zeros(4), rtol=0, atol=1e-8)
+        worse = loss(lambda x, t: target + 0.1, x_1, x_0, t)
         assert (worse > 1e-6).all()
 
 

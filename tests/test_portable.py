@@ -50,7 +50,7 @@ def bound_names(node: ast.stmt) -> dict[str, str]:
     elif isinstance(node, (ast.Assign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-    return {name: f"line {node.lineno}" for name in names}
+    return dict.fromkeys(names, f"line {node.lineno}")
 
 
 @pytest.mark.parametrize("module", PORTABLE_MODULES.values())
@@ -112,12 +112,12 @@ def test_a_bundle_holds_each_module_once_and_in_order(made_up_package):
             def answer():
                 return double(ONE) + math.floor(0.5)
         ''',
-        middle='''
+        middle="""
             import math
             from .bottom import ONE
             def double(x):
                 return 2 * x * ONE
-        ''',
+        """,
         bottom="ONE = 1\n",
     )
     source = bundle_source("made_up.top")
@@ -246,8 +246,9 @@ def test_a_folder_without_weights_is_an_error(tiny_pipeline, tmp_path):
 
 def test_without_the_package(tiny_pipeline, tmp_path):
     """In a process that cannot import this package: load, draw, save, load again, draw again."""
-    ode, sde = tiny_pipeline(InterpolantODEScheduler(solver="heun"), mixer="hybrid"), tiny_pipeline(
-        InterpolantSDEScheduler(), tiny_vae(), in_channels=4
+    ode, sde = (
+        tiny_pipeline(InterpolantODEScheduler(solver="heun"), mixer="hybrid"),
+        tiny_pipeline(InterpolantSDEScheduler(), tiny_vae(), in_channels=4),
     )
     expected = {}
     for name, pipe in (("ode", ode), ("sde", sde)):

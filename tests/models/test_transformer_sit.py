@@ -37,6 +37,51 @@ def test_parity(name, parity_model, assert_close):
     assert_close(guided(x, t), reference["out.cfg3_scale4"], 1e-5)
 
 
+def forward_by_hand(model, x, t, y):
+    """The model of the paper, operation by operation."""
+    B, _, height, width = x.shape
+    p, heads = model.config.patch_size, model.config.num_attention_heads
+    H, W = height // p, width // p
+
+    def norm(x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+
+    def attend(block, x):
+        q, k, v = (part.unflatten(2, (heads, -1)) for part in block.mixer.qkv(x).chunk(3, dim=2))
+        logits = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+        return block.mixer.out_proj(torch.einsum("bhnm,bmhd->bnhd", logits.softmax(-1), v).flatten(2))
+
+    def gelu(x):
+        return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+    patches = x.unflatten(3, (W, p)).unflatten(2, (H, p)).permute(0, 2, 4, 1, 3, 5).reshape(B, H * W, -1)
+    tokens = patches @ model.patch_embed.weight.flatten(1).T + model.patch_embed.bias
+    if model.position_embedding == "sincos":
+        tokens = tokens + sincos_position_embedding(tokens.shape[-1], (H, W), x.device)
+    angles = t[:, None] * 10000 ** (-torch.arange(128) / 128)
+    hidden = model.time_embed.linear_1(torch.cat([angles.cos(), angles.sin()], dim=1))
+    condition = model.time_embed.linear_2(hidden * hidden.sigmoid()) + model.class_embed.weight[y]
+    condition = (condition * condition.sigmoid())[:, None]
+    for block in model.blocks:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = block.modulation(condition).chunk(6, dim=2)
+        modulated = norm(tokens) * (1 + scale_1) + shift_1
+        is_atconv = isinstance(block.mixer, ATConv)
+        tokens = tokens + gate_1 * (block.mixer(modulated, (H, W)) if is_atconv else attend(block, modulated))
+        modulated = norm(tokens) * (1 + scale_2) + shift_2
+        tokens = tokens + gate_2 * block.mlp.fc2(gelu(block.mlp.fc1(modulated)))
+    shift, scale = model.modulation_out(condition).chunk(2, dim=2)
+    pixels = model.proj_out(norm(tokens) * (1 + scale) + shift).view(B, H, W, p, p, -1)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, height, width)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_forward_is_the_model_of_the_paper(mixer, patch_size, tiny_transformer, assert_close):
+    model = tiny_transformer(mixer=mixer, patch_size=patch_size, in_channels=2, out_channels=3)
+    x, t, y = inputs(model, height=8, width=12)
+    assert_close(model(x, t, y).sample, forward_by_hand(model, x, t, y), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("preset", "millions"),
     [

@@ -159,10 +159,10 @@ def test_latents_are_the_noise(dtype, pipe, assert_close):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_output_types(channels, tiny_pipeline):
     pipe = tiny_pipeline(in_channels=channels)
-    options = dict(generator=seeded, num_inference_steps=2, height=6, width=10)
 
     def images(output_type):
-        return pipe([0, 3], **options | dict(generator=seeded()), output_type=output_type).images
+        options = dict(num_inference_steps=2, height=6, width=10, output_type=output_type)
+        return pipe([0, 3], generator=seeded(), **options).images
 
     latents = images("latent")
     assert latents.shape == (2, channels, 6, 10)
@@ -326,9 +326,7 @@ def test_flow_schedulers_approach_our_solution(scheduler_class, options, tiny_pi
     pipe = tiny_pipeline(InterpolantODEScheduler(solver="rk4"))
     exact = draw(pipe, num_inference_steps=20)
     pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **options)
-    errors = [
-        ((draw(pipe, num_inference_steps=n) - exact).abs().max() / exact.abs().max()).item() for n in (4, 12, 40)
-    ]
+    errors = [((draw(pipe, num_inference_steps=n) - exact).abs().max() / exact.abs().max()).item() for n in (4, 12, 40)]
     assert errors[2] < errors[1] < errors[0]
     assert errors[2] < 0.02
 

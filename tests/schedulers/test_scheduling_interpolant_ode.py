@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torchdiffeq
 
 from sit_atconv import Interpolant, InterpolantODEScheduler
 from sit_atconv.interpolants import PREDICTIONS
@@ -51,13 +52,24 @@ def test_parity_covers_every_entry(transport):
     assert {parity_key(*case) for case in PARITY} == {key for key in transport if key.startswith("ode.")}
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_dopri5_solves_the_network_to_its_tolerance(path, transport, transport_model_fn, assert_close):
-    def solve(rtol):
-        scheduler = InterpolantODEScheduler(path, solver="dopri5", rtol=rtol, atol=rtol * 1e-3)
-        return scheduler.solve(transport_model_fn, transport["x0"], 1)
+@pytest.mark.parametrize(("path", "prediction"), [case[:2] for case in PARITY if case[2] == "dopri5"])
+def test_dopri5_entries_under_their_own_step_control(path, prediction, transport, transport_model_fn, assert_close):
+    """With torchdiffeq's batch-wide steps our velocity on our time grid gives the reference's numbers; with our own
+    steps the solution is nearer to the exact one than to those."""
+    scheduler = InterpolantODEScheduler(path, prediction, solver="dopri5")
+    expected = transport[parity_key(path, prediction, "dopri5")]
 
-    assert_close(solve(1e-3), solve(1e-5), 1e-3)
+    def velocity(t, x):
+        return scheduler.interpolant.to_velocity(transport_model_fn(x, t), x, t)
+
+    grid = scheduler.time_grid(NUM_POINTS["dopri5"] - 1).float()
+    solution = torchdiffeq.odeint(velocity, transport["x0"], grid, method="dopri5", rtol=1e-3, atol=1e-6)[-1]
+    # Not 1e-4: its error estimates are near float32's noise, so its step sizes follow the rounding of the machine.
+    assert_close(solution, expected, 3e-4)
+
+    fine = InterpolantODEScheduler(path, prediction, solver="dopri5", rtol=1e-7, atol=1e-8)
+    exact = fine.solve(transport_model_fn, transport["x0"], 1)
+    assert_close(scheduler.solve(transport_model_fn, transport["x0"], 1), exact, 1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -69,7 +81,9 @@ def test_gaussian_data_in_closed_form(path, prediction, solver, latents, gaussia
     result = scheduler.solve(
         lambda x, t: gaussian(path, x, t, mean, std)[prediction], latents, 100 if solver == "euler" else 40
     )
-    assert_close(result, closed_form(scheduler, latents, mean, std), 0.04 if solver == "euler" else 5e-3)
+    # fehlberg2 underestimates its error by orders of magnitude
+    tolerance = {"euler": 0.04, "fehlberg2": 0.1}.get(solver, 5e-3)
+    assert_close(result, closed_form(scheduler, latents, mean, std), tolerance)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -13,8 +13,8 @@ PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's
 NAMES = {"euler_maruyama": "Euler", "heun": "Heun", "sbdm": "SBDM"}
 NOISE_SEED = 104
 
-# At t=1 the score is 0/0 for velocity prediction. There the reference's Heun steps without a last step multiply w=0 with
-# whatever rounding makes of it; ours take the limit. Its linear path gives infinities, which the numbers leave out.
+# At t=1 the score is 0/0 for velocity prediction. The reference's Heun steps, which get there without a last step,
+# multiply w=0 with what rounding makes of it; ours take the limit. Its linear path gives infinities and is left out.
 UNDEFINED_IN_REFERENCE = [
     (path, "velocity", "heun", form, "none") for path in ("linear", "gvp") for form in ("sigma", "linear")
 ]
@@ -288,10 +288,10 @@ def test_a_last_step_needs_another_step(latents):
 
 def test_the_state_must_be_float32(latents):
     scheduler = InterpolantSDEScheduler()
-    with pytest.raises(ValueError, match="latents are torch.float16"):
+    with pytest.raises(ValueError, match=r"latents are torch\.float16"):
         scheduler.solve(lambda x, t: x, latents.half(), 2)
     scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match="latents are torch.float16"):
+    with pytest.raises(ValueError, match=r"latents are torch\.float16"):
         scheduler.step(latents, scheduler.timesteps[0], latents.half())
 
 
