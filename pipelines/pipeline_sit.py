@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from sit_atconv.guidance import GuidedModel
+from sit_atconv.guidance import GuidedModel, evaluating
 from sit_atconv.interpolants import Interpolant
 from sit_atconv.portable import PACKAGE, make_portable, use_installed_classes
 from sit_atconv.validation import check_choice, check_count
@@ -216,7 +216,6 @@ class SiTPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
 
-        self.transformer.eval()
         model_fn = GuidedModel(
             self.transformer,
             torch.tensor(labels, device=device),
@@ -226,7 +225,7 @@ class SiTPipeline(DiffusionPipeline):
             guidance_model,
         )
         solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
-        with self.progress_bar(total=num_inference_steps) as progress:
+        with evaluating(self.transformer, guidance_model), self.progress_bar(total=num_inference_steps) as progress:
 
             def callback(step, t, x):
                 progress.set_postfix_str(f"t={t:.3f}", refresh=False)
@@ -282,9 +281,9 @@ class SiTPipeline(DiffusionPipeline):
             encoded = self.vae.encode(latents.to(self.vae.dtype))
             latents = (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents).float()
             latents = (latents - self._latent_shift) * self.vae.config.scaling_factor
-        self.transformer.eval()
         model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance_scale)
-        latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
+        with evaluating(self.transformer):
+            latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
 

@@ -40,7 +40,8 @@ def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
             continue
         for pattern, replacement in _RENAMES:
             if match := re.fullmatch(pattern, name):
-                converted[match.expand(replacement)] = tensor
+                is_pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and name != "x_embedder.proj.weight"
+                converted[match.expand(replacement)] = tensor.flatten(1) if is_pointwise else tensor
                 break
         else:
             unknown.append(name)

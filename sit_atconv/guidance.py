@@ -1,7 +1,23 @@
 """Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
 (autoguidance, arXiv 2406.02507)."""
 
+from contextlib import contextmanager
+
 import torch
+
+
+@contextmanager
+def evaluating(*modules: torch.nn.Module | None):
+    """Put modules into eval mode for a while, and back into the mode that each was in."""
+    modules = [module for module in modules if module is not None]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
 
 
 class GuidedModel:

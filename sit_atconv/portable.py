@@ -62,6 +62,9 @@ def _bundle(module_name: str, bodies: list[str], imports: list[str], owners: dic
             own = isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == PACKAGE)
             if not own:
                 imports.append(ast.unparse(node))
+                for alias in node.names:
+                    origin = f"{getattr(node, 'module', None) or 'import'}:{alias.name if alias.asname else ''}"
+                    _claim((alias.asname or alias.name).split(".")[0], origin, owners)
                 continue
             target = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             if any(alias.asname or alias.name == "*" for alias in node.names) or target == PACKAGE:
@@ -69,16 +72,20 @@ def _bundle(module_name: str, bodies: list[str], imports: list[str], owners: dic
             _bundle(target, bodies, imports, owners, seen)
         else:
             for name in _defined_names(node):
-                if owners.setdefault(name, module_name) != module_name:
-                    raise ValueError(f"{name} is defined in {owners[name]} and in {module_name}; rename one")
+                _claim(name, module_name, owners)
     bodies.append("\n".join(lines[body_start:]).strip())
+
+
+def _claim(name: str, origin: str, owners: dict[str, str]) -> None:
+    if owners.setdefault(name, origin) != origin:
+        raise ValueError(f"{name} comes from {owners[name]} and from {origin}; rename one")
 
 
 def _defined_names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
 def _is_ours(module_name: str) -> bool:
@@ -115,6 +122,10 @@ def make_portable(pipeline, folder: str | Path) -> None:
         index[name] = [stem, type(component).__name__]
         (folder / name).mkdir(exist_ok=True)
         (folder / name / f"{stem}.py").write_text(source, encoding="utf-8")
+    for config_file in folder.glob("*/config.json"):
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -233,7 +233,6 @@ def train(config: TrainConfig) -> Path:
                 raise RuntimeError(f"the loss is {loss} at step {step}; lower --learning_rate, or train in bf16")
         if main and (step % config.sample_every == 0 or step == config.max_steps):
             samples_to_file(run / "samples" / f"step-{step:08d}.png")
-            model.train()
         stopping = stop.agreed(accelerator)
         if step % config.checkpoint_every == 0 or step == config.max_steps or stopping:
             checkpoint_now(step)

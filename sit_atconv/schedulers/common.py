@@ -1,5 +1,6 @@
 """What the ODE and the SDE scheduler share."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,12 @@ class InterpolantSchedulerMixin:
     init_noise_sigma = 1.0
 
     def _set_up(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
+        # diffusers takes arguments given by position for defaults, and from_config would forget them
+        defaults = inspect.signature(type(self).__init__).parameters
+        unchanged = [
+            name for name in self.config.get("_use_default_values", []) if self.config[name] == defaults[name].default
+        ]
+        self.register_to_config(_use_default_values=unchanged)
         self.interpolant = Interpolant(path, prediction)
         for field, value in (("train_eps", train_eps), ("sample_eps", sample_eps)):
             if value is not None and not 0 <= value < 0.5:
