@@ -4,6 +4,7 @@ B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,17 +120,20 @@ class SiTPipeline(DiffusionPipeline):
         config = self.transformer.config
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_count("num_inference_steps", num_inference_steps)
-        if not isinstance(guidance_scale, (int, float)) or guidance_scale < 0:
+        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0")
         if guidance_scale != 1.0 and guidance_model is None and config.class_dropout_prob == 0:
             raise ValueError(
                 f"guidance_scale={guidance_scale}: this model was trained without class dropout and cannot be guided; "
                 "use guidance_scale=1"
             )
-        start, end = guidance_interval
-        if not 0 <= start <= end <= 1:
+        if (
+            not isinstance(guidance_interval, (list, tuple))
+            or len(guidance_interval) != 2
+            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
+        ):
             raise ValueError(f"guidance_interval={guidance_interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
-        if guidance_channels is not None and not 1 <= guidance_channels <= config.in_channels:
+        if guidance_channels is not None and guidance_channels not in range(1, config.in_channels + 1):
             raise ValueError(f"guidance_channels={guidance_channels} must lie in 1…{config.in_channels}")
         multiple = self.vae_scale_factor * config.patch_size
         for field, size in (("height", height), ("width", width)):
@@ -194,7 +198,8 @@ class SiTPipeline(DiffusionPipeline):
         """
         labels = self.get_label_ids(class_labels)
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
-        height, width = height or default_size, width or default_size
+        height = default_size if height is None else height
+        width = default_size if width is None else width
         self.check_inputs(
             len(labels),
             guidance_scale,
@@ -308,12 +313,13 @@ class SiTPipeline(DiffusionPipeline):
         interpolant = Interpolant(config.get("path", "linear"), config.get("prediction", "velocity"))
         if interpolant.path != "linear":
             raise ValueError(f"path={interpolant.path!r}: diffusers' flow schedulers know the linear path alone")
+        interval = interpolant.time_interval(interpolant.default_eps(training=False))
         options = {}
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             options["sigmas"] = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=latents.device, **options)
         for i, timestep in enumerate(scheduler.timesteps):
-            t = 1 - timestep.to("cpu", torch.float32) / config.num_train_timesteps
+            t = (1 - timestep.to("cpu", torch.float32) / config.num_train_timesteps).clamp(*interval)
             velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
             latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
             if callback is not None:

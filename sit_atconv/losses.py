@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from .interpolants import Interpolant, expand_like
-from .validation import check_choice, check_positive
+from .validation import check_choice, check_eps, check_positive
 
 WEIGHTINGS = ("none", "velocity", "likelihood")
 TIME_SAMPLINGS = ("uniform", "logit-normal")
@@ -44,6 +44,7 @@ class InterpolantLoss:
         self.weighting = weighting
         self.time_sampling = time_sampling
         self.time_shift = time_shift
+        check_eps("train_eps", train_eps)
         eps = interpolant.default_eps(training=True) if train_eps is None else train_eps
         self.interval = interpolant.time_interval(eps)
 

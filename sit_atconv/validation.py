@@ -16,6 +16,12 @@ def check_positive(field: str, value) -> None:
         raise ValueError(f"{field}={value!r} must be a number above 0")
 
 
+def check_eps(field: str, value) -> None:
+    """Raise ValueError unless `value` is None or may be cut from both ends of [0, 1]."""
+    if value is not None and not 0 <= value < 0.5:
+        raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
+
+
 def check_count(field: str, value) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -14,7 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..validation import check_choice, check_count
+from ..validation import check_choice, check_count, check_positive
 from .atconv import ATConv
 
 MIXERS = ("atconv", "attention")
@@ -178,8 +178,12 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         position_embedding: str | None = None,
     ):
         super().__init__()
-        for field in ("sample_size", "patch_size", "in_channels", "num_layers", "num_attention_heads", "num_classes"):
+        for field in ("sample_size", "patch_size", "in_channels", "num_layers", "num_classes"):
             check_count(field, self.config[field])
+        check_count("out_channels", in_channels if out_channels is None else out_channels)
+        check_count("num_attention_heads", num_attention_heads)
+        check_count("attention_head_dim", attention_head_dim)
+        check_positive("mlp_ratio", mlp_ratio)
         if sample_size % patch_size:
             raise ValueError(f"sample_size={sample_size} is not divisible by patch_size={patch_size}")
         if not 0 <= class_dropout_prob < 1:
@@ -293,7 +297,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             classes = self.config.num_classes if self.training else self.class_embed.num_embeddings
             if labels.numel() and not (0 <= labels.min() and labels.max() < classes):
                 raise ValueError(f"class_labels={labels.tolist()} must lie in 0…{classes - 1}")
-        labels = labels.to(device)
+        labels = labels.to(device, torch.long)  # the null class may not fit into the labels' own type
         if self.training and self.config.class_dropout_prob > 0:
             if dropout is None:
                 dropout = self.draw_class_dropout(batch_size)

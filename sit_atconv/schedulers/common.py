@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..interpolants import Interpolant
-from ..validation import check_count
+from ..validation import check_count, check_eps
 
 ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -34,9 +34,8 @@ class InterpolantSchedulerMixin:
         ]
         self.register_to_config(_use_default_values=unchanged)
         self.interpolant = Interpolant(path, prediction)
-        for field, value in (("train_eps", train_eps), ("sample_eps", sample_eps)):
-            if value is not None and not 0 <= value < 0.5:
-                raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
+        check_eps("train_eps", train_eps)
+        check_eps("sample_eps", sample_eps)
         self.sample_eps = self.interpolant.default_eps(training=False) if sample_eps is None else sample_eps
         if self.sample_eps == 0 and self.interpolant.time_interval(1.0) != (0.0, 1.0):
             raise ValueError(f"sample_eps=0: prediction={prediction!r} on path={path!r} is not finite at both ends")

@@ -123,6 +123,8 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
             ValueError: for too few steps or latents in half precision.
         """
         self._check_state(latents, num_inference_steps)
+        if isinstance(generator, list) and len(generator) != len(latents):
+            raise ValueError(f"generator lists {len(generator)} generators for {len(latents)} images; give one each")
         model_fn = self._counted(model_fn)
         times = self.time_grid(num_inference_steps).tolist()
         x = latents
