@@ -6,6 +6,7 @@ B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ class SiTPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown name, an id outside 0…num_classes − 1, or anything else.
         """
-        if isinstance(labels, torch.Tensor):
+        if isinstance(labels, (torch.Tensor, np.ndarray)):
             labels = labels.tolist()
         if not isinstance(labels, (list, tuple, range)):
             labels = [labels]
@@ -93,11 +94,11 @@ class SiTPipeline(DiffusionPipeline):
                     known = ", ".join(list(self.labels)[:20]) or "none: this model has ids only"
                     raise ValueError(f"class_labels: unknown name {label!r}; known names: {known}")
                 label = self.labels[label]
-            if isinstance(label, bool) or not isinstance(label, int):
+            if isinstance(label, bool) or not isinstance(label, Integral):
                 raise ValueError(f"class_labels: {label!r} is neither a whole number nor a name")
             if not 0 <= label < num_classes:
                 raise ValueError(f"class_labels: {label} must lie in 0…{num_classes - 1}")
-            ids.append(label)
+            ids.append(int(label))
         if not ids:
             raise ValueError("class_labels is empty; name at least one class")
         return ids
@@ -230,11 +231,13 @@ class SiTPipeline(DiffusionPipeline):
             guidance_model,
         )
         solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
-        with evaluating(self.transformer, guidance_model), self.progress_bar(total=num_inference_steps) as progress:
+        adaptive = getattr(self.scheduler, "is_adaptive", False)  # then the bar counts time, not steps
+        total = 1 if adaptive else num_inference_steps
+        with evaluating(self.transformer, guidance_model), self.progress_bar(total=total) as progress:
 
             def callback(step, t, x):
                 progress.set_postfix_str(f"t={t:.3f}", refresh=False)
-                progress.update(1)
+                progress.update(t - progress.n if adaptive else 1)
                 changed = {}
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, step, t, {"latents": x}) or {}

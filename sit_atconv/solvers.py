@@ -393,30 +393,37 @@ def solve_multistep(
     method: str,
     callback: Callback | None = None,
 ) -> torch.Tensor:
-    """Solve by one of torchdiffeq's multistep methods on a uniform grid; a callback watches, but changes nothing.
+    """Solve by one of torchdiffeq's multistep methods on a uniform grid.
 
     Args:
         velocity_fn: (x, t) -> dx/dt.
         x: (B, …), the state at grid[0].
         grid: (steps + 1,) float64 on the CPU, uniform.
         method: one of `MULTISTEP`.
-        callback: called as in `solve_fixed`, but before each step. StopIteration raised in it ends the solve with an
-            error, since the state is torchdiffeq's.
+        callback: as in `solve_fixed`, but what it returns is ignored: these methods live on the states before.
     """
     torchdiffeq = importlib.import_module("torchdiffeq")  # not everyone needs it
 
     class Field(torch.nn.Module):
-        index = 0
+        steps = 0
 
         def forward(self, t, state):
             return velocity_fn(state, t)
 
         def callback_step(self, t, state, dt):
-            if callback is not None:
-                callback(self.index, (t + dt).item(), state)
-            self.index += 1
+            """torchdiffeq calls this before each step."""
+            self.state = state
+            if callback is not None and self.steps:
+                callback(self.steps - 1, t.item(), state)
+            self.steps += 1
 
-    ends = grid[[0, -1]].to(x)
+    field = Field()
     # Adams–Bashforth of torchdiffeq's default order, 12, is stable at no step size that anyone would take.
     options = {"step_size": abs((grid[1] - grid[0]).item()), "max_order": 4}
-    return torchdiffeq.odeint(Field(), x, ends, method=method, options=options)[-1]
+    try:
+        x = torchdiffeq.odeint(field, x, grid[[0, -1]].to(x), method=method, options=options)[-1]
+        if callback is not None:
+            callback(field.steps - 1, grid[-1].item(), x)
+    except StopIteration:
+        return field.state
+    return x

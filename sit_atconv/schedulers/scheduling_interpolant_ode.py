@@ -42,6 +42,11 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         check_positive("rtol", rtol)
         check_positive("atol", atol)
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the solver chooses its own steps."""
+        return self.config.solver in ADAPTIVE
+
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:
         """The uniform grid of num_inference_steps + 1 times, float64."""
         start, end = self.interpolant.time_interval(self.sample_eps)
