@@ -51,9 +51,14 @@ class SiTPipeline(DiffusionPipeline):
         id2label = {str(i): name for i, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label or None)
         # A class may have several names, as ImageNet's do: "goldfish, Carassius auratus". All of them are accepted.
-        self.labels = {
-            name.strip(): int(i) for i, names in id2label.items() for name in (*names.split(","), names) if name.strip()
-        }
+        # A whole name goes before a part of another; a name of several classes names none.
+        self.labels = {}
+        for split in (lambda names: names.split(","), lambda names: [names]):
+            owners = {}
+            for i, names in id2label.items():
+                for name in split(names):
+                    owners.setdefault(name.strip(), set()).add(int(i))
+            self.labels |= {name: min(ids) for name, ids in owners.items() if name and len(ids) == 1}
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
@@ -121,7 +126,11 @@ class SiTPipeline(DiffusionPipeline):
         config = self.transformer.config
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_count("num_inference_steps", num_inference_steps)
-        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < math.inf:
+        if (
+            isinstance(guidance_scale, bool)
+            or not isinstance(guidance_scale, (int, float))
+            or not 0 <= guidance_scale < math.inf
+        ):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0")
         if guidance_scale != 1.0 and guidance_model is None and config.class_dropout_prob == 0:
             raise ValueError(
@@ -144,6 +153,9 @@ class SiTPipeline(DiffusionPipeline):
                     f"{field}={size} must be divisible by {multiple} "
                     f"(VAE factor {self.vae_scale_factor} × patch size {config.patch_size})"
                 )
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(g is None or isinstance(g, torch.Generator) for g in generators):
+            raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list of one per image")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator lists {len(generator)} generators for {batch_size} images; give one per image")
         expected = self.latents_shape(batch_size, height, width)
@@ -314,6 +326,17 @@ class SiTPipeline(DiffusionPipeline):
         # `from_config` of our scheduler's config hands these on
         config = scheduler.config
         interpolant = Interpolant(config.get("path", "linear"), config.get("prediction", "velocity"))
+        name = type(scheduler).__name__
+        flow = name.startswith("FlowMatch") or (
+            config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+        )
+        if not flow:
+            raise ValueError(
+                f"scheduler {name} is not set up for flow matching; use "
+                f"{name}.from_config(config, use_flow_sigmas=True, prediction_type='flow_prediction')"
+            )
+        if config.get("stochastic_sampling"):
+            raise ValueError(f"{name}: stochastic_sampling draws without a generator; use InterpolantSDEScheduler")
         if interpolant.path != "linear":
             raise ValueError(f"path={interpolant.path!r}: diffusers' flow schedulers know the linear path alone")
         interval = interpolant.time_interval(interpolant.default_eps(training=False))
@@ -321,13 +344,17 @@ class SiTPipeline(DiffusionPipeline):
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             options["sigmas"] = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=latents.device, **options)
+        step_options = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            step_options["generator"] = generator
+        times = 1 - scheduler.sigmas.to("cpu", torch.float32)  # their timesteps may be rounded to whole numbers
         for i, timestep in enumerate(scheduler.timesteps):
-            t = (1 - timestep.to("cpu", torch.float32) / config.num_train_timesteps).clamp(*interval)
+            t = times[i].clamp(*interval)
             velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
-            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+            latents = scheduler.step(-velocity, timestep, latents, return_dict=False, **step_options)[0]
             if callback is not None:
                 try:
-                    replaced = callback(i, t.item(), latents)
+                    replaced = callback(i, times[min(i + 1, len(times) - 1)].item(), latents)
                 except StopIteration:
                     return latents
                 latents = latents if replaced is None else replaced

@@ -32,7 +32,8 @@ def save_checkpoint(
     """Publish `folder`/step-…, then remove all but the newest `keep` checkpoints."""
     target = folder / f"step-{step:08d}"
     staging = folder / f"{STAGING}{target.name}"
-    shutil.rmtree(staging, ignore_errors=True)
+    for leftover in folder.glob(f"{STAGING}*"):  # of saves that were killed
+        shutil.rmtree(leftover)
     staging.mkdir(parents=True)
     names = [name for name, _ in model.named_parameters()]
     optimizer_state = optimizer.state_dict()["state"]
@@ -75,6 +76,10 @@ def load_checkpoint(
         raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
 
     names = [name for name, _ in model.named_parameters()]
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    for part in ("model", "ema"):
+        if {name: value.shape for name, value in tensors[part].items()} != shapes:
+            raise ValueError(f"checkpoint {path}: {part}.safetensors holds another model")
     model.load_state_dict(tensors["model"])
     for shadow, name in zip(ema.shadow_params, names, strict=True):
         shadow.copy_(tensors["ema"][name])

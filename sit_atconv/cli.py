@@ -13,20 +13,22 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be used.
     """
-    import torch
+    from PIL import Image
 
+    from .evaluation import check_new_file, image_generator, pick_device
     from .images import save_grid
     from .pipelines.pipeline_sit import SiTPipeline
-    from .validation import check_count
+    from .validation import check_choice, check_count
 
     check_count("images_per_class", args.images_per_class)
-    if Path(args.out).exists():
-        raise ValueError(f"out={args.out!r} exists; name another file")
+    check_new_file("out", args.out)
+    check_choice("the ending of out", Path(args.out).suffix.lower(), Image.registered_extensions())
+    device = pick_device(args.device)
     try:
         pipeline = SiTPipeline.from_pretrained(args.folder)
     except OSError as error:
         raise ValueError(f"folder={args.folder!r} is no pipeline folder: {str(error).splitlines()[0]}") from error
-    pipeline.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline.to(device)
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
     named = [int(name) if name.lstrip("-").isdigit() and name not in pipeline.labels else name for name in args.classes]
     rows = pipeline.get_label_ids(named or first)
@@ -35,7 +37,7 @@ def sample(args: argparse.Namespace) -> None:
         labels,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,
-        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(labels))],
+        generator=[image_generator(args.seed, i) for i in range(len(labels))],
         output_type="pt",
     ).images
     save_grid(images, args.out, columns=args.images_per_class)
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--guidance_scale", type=float, default=1.0, help="1 is no guidance (%(default)s)")
     command.add_argument("--num_inference_steps", type=int, default=50, help="solver steps (%(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    command.add_argument("--device", help="such as cpu or cuda (the GPU where there is one)")
+    command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU where there is one)")
     return parser
 
 

@@ -83,6 +83,9 @@ class GuidedModel:
 
 def run(transformer: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One network call in the network's own precision; float32 in and out."""
+    if not t.ndim and t.device != x.device:
+        # Filled in there: copying one number to a GPU would make the CPU wait for all that the GPU has yet to do.
+        t = torch.full((len(x),), t.item(), device=x.device)
     return transformer(x.to(transformer.dtype), t, labels, return_dict=False)[0].float()
 
 

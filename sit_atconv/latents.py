@@ -20,10 +20,14 @@ def load_vae(name_or_path: str) -> torch.nn.Module:
     try:
         config = AutoencoderKL.load_config(name_or_path, **options)
         check_choice(f"vae={name_or_path!r}: its class", config.get("_class_name"), VAE_CLASSES)
-        vae = VAE_CLASSES[config["_class_name"]].from_pretrained(name_or_path, **options)
+        vae, info = VAE_CLASSES[config["_class_name"]].from_pretrained(
+            name_or_path, output_loading_info=True, **options
+        )
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"vae={name_or_path!r} is no autoencoder folder and cannot be fetched: {reason}") from error
+    if wrong := sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"]))):
+        raise ValueError(f"vae={name_or_path!r}: missing or unexpected weights: {', '.join(wrong)}")
     return vae.eval().requires_grad_(False)
 
 

@@ -116,6 +116,7 @@ def make_portable(pipeline, folder: str | Path) -> None:
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
             continue
         component = getattr(pipeline, name)
+        component = getattr(component, "_orig_mod", component)  # inside of torch.compile's wrapper
         if component is None or type(component).__module__.split(".")[0] in LOADABLE_CLASSES:
             continue
         stem, source = portable_source(type(component))

@@ -292,15 +292,16 @@ def solve_fixed(
 def _error_norm(error: torch.Tensor, x: torch.Tensor, x_next: torch.Tensor, rtol: float, atol: float) -> torch.Tensor:
     """Root mean square of the error in units of the tolerance, per sample: (B,) float64 on the CPU."""
     scaled = error / (atol + rtol * torch.maximum(x.abs(), x_next.abs()))
-    return scaled.flatten(1).square().mean(1).sqrt().double().cpu()
+    return scaled.flatten(1).square().mean(1).sqrt().cpu().double()
 
 
-def _first_step(velocity_fn, x, velocity, t, direction, order, rtol, atol) -> torch.Tensor:
+def _first_step(velocity_fn, x, velocity, t, direction, span, order, rtol, atol) -> torch.Tensor:
     """Hairer's guess of a step at which the error is near the tolerance (Solving ODEs I, Section II.4): (B,)."""
     zero = torch.zeros_like(x)
     d0 = _error_norm(x, x, zero, rtol, atol)
     d1 = _error_norm(velocity, x, zero, rtol, atol)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.tensor(1e-6, dtype=torch.float64), 0.01 * d0 / d1)
+    h0 = h0.clamp(max=span)  # the network knows no times beyond the end
     step = expand_like((direction * h0).to(x), x)
     change = velocity_fn(x + step * velocity, (t + direction * h0).to(x)) - velocity
     d2 = _error_norm(change, x, zero, rtol, atol) / h0
@@ -336,7 +337,7 @@ def solve_adaptive(
     B = len(x)
     t = torch.full((B,), t_start, dtype=torch.float64)
     velocity = velocity_fn(x, t.to(x))
-    h = _first_step(velocity_fn, x, velocity, t, direction, tableau.order, rtol, atol)
+    h = _first_step(velocity_fn, x, velocity, t, direction, abs(t_end - t_start), tableau.order, rtol, atol)
     rejected = torch.zeros(B, dtype=torch.bool)
     for i in range(MAX_STEPS):
         remaining = direction * (t_end - t)
@@ -362,7 +363,7 @@ def solve_adaptive(
                 replaced = callback(i, (t.min() if direction > 0 else t.max()).item(), x)
             except StopIteration:
                 return x
-            if replaced is not None:
+            if replaced is not None and replaced is not x:
                 x = replaced
                 velocity = velocity_fn(x, t.to(x))
         done = t == t_end
@@ -402,7 +403,7 @@ def solve_multistep(
         method: one of `MULTISTEP`.
         callback: as in `solve_fixed`, but what it returns is ignored: these methods live on the states before.
     """
-    torchdiffeq = importlib.import_module("torchdiffeq")  # not everyone needs it
+    torchdiffeq = importlib.import_module("torchdiffeq")  # portable folders work without it, but for these methods
 
     class Field(torch.nn.Module):
         steps = 0
@@ -419,9 +420,10 @@ def solve_multistep(
 
     field = Field()
     # Adams–Bashforth of torchdiffeq's default order, 12, is stable at no step size that anyone would take.
-    options = {"step_size": abs((grid[1] - grid[0]).item()), "max_order": 4}
+    options = {"step_size": abs((grid[1] - grid[0]).item()) * (1 + 1e-6), "max_order": 4}  # no step more, by rounding
     try:
         x = torchdiffeq.odeint(field, x, grid[[0, -1]].to(x), method=method, options=options)[-1]
+        field.state = x
         if callback is not None:
             callback(field.steps - 1, grid[-1].item(), x)
     except StopIteration:

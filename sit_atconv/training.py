@@ -126,6 +126,9 @@ class TrainConfig:
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "max_grad_norm", "time_shift"):
             check_positive(name, getattr(self, name))
+        for name in ("num_workers", "seed", "lr_warmup_steps", "weight_decay", "sample_guidance_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
         if self.mixer is None:
@@ -145,27 +148,34 @@ def prepare_run_folder(config: TrainConfig) -> Path | None:
     checkpoints = checkpoint_steps(folder / "checkpoints")
     if config.resume == "latest" and not checkpoints:
         raise ValueError(f"resume=latest: {folder}/checkpoints holds no checkpoint; leave --resume out to start a run")
+    starts_over = config.resume == "auto" and not checkpoints and not _changes(config, folder)
     if config.resume is None or not checkpoints:
-        if folder.exists() and any(folder.iterdir()):
+        if not starts_over and folder.exists() and any(folder.iterdir()):
             raise ValueError(
                 f"output_dir={str(folder)!r} holds another run; choose another --output_dir, or continue that run with "
                 "--resume latest"
             )
         return None
-    saved = yaml.safe_load((folder / "config.yaml").read_text())
-    now = dataclasses.asdict(config)
-    changed = [
-        f"{name}: {saved.get(name)!r} -> {value!r}"
-        for name, value in now.items()
-        if name not in CHANGEABLE_ON_RESUME and saved.get(name) != value
-    ]
-    if changed:
+    if changed := _changes(config, folder):
         raise ValueError(f"resume={config.resume}: this is another run than the one in {folder}: {'; '.join(changed)}")
-    if checkpoints[-1][0] >= config.max_steps:
+    if checkpoints[-1][0] > config.max_steps:  # at max_steps all that is left is to write the pipeline
         raise ValueError(
             f"resume={config.resume}: the run in {folder} has done {checkpoints[-1][0]} steps; raise --max_steps"
         )
     return checkpoints[-1][1]
+
+
+def _changes(config: TrainConfig, folder: Path) -> list[str]:
+    """What sets this run apart from the one in `folder`."""
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text())
+    except FileNotFoundError:
+        return [f"{folder} holds no config.yaml"]
+    return [
+        f"{name}: {saved.get(name)!r} -> {value!r}"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in CHANGEABLE_ON_RESUME and saved.get(name) != value
+    ]
 
 
 def save_config(config: TrainConfig) -> None:
@@ -198,13 +208,15 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
         "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
         "num_classes": len(dataset.classes),
         "mixer": config.mixer,
-        **config.model,
     }
+    if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
+        raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
+    arguments |= config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
             return SiTTransformer2DModel.from_preset(config.preset, **arguments)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
             raise ValueError(f"model={config.model}: {reason}") from error
 

@@ -41,6 +41,7 @@ def test_sample_is_a_function_of_the_seed(folder, tmp_path):
         (["--classes", "cow"], "unknown name 'cow'"),
         (["--images_per_class", "0"], "images_per_class=0"),
         (["--num_inference_steps", "0"], "num_inference_steps=0"),
+        (["--device", "quantum"], "device='quantum'"),
     ],
 )
 def test_mistakes_end_with_one_line(folder, tmp_path, capsys, options, expected):

@@ -2,7 +2,7 @@
 
     accelerate launch train/train_sit.py                               # handwritten digits, about 5 minutes on 2 cores
     accelerate launch train/train_sit.py --mixer attention             # the baseline
-    accelerate launch train/train_sit.py --data PHOTOS --image_size 64 --preset SiT-ATConv-S/4
+    accelerate launch train/train_sit.py --config train/configs/folder_pixels.yaml --data PHOTOS
     accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS
 
 t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, S latent size.
@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +39,7 @@ from sit_atconv.data import (
     draw_per_sample,
     open_dataset,
 )
+from sit_atconv.evaluation import image_generator
 from sit_atconv.images import save_grid
 from sit_atconv.latents import encode, load_vae
 from sit_atconv.training import TrainConfig, build_transformer, learning_rate, prepare_run_folder, save_config
@@ -88,17 +90,17 @@ def build_pipeline(config: TrainConfig, transformer, vae, dataset: ImageDataset)
 def write_sample_grid(config: TrainConfig, pipeline: SiTPipeline, file: Path) -> None:
     """Draw the first classes from the same noise each time, one class a row."""
     pipeline.set_progress_bar_config(disable=True)
-    classes = range(min(GRID_CLASSES, pipeline.transformer.config.num_classes))
-    labels = [label for label in classes for _ in range(GRID_COLUMNS)]
-    generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(labels))]
-    images = pipeline(
-        labels,
-        guidance_scale=config.sample_guidance_scale,
-        num_inference_steps=config.sample_steps,
-        generator=generators,
-        output_type="pt",
-    ).images
-    save_grid(images, file, columns=GRID_COLUMNS)
+    rows = []
+    for label in range(min(GRID_CLASSES, pipeline.transformer.config.num_classes)):
+        images = pipeline(
+            [label] * GRID_COLUMNS,
+            guidance_scale=config.sample_guidance_scale,
+            num_inference_steps=config.sample_steps,
+            generator=[image_generator(config.seed, label * GRID_COLUMNS + i) for i in range(GRID_COLUMNS)],
+            output_type="pt",
+        ).images
+        rows.append(images.cpu())
+    save_grid(torch.cat(rows), file, columns=GRID_COLUMNS)
 
 
 def train(config: TrainConfig) -> Path:
@@ -126,6 +128,11 @@ def train(config: TrainConfig) -> Path:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(device)
     transformer = build_transformer(config, dataset, vae)
+    if config.sample_guidance_scale != 1 and transformer.config.class_dropout_prob == 0:
+        raise ValueError(
+            f"sample_guidance_scale={config.sample_guidance_scale}: without class dropout the model cannot be guided; "
+            "use 1, or a class_dropout_prob above 0"
+        )
     interpolant = Interpolant(config.path, config.prediction)
     loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
     checkpoint = prepare_run_folder(config)
@@ -192,7 +199,7 @@ def train(config: TrainConfig) -> Path:
         return loss_fn(model_fn, latents, x_0=draw(NOISE, shape), t=loss_fn.time_from_normal(draw(TIME))).mean()
 
     stop = Stop()
-    metrics = (run / "metrics.jsonl").open("a", buffering=1) if main else None
+    metrics = open_metrics(run / "metrics.jsonl", start_step) if main else None
     progress = tqdm(
         initial=start_step, total=config.max_steps, desc="training", unit="step", disable=not main, dynamic_ncols=True
     )
@@ -201,13 +208,15 @@ def train(config: TrainConfig) -> Path:
     for step, batch in enumerate(loader, start=start_step + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step - 1)
+        loss_of_step = torch.zeros((), device=device)
         parts = list(zip(*(tensor.chunk(config.gradient_accumulation_steps) for tensor in batch), strict=True))
         for i, part in enumerate(parts):
             # DDP adds up gradients over processes in the last part's backward pass alone.
             with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
                 loss = micro_batch_loss(*part) / len(parts)
                 accelerator.backward(loss)
-            loss_sum += loss.detach()
+            loss_of_step += loss.detach()
+        loss_sum += loss_of_step
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -221,7 +230,7 @@ def train(config: TrainConfig) -> Path:
             loss_sum, last_log_step, last_log_time = torch.zeros_like(loss_sum), step, now
             values = {
                 "loss": loss,
-                "grad_norm": float(grad_norm),
+                "grad_norm": float(grad_norm) if torch.isfinite(grad_norm) else None,
                 "learning_rate": learning_rate(config, step - 1),
                 "images_per_second": speed,
             }
@@ -229,12 +238,16 @@ def train(config: TrainConfig) -> Path:
                 metrics.write(json.dumps({"step": step, **values}) + "\n")
                 progress.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
                 accelerator.log(values, step=step)
-            if not loss < float("inf"):
-                raise RuntimeError(f"the loss is {loss} at step {step}; lower --learning_rate, or train in bf16")
+        stopping = stop.agreed(accelerator)
+        checkpointing = step % config.checkpoint_every == 0 or step == config.max_steps or stopping
+        if (checkpointing or step % config.log_every == 0) and not torch.isfinite(loss_of_step):
+            raise FloatingPointError(
+                f"the loss is {loss_of_step.item()} at step {step}; lower --learning_rate, or train in bf16. "
+                "Checkpoints hold the state before."
+            )
         if main and (step % config.sample_every == 0 or step == config.max_steps):
             samples_to_file(run / "samples" / f"step-{step:08d}.png")
-        stopping = stop.agreed(accelerator)
-        if step % config.checkpoint_every == 0 or step == config.max_steps or stopping:
+        if checkpointing:
             checkpoint_now(step)
         if stopping and step < config.max_steps:
             progress.close()
@@ -250,6 +263,13 @@ def train(config: TrainConfig) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run / "pipeline"
+
+
+def open_metrics(file: Path, start_step: int) -> TextIO:
+    """Open the log to append to, without the lines of steps that are about to be done again."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= start_step))
+    return file.open("a", buffering=1)
 
 
 def resume_command() -> str:
@@ -275,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
     try:
         train(parse_arguments(arguments))
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one says so
             print(f"train_sit.py: error: {error}", file=sys.stderr)
         sys.exit(2)

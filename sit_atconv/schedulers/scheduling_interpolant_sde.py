@@ -27,16 +27,18 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         prediction: "velocity", "score", "noise" or "data", as the model was trained.
         solver: "euler_maruyama" (one network call a step) or "heun" (two).
         diffusion_form: the shape of w(t): "constant", "sbdm", "sigma", "linear", "decreasing" or
-            "increasing-decreasing"; see `Interpolant.diffusion`.
+            "increasing-decreasing"; see `Interpolant.diffusion`. "sbdm" starts with w in the hundreds on the linear and
+            GVP paths and wants 100 steps or more; "constant" wants more the closer the data lies to a surface.
         diffusion_norm: the scale of w.
         last_step: how the last stretch to t=1 is covered, without noise: "mean" (a step of the SDE's drift), "euler"
-            (a step of the ODE), "tweedie" (the expected data), or "none" (the SDE runs to the end).
+            (a step of the ODE), "tweedie" (the expected data), or "none" (the SDE runs to the end). "mean" takes away
+            a little of the spread, the more the larger w is there.
         last_step_size: the length of that stretch; ignored by "none".
         train_eps: what training cut from the ends of [0, 1]; kept for the record.
         sample_eps: what sampling cuts from the ends where the prediction is not finite; SiT's default where None.
 
     Raises:
-        ValueError: for an unknown choice, or numbers out of range.
+        ValueError: for an unknown choice, numbers out of range, or no last step where w·score is infinite at t=1.
     """
 
     @register_to_config
@@ -59,6 +61,12 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         check_choice("last_step", last_step, LAST_STEPS)
         if last_step != "none" and not 0 < last_step_size < 0.5:
             raise ValueError(f"last_step_size={last_step_size!r} must be between 0 and 0.5")
+        _, end = self.interpolant.time_interval(self.sample_eps)
+        if last_step == "none" and end == 1 and self._diffusion(torch.ones(())) > 1e-6:
+            raise ValueError(
+                f"last_step='none' with diffusion_form={diffusion_form!r} and diffusion_norm={diffusion_norm}: w is not "
+                "0 at t=1, where the score of images has no bound; use last_step='mean', or diffusion_form='sigma'"
+            )
 
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:
         """The uniform grid of the SDE's steps, float64. Its last point is where the last step starts, if there is one.

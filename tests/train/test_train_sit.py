@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import train_sit
 import yaml
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
@@ -124,6 +125,56 @@ def test_interrupt_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
+def test_resume_of_a_finished_run_writes_the_pipeline(tmp_path):
+    """As after a kill between the last checkpoint and the end."""
+    expected = weights(run(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    assert_same(weights(run(tmp_path / "run", "--resume", "latest")), expected)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+
+def test_resume_auto_starts_over_without_a_checkpoint(tmp_path, capsys):
+    whole = weights(run(tmp_path / "run", "--resume", "auto"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    assert_same(weights(run(tmp_path / "run", "--resume", "auto")), whole)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    options = ["--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--resume", "auto", "--seed", "3"]
+    assert "holds another run" in refusal(capsys, *options)
+
+
+def test_killed_saves_are_swept(tmp_path):
+    (tmp_path / "run" / "checkpoints" / ".staging-step-00000001").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(
+        yaml.safe_dump(vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), *TINY])))
+    )
+    run(tmp_path / "run", "--resume", "auto", steps=2)
+    assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_diverged_loss_stops_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_sit.InterpolantLoss, "_weighted_error", lambda self, output, *_: output * float("nan"))
+    assert "the loss is nan at step 2" in refusal(capsys, "--output_dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_vae_with_missing_weights_is_refused(tmp_path, capsys, photos):
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({key: value for key, value in tensors.items() if key != name}, file)
+    arguments = ("--data", str(photos), "--image_size", "16", "--vae", str(tmp_path / "vae"))
+    assert name in refusal(capsys, "--output_dir", str(tmp_path / "run"), *arguments)
+
+
 def test_unreadable_checkpoint_is_named(tmp_path, capsys):
     run(tmp_path / "run", steps=2)
     file = tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer.safetensors"
@@ -222,6 +273,10 @@ def test_shipped_configs_parse(file):
         (["--vae", "nowhere/vae"], "vae='nowhere/vae' is no autoencoder"),
         (["--gradient_accumulation_steps", "3"], "batch_size=32 must be divisible by 3"),
         (["--resume", "latest"], "holds no checkpoint"),
+        (["--model.in_channels", "4"], "in_channels follow from"),
+        (["--model.class_dropout_prob", "2"], "class_dropout_prob=2"),
+        (["--model.class_dropout_prob", "0", "--sample_guidance_scale", "4"], "cannot be guided"),
+        (["--seed", "-1"], "seed=-1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, arguments, expected):
