@@ -216,7 +216,7 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
         torch.manual_seed(config.seed)
         try:
             return SiTTransformer2DModel.from_preset(config.preset, **arguments)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
             raise ValueError(f"model={config.model}: {reason}") from error
 

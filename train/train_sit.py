@@ -251,7 +251,7 @@ def train(config: TrainConfig) -> Path:
             checkpoint_now(step)
         if stopping and step < config.max_steps:
             progress.close()
-            accelerator.print(f"stopped after step {step}; continue with: {resume_command()}")
+            accelerator.print(f"stopped after step {step}; continue with the same command and --resume latest")
             accelerator.end_training()
             return run
     progress.close()
@@ -270,12 +270,6 @@ def open_metrics(file: Path, start_step: int) -> TextIO:
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     file.write_text("".join(line for line in lines if json.loads(line)["step"] <= start_step))
     return file.open("a", buffering=1)
-
-
-def resume_command() -> str:
-    """The command that continues this run."""
-    resume = [] if any(argument.startswith("--resume") for argument in sys.argv) else ["--resume", "latest"]
-    return shlex.join(["accelerate", "launch", *sys.argv, *resume])
 
 
 def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:

@@ -64,8 +64,8 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         _, end = self.interpolant.time_interval(self.sample_eps)
         if last_step == "none" and end == 1 and self._diffusion(torch.ones(())) > 1e-6:
             raise ValueError(
-                f"last_step='none' with diffusion_form={diffusion_form!r} and diffusion_norm={diffusion_norm}: w is not "
-                "0 at t=1, where the score of images has no bound; use last_step='mean', or diffusion_form='sigma'"
+                f"last_step='none' with diffusion_form={diffusion_form!r}, diffusion_norm={diffusion_norm}: w is not 0 "
+                "at t=1, where the score of images has no bound; use last_step='mean', or diffusion_form='sigma'"
             )
 
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:

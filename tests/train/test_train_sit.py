@@ -325,3 +325,11 @@ def test_generated_digits_are_recognised(tmp_path, mixer):
     classifier = SVC().fit(real.data / 16, real.target)
     accuracy = (classifier.predict(images.reshape(len(labels), -1)) == labels).mean()
     assert accuracy > 0.65  # chance is 0.1
+
+    # other sizes than the one trained on, square or not, give pictures of strokes, too
+    for height, width in ((16, 16), (8, 12)):
+        generator = torch.Generator().manual_seed(0)
+        images = pipeline([3] * 4, height=height, width=width, generator=generator, output_type="np").images
+        assert images.shape == (4, height, width, 1)
+        assert 0.1 < images.mean() < 0.6
+        assert images.std() > 0.2
