@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from sit_atconv.guidance import GuidedModel, evaluating
 from sit_atconv.interpolants import Interpolant
+from sit_atconv.latents import check_vae_weights, decode, encode, vae_scale_factor
 from sit_atconv.portable import PACKAGE, make_portable, use_installed_classes
 from sit_atconv.validation import check_choice, check_count
 
@@ -59,7 +60,7 @@ class SiTPipeline(DiffusionPipeline):
                 for name in split(names):
                     owners.setdefault(name.strip(), set()).add(int(i))
             self.labels |= {name: min(ids) for name, ids in owners.items() if name and len(ids) == 1}
-        self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = vae_scale_factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
 
@@ -75,6 +76,19 @@ class SiTPipeline(DiffusionPipeline):
         if cls.__module__.split(".")[0] == PACKAGE:
             use_installed_classes(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":
+        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning.
+
+        Raises:
+            ValueError: naming the weights.
+        """
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path) / "vae"
+        if pipeline.vae is not None and "vae" not in kwargs and "quantization_config" not in kwargs:
+            check_vae_weights(pipeline.vae, folder)
+        return pipeline
 
     @property
     def interrupt(self) -> bool:
@@ -255,7 +269,8 @@ class SiTPipeline(DiffusionPipeline):
                     changed = callback_on_step_end(self, step, t, {"latents": x}) or {}
                 if self._interrupt:
                     raise StopIteration
-                return changed.get("latents")
+                replaced = changed.get("latents")
+                return None if replaced is None else replaced.to(x)
 
             latents = solve(model_fn, latents, num_inference_steps, generator=generator, callback=callback)
 
@@ -298,26 +313,17 @@ class SiTPipeline(DiffusionPipeline):
         device = self._execution_device
         latents = images.to(device, torch.float32) * 2 - 1
         if self.vae is not None:
-            encoded = self.vae.encode(latents.to(self.vae.dtype))
-            latents = (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents).float()
-            latents = (latents - self._latent_shift) * self.vae.config.scaling_factor
+            latents = encode(self.vae, latents)
         model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance_scale)
         with evaluating(self.transformer):
             latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
 
-    @property
-    def _latent_shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
-
     def _decode(self, latents: torch.Tensor, output_type: str):
         if output_type == "latent":
             return latents
-        images = latents
-        if self.vae is not None:
-            latents = latents / self.vae.config.scaling_factor + self._latent_shift
-            images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        images = latents if self.vae is None else decode(self.vae, latents)
         return self.image_processor.postprocess(images, output_type=output_type)
 
     def _solve_with_flow_scheduler(self, model_fn, latents, num_inference_steps, generator=None, callback=None):

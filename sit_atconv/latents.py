@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors import safe_open
 
 from .validation import check_choice
 
@@ -36,15 +37,38 @@ def vae_scale_factor(vae: torch.nn.Module | None) -> int:
     return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def encode(vae: torch.nn.Module, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def latent_shift(vae: torch.nn.Module) -> float:
+    """What is taken from the VAE's latents before they are scaled."""
+    return getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def encode(vae: torch.nn.Module, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """Encode pixels (B, C, S, S) in [−1, 1] as the latents that the transformer sees, (B, c, s, s) float32.
 
-    A KL autoencoder's posterior is sampled with `noise` (B, c, s, s); a tiny one has no spread.
+    A KL autoencoder's posterior is sampled with `noise` (B, c, s, s), or its mean taken; a tiny one has no spread.
     """
     encoded = vae.encode(pixels.to(vae.dtype))
     if hasattr(encoded, "latent_dist"):
         posterior = encoded.latent_dist
-        latents = posterior.mean.float() + posterior.std.float() * noise
+        latents = posterior.mean.float()
+        if noise is not None:
+            latents = latents + posterior.std.float() * noise
     else:
         latents = encoded.latents.float()
-    return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+    return (latents - latent_shift(vae)) * vae.config.scaling_factor
+
+
+def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Decode the transformer's latents (B, c, s, s) as pixels (B, C, S, S) in [−1, 1], float32."""
+    latents = latents / vae.config.scaling_factor + latent_shift(vae)
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+
+
+def check_vae_weights(vae: torch.nn.Module, folder: Path) -> None:
+    """Raise ValueError unless the safetensors files in `folder`, if any, hold just the weights of `vae`."""
+    stored = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            stored |= set(opened.keys())
+    if stored and (wrong := sorted(stored ^ vae.state_dict().keys())):
+        raise ValueError(f"{folder}: missing or unexpected weights: {', '.join(wrong)}")

@@ -13,8 +13,9 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from safetensors.torch import load_file, save_file
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -353,6 +354,17 @@ def test_flow_schedulers_take_the_linear_path_alone(path, tiny_pipeline):
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match=f"path='{path}'"):
         draw(pipe)
+
+
+def test_a_vae_with_missing_weights_is_an_error(tiny_pipeline, autoencoder_tiny, tmp_path):
+    tiny_pipeline(vae=autoencoder_tiny, in_channels=autoencoder_tiny.config.latent_channels).save_pretrained(tmp_path)
+    SiTPipeline.from_pretrained(tmp_path)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["extra.weight"] = tensors.pop(name := min(tensors))
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"vae: missing or unexpected weights: {name}, extra.weight"):
+        SiTPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
