@@ -285,6 +285,9 @@ class SiTPipeline(DiffusionPipeline):
         class_labels: int | str | list[int | str] | torch.Tensor,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        guidance_model: ModelMixin | None = None,
     ) -> torch.Tensor:
         """Find the noise from which the ODE makes these images, by solving it from data to noise.
 
@@ -295,13 +298,13 @@ class SiTPipeline(DiffusionPipeline):
             class_labels: the classes of the images.
             num_inference_steps: as in sampling. The finer the steps, the closer the round trip: take an adaptive
                 solver for an exact one.
-            guidance_scale: as in sampling; guidance makes the round trip less exact.
+            guidance_scale, guidance_interval, guidance_channels, guidance_model: as the images were made.
 
         Returns:
             latents (B, C, h, w) float32, to hand to `__call__`.
 
         Raises:
-            ValueError: for a scheduler that is no ODE of ours, or labels that do not fit.
+            ValueError: for a scheduler that is no ODE of ours, or an argument that cannot be used.
         """
         if "reverse" not in inspect.signature(getattr(self.scheduler, "solve", len)).parameters:
             raise ValueError(
@@ -310,12 +313,31 @@ class SiTPipeline(DiffusionPipeline):
         labels = self.get_label_ids(class_labels)
         if len(labels) != len(images):
             raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
+        self.check_inputs(
+            len(labels),
+            guidance_scale,
+            guidance_interval,
+            guidance_channels,
+            num_inference_steps,
+            *images.shape[-2:],
+            generator=None,
+            latents=None,
+            output_type="latent",
+            guidance_model=guidance_model,
+        )
         device = self._execution_device
         latents = images.to(device, torch.float32) * 2 - 1
         if self.vae is not None:
             latents = encode(self.vae, latents)
-        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance_scale)
-        with evaluating(self.transformer):
+        model_fn = GuidedModel(
+            self.transformer,
+            torch.tensor(labels, device=device),
+            guidance_scale,
+            guidance_interval,
+            guidance_channels,
+            guidance_model,
+        )
+        with evaluating(self.transformer, guidance_model):
             latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents

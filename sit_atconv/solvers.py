@@ -322,6 +322,8 @@ def solve_adaptive(
 ) -> torch.Tensor:
     """Integrate each sample with its own steps, so that no image depends on the others in its batch.
 
+    A sample that has arrived stays in the batch until the slowest is there: the network still sees its row.
+
     Args:
         velocity_fn: (x, t) -> dx/dt with t (B,).
         x: (B, …), the state at t_start.

@@ -375,6 +375,19 @@ def test_invert_finds_the_noise(solver, tiny_pipeline, assert_close):
     assert_close(pipe.invert(images, [0, 3], num_inference_steps=20), noise, 1e-2)
 
 
+def test_invert_undoes_guidance(tiny_pipeline, assert_close):
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="rk4"))
+    guidance = dict(guidance_scale=4.0, guidance_interval=(0.0, 0.5), guidance_channels=2)
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    latents = pipe([0, 3], latents=noise, num_inference_steps=40, output_type="latent", **guidance).images
+    found = pipe.invert(latents / 2 + 0.5, [0, 3], num_inference_steps=40, **guidance)
+    assert_close(found, noise, 1e-2)
+    unguided = pipe.invert(latents / 2 + 0.5, [0, 3], num_inference_steps=40)
+    assert (unguided - noise).abs().max() > 5 * (found - noise).abs().max()
+    with pytest.raises(ValueError, match="guidance_interval"):
+        pipe.invert(latents, [0, 3], guidance_interval=(0.5, 0.2))
+
+
 def test_invert_encodes_with_the_vae(tiny_pipeline, autoencoder_kl, assert_close):
     pipe = tiny_pipeline(InterpolantODEScheduler(), vae=autoencoder_kl, in_channels=4)
     images = torch.rand(1, 3, 16, 16, generator=seeded())
