@@ -25,6 +25,7 @@ class InterpolantSchedulerMixin:
 
     order = 1
     init_noise_sigma = 1.0
+    solvers: tuple[str, ...] = ()  # that the class offers
 
     def _set_up(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
         # diffusers takes arguments given by position for defaults, and from_config would forget them
@@ -43,6 +44,13 @@ class InterpolantSchedulerMixin:
         self.timesteps = torch.empty(0)
         self._grid = torch.empty(0, dtype=torch.float64)
         self._step_index = 0
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """Read a config. One of another scheduler may name a solver that is unknown here: then the default is taken."""
+        if config_dict.get("_class_name") != cls.__name__ and config_dict.get("solver") not in cls.solvers:
+            config_dict = {name: value for name, value in config_dict.items() if name != "solver"}
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
         """Return the sample as it is: the network takes x_t unscaled."""

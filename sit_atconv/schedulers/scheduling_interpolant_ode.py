@@ -26,6 +26,8 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         ValueError: for an unknown choice, a tolerance that is not positive, or an eps of 0 where one is needed.
     """
 
+    solvers = (*FIXED_STEP, *ADAPTIVE, *MULTISTEP)
+
     @register_to_config
     def __init__(
         self,
@@ -38,7 +40,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         sample_eps: float | None = None,
     ):
         self._set_up(path, prediction, train_eps, sample_eps)
-        check_choice("solver", solver, (*FIXED_STEP, *ADAPTIVE, *MULTISTEP))
+        check_choice("solver", solver, self.solvers)
         check_positive("rtol", rtol)
         check_positive("atol", atol)
 

@@ -41,6 +41,8 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         ValueError: for an unknown choice, numbers out of range, or no last step where w·score is infinite at t=1.
     """
 
+    solvers = SDE_SOLVERS
+
     @register_to_config
     def __init__(
         self,
@@ -55,7 +57,7 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         sample_eps: float | None = None,
     ):
         self._set_up(path, prediction, train_eps, sample_eps)
-        check_choice("solver", solver, SDE_SOLVERS)
+        check_choice("solver", solver, self.solvers)
         check_choice("diffusion_form", diffusion_form, DIFFUSION_FORMS)
         check_positive("diffusion_norm", diffusion_norm)
         check_choice("last_step", last_step, LAST_STEPS)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from sit_atconv import InterpolantSDEScheduler
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.interpolants import DIFFUSION_FORMS, PREDICTIONS
 from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS, SDE_SOLVERS
 
@@ -273,6 +273,27 @@ def test_config_round_trip(tmp_path, latents):
             rtol=0,
             atol=0,
         )
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_schedulers_take_each_others_configs(saved, tmp_path):
+    """Path and prediction carry over; a solver that the other kind does not know becomes its default."""
+
+    def config(scheduler):
+        if not saved:
+            return scheduler.config
+        scheduler.save_pretrained(tmp_path)
+        return type(scheduler).load_config(tmp_path)
+
+    ode = InterpolantODEScheduler(path="gvp", prediction="noise", solver="rk4", rtol=1e-2)
+    sde = InterpolantSDEScheduler.from_config(config(ode))
+    assert (sde.interpolant.path, sde.interpolant.prediction) == ("gvp", "noise")
+    assert sde.config.solver == "euler_maruyama"
+    again = InterpolantODEScheduler.from_config(config(sde))
+    assert (again.interpolant.path, again.config.solver) == ("gvp", "euler")
+    assert InterpolantODEScheduler.from_config(config(ode)).config.solver == "rk4"
+    with pytest.raises(ValueError, match="solver='rk4'"):
+        InterpolantSDEScheduler.from_config(config(ode), solver="rk4")
 
 
 def test_from_config_keeps_arguments_given_by_position():
