@@ -21,6 +21,7 @@ from sit_atconv.guidance import GuidedModel, evaluating
 from sit_atconv.interpolants import Interpolant
 from sit_atconv.latents import check_vae_weights, decode, encode, vae_scale_factor
 from sit_atconv.portable import PACKAGE, make_portable, use_installed_classes
+from sit_atconv.solvers import after_step
 from sit_atconv.validation import check_choice, check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -380,10 +381,8 @@ class SiTPipeline(DiffusionPipeline):
             t = times[i].clamp(*interval)
             velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
             latents = scheduler.step(-velocity, timestep, latents, return_dict=False, **step_options)[0]
-            if callback is not None:
-                try:
-                    replaced = callback(i, times[min(i + 1, len(times) - 1)].item(), latents)
-                except StopIteration:
-                    return latents
-                latents = latents if replaced is None else replaced
+            t_next = times[min(i + 1, len(times) - 1)].item()
+            latents, stopped = after_step(callback, i, t_next, latents)
+            if stopped:
+                return latents
         return latents

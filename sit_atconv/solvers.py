@@ -251,6 +251,17 @@ def _combine(weights: tuple[float, ...], velocities: list[torch.Tensor]) -> torc
     return sum(w * v for w, v in zip(weights, velocities, strict=True) if w != 0)
 
 
+def after_step(callback: Callback | None, index: int, t: float, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Show the state to the callback: (the state to go on with, whether the callback asked to stop)."""
+    if callback is None:
+        return x, False
+    try:
+        replaced = callback(index, t, x)
+    except StopIteration:
+        return x, True
+    return (x if replaced is None else replaced), False
+
+
 def solve_fixed(
     velocity_fn: VelocityFn,
     x: torch.Tensor,
@@ -280,12 +291,9 @@ def solve_fixed(
             stage_t = t_next if c == 1.0 else t + c * dt
             velocities.append(velocity_fn(stage, torch.tensor(stage_t, dtype=x.dtype)))
         x = x + dt * _combine(tableau.b, velocities)
-        if callback is not None:
-            try:
-                replaced = callback(i, t_next, x)
-            except StopIteration:
-                return x
-            x = x if replaced is None else replaced
+        x, stopped = after_step(callback, i, t_next, x)
+        if stopped:
+            return x
     return x
 
 
@@ -360,14 +368,12 @@ def solve_adaptive(
         x = torch.where(keep, x_next, x)
         velocity = torch.where(keep, velocities[-1], velocity)
         t = torch.where(accepted, t_next, t)
-        if callback is not None:
-            try:
-                replaced = callback(i, (t.min() if direction > 0 else t.max()).item(), x)
-            except StopIteration:
-                return x
-            if replaced is not None and replaced is not x:
-                x = replaced
-                velocity = velocity_fn(x, t.to(x))
+        before = x
+        x, stopped = after_step(callback, i, (t.min() if direction > 0 else t.max()).item(), x)
+        if stopped:
+            return x
+        if x is not before:
+            velocity = velocity_fn(x, t.to(x))
         done = t == t_end
         if done.all():
             return x

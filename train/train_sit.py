@@ -39,7 +39,7 @@ from sit_atconv.data import (
     draw_per_sample,
     open_dataset,
 )
-from sit_atconv.evaluation import image_generator
+from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
 from sit_atconv.images import save_grid
 from sit_atconv.latents import encode, load_vae
 from sit_atconv.training import TrainConfig, build_transformer, learning_rate, prepare_run_folder, save_config
@@ -275,7 +275,7 @@ def open_metrics(file: Path, start_step: int) -> TextIO:
 def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
     """Say how to sample and how to evaluate what was trained."""
     folder, data = shlex.quote(str(pipeline)), shlex.quote(config.data)
-    small = dataset.channels * dataset.image_size**2 <= 4096
+    small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
     size = "" if config.image_size is None else f" --image_size {config.image_size}"
     extractor = " --extractor pixels" if small else ""
     print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..interpolants import DIFFUSION_FORMS
-from ..solvers import Callback
+from ..solvers import Callback, after_step
 from ..validation import check_choice, check_positive
 from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
@@ -152,12 +152,9 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
                 drift = self._drift(model_fn(x, t), x, t)
                 x_next = x + dt * drift
                 x = x + dt / 2 * (drift + self._drift(model_fn(x_next, t_next), x_next, t_next))
-            if callback is not None:
-                try:
-                    replaced = callback(i, end, x)
-                except StopIteration:
-                    return x
-                x = x if replaced is None else replaced
+            x, stopped = after_step(callback, i, end, x)
+            if stopped:
+                return x
         return x
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
