@@ -25,6 +25,7 @@ from sit_atconv.solvers import after_step
 from sit_atconv.validation import check_choice, check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is below half a grey level by then
 
 
 class SiTPipeline(DiffusionPipeline):
@@ -177,6 +178,11 @@ class SiTPipeline(DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != expected:
             raise ValueError(f"latents has shape {tuple(latents.shape)}, but {expected} is needed")
 
+    @property
+    def default_num_inference_steps(self) -> int:
+        """As many solver steps as make about 50 network calls: 25 of the midpoint method, 50 of Euler's."""
+        return DEFAULT_NETWORK_CALLS // self.scheduler.order
+
     def latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(B, C, h, w) of the latents of images of `height` × `width` pixels."""
         factor = self.vae_scale_factor
@@ -189,7 +195,7 @@ class SiTPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         height: int | None = None,
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -206,7 +212,7 @@ class SiTPipeline(DiffusionPipeline):
             guidance_scale: strength of classifier-free guidance; 1 is none and costs nothing.
             guidance_interval: guide while start ≤ t ≤ end only, t=0 noise, t=1 data.
             guidance_channels: guide the first so many channels; None means all. 3 of 4 reproduces published figures.
-            num_inference_steps: solver steps; adaptive solvers ignore it.
+            num_inference_steps: solver steps; adaptive solvers ignore it. `default_num_inference_steps` where None.
             height, width: of the image in pixels; the training size where None.
             generator: of the noise. A list of one per image makes each image depend on its own generator and label
                 alone, whatever else is in the batch.
@@ -225,6 +231,8 @@ class SiTPipeline(DiffusionPipeline):
             ValueError: naming the argument that cannot be used.
         """
         labels = self.get_label_ids(class_labels)
+        if num_inference_steps is None:
+            num_inference_steps = self.default_num_inference_steps
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
         height = default_size if height is None else height
         width = default_size if width is None else width
@@ -284,7 +292,7 @@ class SiTPipeline(DiffusionPipeline):
         self,
         images: torch.Tensor,
         class_labels: int | str | list[int | str] | torch.Tensor,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
@@ -312,6 +320,8 @@ class SiTPipeline(DiffusionPipeline):
                 f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
             )
         labels = self.get_label_ids(class_labels)
+        if num_inference_steps is None:
+            num_inference_steps = self.default_num_inference_steps
         if len(labels) != len(images):
             raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
         self.check_inputs(

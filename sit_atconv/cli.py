@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--classes", nargs="+", default=[], help="class ids or names (the first ten)")
     command.add_argument("--images_per_class", type=int, default=8, help="images in a row (%(default)s)")
     command.add_argument("--guidance_scale", type=float, default=1.0, help="1 is no guidance (%(default)s)")
-    command.add_argument("--num_inference_steps", type=int, default=50, help="solver steps (%(default)s)")
+    command.add_argument("--num_inference_steps", type=int, help="solver steps (as many as make 50 network calls)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU where there is one)")
     return parser

@@ -247,7 +247,8 @@ ADAPTIVE = {
 }
 
 
-def _combine(weights: tuple[float, ...], velocities: list[torch.Tensor]) -> torch.Tensor:
+def combine(weights: tuple[float, ...], velocities: list[torch.Tensor]) -> torch.Tensor:
+    """Σ weights · velocities over the stages of a Runge–Kutta step."""
     return sum(w * v for w, v in zip(weights, velocities, strict=True) if w != 0)
 
 
@@ -260,6 +261,11 @@ def after_step(callback: Callback | None, index: int, t: float, x: torch.Tensor)
     except StopIteration:
         return x, True
     return (x if replaced is None else replaced), False
+
+
+def stage_times(tableau: Tableau, t: float, t_next: float) -> list[float]:
+    """The times of a Runge–Kutta step's network calls; those at its end are exactly t_next."""
+    return [t_next if c == 1.0 else t + c * (t_next - t) for c in tableau.c]
 
 
 def solve_fixed(
@@ -286,11 +292,10 @@ def solve_fixed(
     for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
         dt = t_next - t
         velocities = []
-        for c, a in zip(tableau.c, tableau.a, strict=True):
-            stage = x + dt * _combine(a, velocities) if a else x
-            stage_t = t_next if c == 1.0 else t + c * dt
+        for stage_t, a in zip(stage_times(tableau, t, t_next), tableau.a, strict=True):
+            stage = x + dt * combine(a, velocities) if a else x
             velocities.append(velocity_fn(stage, torch.tensor(stage_t, dtype=x.dtype)))
-        x = x + dt * _combine(tableau.b, velocities)
+        x = x + dt * combine(tableau.b, velocities)
         x, stopped = after_step(callback, i, t_next, x)
         if stopped:
             return x
@@ -357,11 +362,11 @@ def solve_adaptive(
         dt = expand_like((direction * h).to(x), x)
         velocities = [velocity]
         for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
-            velocities.append(velocity_fn(x + dt * _combine(a, velocities), (t + direction * c * h).to(x)))
-        x_next = x + dt * _combine(tableau.b, velocities)
+            velocities.append(velocity_fn(x + dt * combine(a, velocities), (t + direction * c * h).to(x)))
+        x_next = x + dt * combine(tableau.b, velocities)
         t_next = torch.where(last, t_end, t + direction * h)
         velocities.append(velocity_fn(x_next, t_next.to(x)))
-        error = _error_norm(dt * _combine(tableau.b_error, velocities), x, x_next, rtol, atol)
+        error = _error_norm(dt * combine(tableau.b_error, velocities), x, x_next, rtol, atol)
 
         accepted = error <= 1  # False for NaN, too
         keep = expand_like(accepted.to(x.device), x)
@@ -409,9 +414,14 @@ def solve_multistep(
         x: (B, …), the state at grid[0].
         grid: (steps + 1,) float64 on the CPU, uniform.
         method: one of `MULTISTEP`.
-        callback: as in `solve_fixed`, but what it returns is ignored: these methods live on the states before.
+        callback: as in `solve_fixed`. These methods live on the velocities before, so that they start anew from a
+            state that it replaced.
     """
     torchdiffeq = importlib.import_module("torchdiffeq")  # portable folders work without it, but for these methods
+    start, stopped = 0, False  # index into the grid of the state x
+
+    class Leave(Exception):  # noqa: N818
+        """Ends torchdiffeq's loop where the callback stopped or replaced the state."""
 
     class Field(torch.nn.Module):
         steps = 0
@@ -421,19 +431,20 @@ def solve_multistep(
 
         def callback_step(self, t, state, dt):
             """torchdiffeq calls this before each step."""
-            self.state = state
-            if callback is not None and self.steps:
-                callback(self.steps - 1, t.item(), state)
+            nonlocal x, start, stopped
+            if self.steps:
+                shown, stopped = after_step(callback, start + self.steps - 1, t.item(), state)
+                if stopped or shown is not state:
+                    x, start = shown, start + self.steps
+                    raise Leave
             self.steps += 1
 
-    field = Field()
     # Adams–Bashforth of torchdiffeq's default order, 12, is stable at no step size that anyone would take.
     options = {"step_size": abs((grid[1] - grid[0]).item()) * (1 + 1e-6), "max_order": 4}  # no step more, by rounding
-    try:
-        x = torchdiffeq.odeint(field, x, grid[[0, -1]].to(x), method=method, options=options)[-1]
-        field.state = x
-        if callback is not None:
-            callback(field.steps - 1, grid[-1].item(), x)
-    except StopIteration:
-        return field.state
+    while not stopped:
+        try:
+            x = torchdiffeq.odeint(Field(), x, grid[[start, -1]].to(x), method=method, options=options)[-1]
+        except Leave:
+            continue
+        return after_step(callback, len(grid) - 2, grid[-1].item(), x)[0]
     return x

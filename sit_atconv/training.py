@@ -109,7 +109,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     sample_guidance_scale: float = 1.0
-    sample_steps: int = 50
+    sample_steps: int = 25
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use.

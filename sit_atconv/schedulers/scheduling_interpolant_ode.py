@@ -4,7 +4,17 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..solvers import ADAPTIVE, FIXED_STEP, MULTISTEP, Callback, solve_adaptive, solve_fixed, solve_multistep
+from ..solvers import (
+    ADAPTIVE,
+    FIXED_STEP,
+    MULTISTEP,
+    Callback,
+    combine,
+    solve_adaptive,
+    solve_fixed,
+    solve_multistep,
+    stage_times,
+)
 from ..validation import check_choice, check_positive
 from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
@@ -33,7 +43,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         self,
         path: str = "linear",
         prediction: str = "velocity",
-        solver: str = "euler",
+        solver: str = "midpoint",
         rtol: float = 1e-3,
         atol: float = 1e-6,
         train_eps: float | None = None,
@@ -43,6 +53,11 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         check_choice("solver", solver, self.solvers)
         check_positive("rtol", rtol)
         check_positive("atol", atol)
+
+    @property
+    def order(self) -> int:
+        """Network calls a step, as diffusers counts them; 1 where the solver has no fixed number."""
+        return len(FIXED_STEP[self.config.solver].c) if self.config.solver in FIXED_STEP else 1
 
     @property
     def is_adaptive(self) -> bool:
@@ -107,21 +122,46 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return solve_adaptive(velocity_fn, x, start, end, ADAPTIVE[solver], *tolerances, callback)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
-        if self.config.solver != "euler":
-            raise ValueError(f"solver={self.config.solver!r} takes several network calls a step; use solve()")
+        """Lay out `timesteps`, (num_inference_steps · order,), t itself, for a loop of network calls and `step`.
+
+        Raises:
+            ValueError: for zero steps, or a solver without a fixed number of network calls.
+        """
+        if self.config.solver not in FIXED_STEP:
+            raise ValueError(
+                f"solver={self.config.solver!r} cannot be stepped from outside; use solve(), or a fixed-step solver: "
+                f"{', '.join(FIXED_STEP)}"
+            )
         self._check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
-        self.timesteps = self._grid[:-1].to(device, torch.float32)
+        tableau, times = FIXED_STEP[self.config.solver], self._grid.tolist()
+        stages = [stage_times(tableau, *pair) for pair in zip(times[:-1], times[1:], strict=True)]
+        self._stage_times = torch.tensor(stages, dtype=torch.float64).flatten()
+        self.timesteps = self._stage_times.to(device, torch.float32)
         self._step_index = 0
 
     def step(
         self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, return_dict: bool = True
     ) -> InterpolantSchedulerOutput | tuple[torch.Tensor]:
-        """One Euler step from `sample`, x_t (B, C, H, W) float32, given the network's output at x_t."""
+        """Go on from `sample`, (B, C, H, W) float32, to where the network is to be called next.
+
+        That is the next step's start, x_t, or with a solver of several network calls a step the next stage within it.
+
+        Args:
+            model_output: the network's output at `sample` and `timestep`.
+            timestep: the entry of `timesteps` whose turn it is; they are gone through in order.
+            sample: what this method returned last, or the noise.
+            return_dict: return an `InterpolantSchedulerOutput` or a tuple.
+        """
         self._check_step(sample)
-        t, t_next = self._grid[self._step_index : self._step_index + 2]
-        velocity = self.interpolant.to_velocity(model_output.to(sample.dtype), sample, t.to(sample.dtype))
-        sample = sample + (t_next - t).item() * velocity
+        tableau = FIXED_STEP[self.config.solver]
+        index, stage = divmod(self._step_index, self.order)
+        if stage == 0:
+            self._step_start, self._velocities = sample, []
+        t = self._stage_times[self._step_index].to(sample.dtype)
+        self._velocities.append(self.interpolant.to_velocity(model_output.to(sample.dtype), sample, t))
+        weights = tableau.b if stage == self.order - 1 else tableau.a[stage + 1]
+        dt = (self._grid[index + 1] - self._grid[index]).item()
+        sample = self._step_start + dt * combine(weights, self._velocities)
         self._step_index += 1
         return InterpolantSchedulerOutput(prev_sample=sample) if return_dict else (sample,)

@@ -70,6 +70,11 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
                 "at t=1, where the score of images has no bound; use last_step='mean', or diffusion_form='sigma'"
             )
 
+    @property
+    def order(self) -> int:
+        """Network calls a step, as diffusers counts them."""
+        return 1 if self.config.solver == "euler_maruyama" else 2
+
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:
         """The uniform grid of the SDE's steps, float64. Its last point is where the last step starts, if there is one.
 

@@ -139,12 +139,37 @@ def test_guidance_options_reach_the_model(pipe):
 
 def test_guidance_by_a_weaker_model(tiny_pipeline, tiny_transformer, assert_close):
     """One Euler step from known noise: x + weak + s·(cond − weak)."""
-    pipe, weaker = tiny_pipeline(class_dropout_prob=0.0), tiny_transformer(seed=1, num_layers=1, class_dropout_prob=0.0)
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="euler"), class_dropout_prob=0.0)
+    weaker = tiny_transformer(seed=1, num_layers=1, class_dropout_prob=0.0)
     noise = torch.randn(2, 3, 8, 8, generator=seeded())
     image = draw(pipe, latents=noise, num_inference_steps=1, guidance_scale=3.0, guidance_model=weaker)
     with torch.no_grad():
         cond, weak = (model(noise, 0.0, torch.tensor([0, 3])).sample for model in (pipe.transformer, weaker))
     assert_close(image, noise + weak + 3.0 * (cond - weak), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "calls"),
+    [
+        (InterpolantODEScheduler(), 50),
+        (InterpolantODEScheduler(solver="euler"), 50),
+        (InterpolantODEScheduler(solver="rk4"), 48),
+        (InterpolantSDEScheduler(), 50),
+        (FlowMatchHeunDiscreteScheduler(), 49),
+    ],
+)
+def test_default_steps_make_fifty_network_calls(scheduler, calls, tiny_pipeline):
+    pipe = tiny_pipeline()
+    pipe.scheduler = scheduler
+    counted = 0
+
+    def count(*_):
+        nonlocal counted
+        counted += 1
+
+    pipe.transformer.register_forward_hook(count)
+    pipe([0], output_type="latent")
+    assert counted == calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -309,7 +334,7 @@ def test_sampling_leaves_a_training_model_in_training_mode(tiny_pipeline):
 
 
 def test_flow_match_euler_is_our_euler(tiny_pipeline, assert_close):
-    pipe = tiny_pipeline()
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="euler"))
     expected = draw(pipe, num_inference_steps=7, guidance_scale=2.0)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
     assert_close(draw(pipe, num_inference_steps=7, guidance_scale=2.0), expected, 1e-4)
@@ -389,7 +414,7 @@ def test_invert_undoes_guidance(tiny_pipeline, assert_close):
 
 
 def test_invert_encodes_with_the_vae(tiny_pipeline, autoencoder_kl, assert_close):
-    pipe = tiny_pipeline(InterpolantODEScheduler(), vae=autoencoder_kl, in_channels=4)
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="euler"), vae=autoencoder_kl, in_channels=4)
     images = torch.rand(1, 3, 16, 16, generator=seeded())
     with torch.no_grad():
         mean = autoencoder_kl.encode(images * 2 - 1).latent_dist.mean

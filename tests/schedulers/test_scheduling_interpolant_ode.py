@@ -105,31 +105,34 @@ def test_number_of_network_calls(solver, calls, latents):
     for _ in range(2):  # counted anew by each solve
         scheduler.solve(lambda x, t: -x, latents, 6)
         assert scheduler.num_model_calls == calls
+    assert scheduler.order * 6 == calls
 
 
+@pytest.mark.parametrize("solver", FIXED_STEP)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("path", PATHS)
-def test_step_loop_equals_solve(path, prediction, latents):
+def test_step_loop_equals_solve(path, prediction, solver, latents):
     def model_fn(x, t):
         return torch.sin(3 * x) + t
 
-    scheduler = InterpolantODEScheduler(path, prediction)
+    scheduler = InterpolantODEScheduler(path, prediction, solver)
     expected = scheduler.solve(model_fn, latents, 7)
     for _ in range(2):  # set_timesteps starts over
         scheduler.set_timesteps(7)
-        assert len(scheduler.timesteps) == 7
+        assert len(scheduler.timesteps) == 7 * scheduler.order
         x = latents * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.step(model_fn(scheduler.scale_model_input(x, t), t), t, x).prev_sample
         torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
     scheduler.set_timesteps(1)
-    output = model_fn(latents, scheduler.timesteps[0])
-    stepped = scheduler.step(output, scheduler.timesteps[0], latents, return_dict=False)
-    torch.testing.assert_close(stepped[0], scheduler.solve(model_fn, latents, 1))
+    x = latents
+    for t in scheduler.timesteps:
+        x = scheduler.step(model_fn(x, t), t, x, return_dict=False)[0]
+    torch.testing.assert_close(x, scheduler.solve(model_fn, latents, 1))
 
 
 def test_half_precision_outputs_keep_the_state_in_float32(latents, assert_close):
-    scheduler = InterpolantODEScheduler()
+    scheduler = InterpolantODEScheduler(solver="euler")
     result = scheduler.solve(lambda x, t: (-x).bfloat16(), latents, 10)
     assert result.dtype == torch.float32
     assert_close(result, latents * 0.9**10, 1e-2)
@@ -247,14 +250,14 @@ def test_the_state_must_be_float32(dtype, latents):
         scheduler.step(latents, scheduler.timesteps[0], latents.to(dtype))
 
 
-@pytest.mark.parametrize("solver", [solver for solver in SOLVERS if solver != "euler"])
-def test_step_is_for_solvers_of_one_call(solver):
+@pytest.mark.parametrize("solver", [*ADAPTIVE, *MULTISTEP])
+def test_step_is_for_fixed_step_solvers(solver):
     with pytest.raises(ValueError, match=f"solver='{solver}'"):
         InterpolantODEScheduler(solver=solver).set_timesteps(4)
 
 
 def test_step_needs_timesteps(latents):
-    scheduler = InterpolantODEScheduler()
+    scheduler = InterpolantODEScheduler(solver="euler")
     with pytest.raises(ValueError, match="call set_timesteps"):
         scheduler.step(latents, torch.tensor(0.0), latents)
     scheduler.set_timesteps(1)
