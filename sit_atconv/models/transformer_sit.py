@@ -336,7 +336,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
         grid = (height // p, width // p)
 
-        x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2)  # (B, N, D)
+        # Contiguous, since sums take the strides of their first term: every norm of every block would copy x otherwise.
+        x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":
             x = x + sincos_position_embedding(x.shape[-1], grid, x.device).to(x.dtype)
 

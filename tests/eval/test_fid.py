@@ -280,7 +280,7 @@ def test_command_line_samples_a_pipeline(pipeline_folder, tmp_path, capsys):
     }
     assert {key: report[key] for key in facts} == facts
     assert report["scheduler"]["class"] == "InterpolantODEScheduler"
-    assert report["scheduler"]["config"]["solver"] == "euler"
+    assert report["scheduler"]["config"]["solver"] == "midpoint"
     assert report["versions"]["torch"] == torch.__version__
     assert report["command"].startswith("python eval/fid.py ") and "--seed 4" in report["command"]
 
