@@ -281,6 +281,8 @@ class SiTPipeline(DiffusionPipeline):
                 replaced = changed.get("latents")
                 return None if replaced is None else replaced.to(x)
 
+            if hasattr(self.scheduler, "network_times"):
+                model_fn.prepare(self.scheduler.network_times(num_inference_steps))
             latents = solve(model_fn, latents, num_inference_steps, generator=generator, callback=callback)
 
         images = self._decode(latents, output_type)
@@ -349,6 +351,7 @@ class SiTPipeline(DiffusionPipeline):
             guidance_model,
         )
         with evaluating(self.transformer, guidance_model):
+            model_fn.prepare(self.scheduler.network_times(num_inference_steps))
             latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
@@ -387,8 +390,9 @@ class SiTPipeline(DiffusionPipeline):
         if "generator" in inspect.signature(scheduler.step).parameters:
             step_options["generator"] = generator
         times = 1 - scheduler.sigmas.to("cpu", torch.float32)  # their timesteps may be rounded to whole numbers
-        for i, timestep in enumerate(scheduler.timesteps):
-            t = times[i].clamp(*interval)
+        network_times = times[: len(scheduler.timesteps)].clamp(*interval)
+        model_fn.prepare(network_times.tolist())
+        for i, (t, timestep) in enumerate(zip(network_times, scheduler.timesteps, strict=True)):
             velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
             latents = scheduler.step(-velocity, timestep, latents, return_dict=False, **step_options)[0]
             t_next = times[min(i + 1, len(times) - 1)].item()

@@ -1,6 +1,7 @@
 """Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
 (autoguidance, arXiv 2406.02507)."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +19,50 @@ def evaluating(*modules: torch.nn.Module | None):
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
+
+
+MODULATION_BYTES = 2**30  # of adaLN's shifts, scales and gates for a whole solve; more is computed step by step
+
+
+class LabelledModel:
+    """The network with its labels bound: `model(x, t, rows)` -> raw output, float32.
+
+    Args:
+        transformer: a `SiTTransformer2DModel` in eval mode.
+        labels: ids on the transformer's device; `rows` in a call says which of them the rows of x have.
+    """
+
+    def __init__(self, transformer: torch.nn.Module, labels: torch.Tensor):
+        self.transformer = transformer
+        self.labels = labels
+        self.steps = {}  # index into self.modulations by time
+
+    def prepare(self, times: Sequence[float]) -> None:
+        """Compute ahead, and at once, what time and class do to the blocks at the times of a fixed-step solve."""
+        # Hooks that move or gather weights do so for `forward` alone.
+        hooked = hasattr(self.transformer, "_hf_hook") or self.transformer._forward_pre_hooks
+        if hooked or not times:
+            return
+        times = list(dict.fromkeys(torch.tensor(times, dtype=torch.float32).tolist()))
+        unique = sorted(set(self.labels.tolist()))
+        elements = len(times) * len(unique) * sum(self.transformer.modulation_sizes)
+        if elements * self.transformer.dtype.itemsize > MODULATION_BYTES:
+            return
+        unique_labels = torch.tensor(unique, device=self.labels.device)
+        self.index = torch.searchsorted(unique_labels, self.labels)  # of each label in unique_labels
+        self.modulations = self.transformer.modulations(torch.tensor(times, device=self.labels.device), unique_labels)
+        self.steps = {t: i for i, t in enumerate(times)}
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+        x = x.to(self.transformer.dtype)
+        step = self.steps.get(t.item()) if self.steps and not t.ndim else None
+        if step is not None:
+            modulation = self.modulations[step, self.index[rows]]
+            return self.transformer(x, None, None, return_dict=False, modulation=modulation)[0].float()
+        if not t.ndim and t.device != x.device:
+            # Filled in there: copying one number to a GPU would make the CPU wait for all that the GPU has yet to do.
+            t = torch.full((len(x),), t.item(), device=x.device)
+        return self.transformer(x, t, self.labels[rows], return_dict=False)[0].float()
 
 
 class GuidedModel:
@@ -44,28 +89,42 @@ class GuidedModel:
         guidance_channels: int | None = None,
         guidance_model: torch.nn.Module | None = None,
     ):
-        self.transformer = transformer
-        self.class_labels = class_labels
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.guidance_channels = guidance_channels
-        self.guidance_model = guidance_model
-        if guidance_scale != 1.0 and guidance_model is None:
-            self.null_labels = torch.full_like(class_labels, transformer.null_class)
+        self.weaker = None
+        if guidance_scale != 1.0 and guidance_model is not None:
+            self.weaker = LabelledModel(guidance_model, class_labels)
+        elif guidance_scale != 1.0:
+            null_labels = torch.full_like(class_labels, transformer.null_class)
+            class_labels = torch.cat([class_labels, null_labels])  # (2·B,)
+        self.model = LabelledModel(transformer, class_labels)
+
+    def prepare(self, times: Sequence[float]) -> None:
+        """Compute the conditioning of a solve ahead of it.
+
+        Args:
+            times: at which the network will be called. Others are possible, too, at the usual cost.
+        """
+        for model in (self.model, self.weaker):
+            if model is not None:
+                model.prepare(times)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        rows = self._guided_rows(t)
+        rows, B = self._guided_rows(t), len(x)
         if rows is None:
-            return run(self.transformer, x, t, self.class_labels)
+            return self.model(x, t, slice(B))
         guided_t = t[rows] if t.ndim else t
-        if self.guidance_model is not None:
-            cond = run(self.transformer, x, t, self.class_labels)
-            weak = run(self.guidance_model, x[rows], guided_t, self.class_labels[rows])
+        if self.weaker is not None:
+            cond = self.model(x, t, slice(B))
+            weak = self.weaker(x[rows], guided_t, rows)
+        elif isinstance(rows, slice):
+            outputs = self.model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, slice(None))
+            cond, weak = outputs.chunk(2)
         else:
-            stacked_t = torch.cat([t, guided_t]) if t.ndim else t
-            stacked_labels = torch.cat([self.class_labels, self.null_labels[rows]])
-            outputs = run(self.transformer, torch.cat([x, x[rows]]), stacked_t, stacked_labels)
-            cond, weak = outputs.tensor_split([len(x)])
+            stacked_rows = torch.cat([torch.ones_like(rows), rows])  # (2·B,): all conditional rows, some null ones
+            outputs = self.model(torch.cat([x, x[rows]]), torch.cat([t, guided_t]), stacked_rows)
+            cond, weak = outputs.tensor_split([B])
         output = cond.clone()  # the guided rows are replaced, and autograd may still need the others
         output[rows] = guide(cond[rows], weak, self.guidance_scale, self.guidance_channels)
         return output
@@ -79,14 +138,6 @@ class GuidedModel:
         if not inside.any():
             return None
         return slice(None) if inside.all() else inside
-
-
-def run(transformer: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One network call in the network's own precision; float32 in and out."""
-    if not t.ndim and t.device != x.device:
-        # Filled in there: copying one number to a GPU would make the CPU wait for all that the GPU has yet to do.
-        t = torch.full((len(x),), t.item(), device=x.device)
-    return transformer(x.to(transformer.dtype), t, labels, return_dict=False)[0].float()
 
 
 def guide(cond: torch.Tensor, weak: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:

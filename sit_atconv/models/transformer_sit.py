@@ -64,7 +64,6 @@ def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
     return list(mixer)
 
 
-@functools.lru_cache(maxsize=16)
 def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
     """The fixed 2-D sine-cosine embedding of MAE and DiT for any grid: (1, N, dim), float32.
 
@@ -78,6 +77,9 @@ def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.dev
     row = (torch.arange(H, **options)[:, None] * omega).repeat_interleave(W, 0)  # (N, D/4)
     embedding = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)  # (N, D)
     return embedding[None].float()
+
+
+_cached_position_embedding = functools.lru_cache(maxsize=16)(sincos_position_embedding)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -124,10 +126,19 @@ class SiTBlock(nn.Module):
         self.mlp = MLP(dim, mlp_hidden_dim)
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """x (B, N, D), condition (B, D): the activated sum of time and class embeddings."""
-        modulation = self.modulation(condition)[:, None].chunk(6, dim=-1)  # six of (B, 1, D)
-        shift_mixer, scale_mixer, gate_mixer, shift_mlp, scale_mlp, gate_mlp = modulation
+    def forward(
+        self,
+        x: torch.Tensor,
+        condition: torch.Tensor | None,
+        grid: tuple[int, int],
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x (B, N, D), condition (B, D): the activated sum of time and class embeddings, or what `self.modulation`
+        makes of it, (B, 6·D)."""
+        if modulation is None:
+            modulation = self.modulation(condition)
+        six = modulation[:, None].chunk(6, dim=-1)  # six of (B, 1, D)
+        shift_mixer, scale_mixer, gate_mixer, shift_mlp, scale_mlp, gate_mlp = six
         x = torch.addcmul(x, gate_mixer, self.mixer(modulate(self.norm1(x), shift_mixer, scale_mixer), grid))
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
@@ -304,13 +315,45 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             labels = labels.masked_fill(dropout.to(device), self.null_class)
         return self.class_embed(labels)
 
+    def _embed_times(self, times: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Times (B,) float32 -> (B, D)."""
+        frequencies = get_timestep_embedding(times, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        return self.time_embed(frequencies.to(dtype))
+
+    @property
+    def modulation_sizes(self) -> list[int]:
+        """The widths of adaLN's parameters: 6·D for each block, then 2·D for the output."""
+        dim = self.modulation_out.in_features
+        return [6 * dim] * len(self.blocks) + [2 * dim]
+
+    def modulations(self, timesteps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        """What adaLN needs from time and class in every block, for all steps of a solve at once.
+
+        Each weight is read once for all T times. With one image at a time, reading these weights is a good part of
+        a step.
+
+        Args:
+            timesteps: (T,), in [0, 1].
+            class_labels: (B,), as in `forward`.
+
+        Returns:
+            (T, B, (6·num_layers + 2)·D), whose entries [i] are `forward`'s `modulation` at timesteps[i].
+        """
+        device = self.modulation_out.weight.device
+        times = self._embed_times(timesteps.to(device, torch.float32), self.dtype)  # (T, D)
+        labels = self._embed_labels(class_labels, len(class_labels), None, device)  # (B, D)
+        condition = F.silu(times[:, None] + labels)  # (T, B, D)
+        layers = [*(block.modulation for block in self.blocks), self.modulation_out]
+        return torch.cat([layer(condition) for layer in layers], dim=-1)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
-        timestep: torch.Tensor | float,
-        class_labels: torch.Tensor,
+        timestep: torch.Tensor | float | None,
+        class_labels: torch.Tensor | None,
         return_dict: bool = True,
         class_dropout: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the interpolant's target (the velocity, for most models).
 
@@ -321,6 +364,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             return_dict: return a `Transformer2DModelOutput` or a tuple.
             class_dropout: (B,) bool, the labels to drop in training. Drawn from PyTorch's global generator where
                 None; ignored in eval mode.
+            modulation: (B, (6·num_layers + 2)·D) from `modulations`, in place of timestep and class_labels, which are
+                then ignored.
 
         Returns:
             `.sample`, (B, out_channels, height, width).
@@ -339,20 +384,28 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         # Contiguous, since sums take the strides of their first term: every norm of every block would copy x otherwise.
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":
-            x = x + sincos_position_embedding(x.shape[-1], grid, x.device).to(x.dtype)
+            # torch.compile sees through a cache, and warns; what it makes of this is one small kernel
+            embed = sincos_position_embedding if torch.compiler.is_compiling() else _cached_position_embedding
+            x = x + embed(x.shape[-1], grid, x.device).to(x.dtype)
 
-        t = torch.as_tensor(timestep, dtype=torch.float32, device=x.device).expand(B)
-        frequencies = get_timestep_embedding(t, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)  # (B, 256)
-        labels = self._embed_labels(class_labels, B, class_dropout, x.device)
-        condition = F.silu(self.time_embed(frequencies.to(x.dtype)) + labels)  # (B, D)
+        if modulation is None:
+            t = torch.as_tensor(timestep, dtype=torch.float32, device=x.device).expand(B)
+            labels = self._embed_labels(class_labels, B, class_dropout, x.device)
+            condition = F.silu(self._embed_times(t, x.dtype) + labels)  # (B, D)
+            of_blocks = [None] * len(self.blocks)
+        else:
+            condition = None
+            *of_blocks, of_output = modulation.split(self.modulation_sizes, dim=-1)
 
-        for block in self.blocks:
+        for block, of_block in zip(self.blocks, of_blocks, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, condition, grid)
+                x = self._gradient_checkpointing_func(block, x, condition, grid, of_block)
             else:
-                x = block(x, condition, grid)
+                x = block(x, condition, grid, of_block)
 
-        shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)
+        if condition is not None:
+            of_output = self.modulation_out(condition)
+        shift, scale = of_output[:, None].chunk(2, dim=-1)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (B, N, p·p·out)
         x = x.view(B, *grid, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, H, p, W, p)
         sample = x.reshape(B, self.out_channels, height, width)

@@ -69,6 +69,13 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         start, end = self.interpolant.time_interval(self.sample_eps)
         return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
 
+    def network_times(self, num_inference_steps: int) -> list[float]:
+        """The times of the network calls of `solve`, in order; none for solvers that are not on a fixed grid."""
+        if self.config.solver not in FIXED_STEP:
+            return []
+        tableau, grid = FIXED_STEP[self.config.solver], self.time_grid(num_inference_steps).tolist()
+        return [t for pair in zip(grid[:-1], grid[1:], strict=True) for t in stage_times(tableau, *pair)]
+
     def solve(
         self,
         model_fn: ModelFn,
@@ -134,9 +141,7 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
             )
         self._check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
-        tableau, times = FIXED_STEP[self.config.solver], self._grid.tolist()
-        stages = [stage_times(tableau, *pair) for pair in zip(times[:-1], times[1:], strict=True)]
-        self._stage_times = torch.tensor(stages, dtype=torch.float64).flatten()
+        self._stage_times = torch.tensor(self.network_times(num_inference_steps), dtype=torch.float64)
         self.timesteps = self._stage_times.to(device, torch.float32)
         self._step_index = 0
 

@@ -94,6 +94,10 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
             return torch.linspace(start, 1 - self.config.last_step_size, num_inference_steps, dtype=torch.float64)
         return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
 
+    def network_times(self, num_inference_steps: int) -> list[float]:
+        """The times at which `solve` calls the network."""
+        return self.time_grid(num_inference_steps).tolist()
+
     def _drift(self, model_output: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """velocity + w·score."""
         velocity = self.interpolant.to_velocity(model_output, x, t)

@@ -37,6 +37,51 @@ def test_parity(name, parity_model, assert_close):
     assert_close(guided(x, t), reference["out.cfg3_scale4"], 1e-5)
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_modulations_of_many_times_at_once(mixer, tiny_transformer, assert_close):
+    model = tiny_transformer(mixer=mixer).requires_grad_(False)
+    x, t, y = inputs(model)
+    modulations = model.modulations(t, y)
+    assert modulations.shape == (3, 3, (6 * 2 + 2) * 16)
+    for i in range(3):
+        expected = model(x, t[i], y).sample
+        assert_close(model(x, None, None, modulation=modulations[i]).sample, expected, 1e-5)
+    with pytest.raises(ValueError, match="must lie in"):
+        model.modulations(t, y + 5)
+
+
+def test_compiles_without_graph_breaks(tiny_transformer, assert_close):
+    """In sampling, in training, and block by block: fullgraph refuses a break. The hybrid has both mixers."""
+    model = tiny_transformer(mixer="hybrid")
+    x, t, y = inputs(model)
+    expected = model(x, t, y).sample
+    (gradient,) = torch.autograd.grad(expected.square().sum(), model.proj_out.weight)
+    modulation = model.modulations(t, y)[0]
+    torch.compiler.reset()
+
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+    output = whole(x, t, y).sample
+    assert_close(output, expected, 1e-5)
+    (compiled,) = torch.autograd.grad(output.square().sum(), model.proj_out.weight)
+    assert_close(compiled, gradient, 1e-5)
+
+    with torch.no_grad():
+        sampling = torch.compile(model, backend="eager", fullgraph=True)
+        assert_close(sampling(x, None, None, modulation=modulation).sample, model(x, t[0], y).sample, 1e-5)
+        model.compile_repeated_blocks(backend="eager", fullgraph=True)
+        assert_close(model(x, t, y).sample, expected, 1e-5)
+
+
+def test_tokens_are_contiguous_in_every_block(tiny_transformer):
+    """Strides of a transposed patch embedding would be inherited by every sum, and each norm would copy its input."""
+    model = tiny_transformer(mixer="hybrid")
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].is_contiguous()))
+    model(*inputs(model))
+    assert seen == [True, True]
+
+
 def forward_by_hand(model, x, t, y):
     """The model of the paper, operation by operation."""
     B, _, height, width = x.shape
