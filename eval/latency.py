@@ -1,161 +1,224 @@
-"""Measure how long one forward pass of SiT takes with self-attention, with ATConv, and with both.
+"""Measure SiT with self-attention, with ATConv, and with both: time, memory, and the share of what the hardware allows.
 
-    python eval/latency.py
-    python eval/latency.py --presets '[SiT-XL/2, SiT-ATConv-XL/2, SiT-ATConv-XL/2-Hybrid]' \
-        --image_sizes '[256, 512]' --batch_sizes '[1, 8]' --dtype bfloat16 --compile true --output results
+    python eval/latency.py                                      # the plan for this machine: about half an hour on a CPU
+    python eval/latency.py --presets '[SiT-XL/2, SiT-ATConv-XL/2]' --image_sizes '[256, 512]' --batch_sizes '[1, 8]' \
+        --measurements '[operator, forward]' --dtypes '[bfloat16]' --compile whole
 
 All models take turns within every repeat, so that a slow or fast phase of the machine meets them alike, and the ratio
-to the first preset is taken within each repeat before its median. Prints a Markdown table; with `--output`, writes
-every single time too.
+to the baseline is taken within each repeat before its median. Writes every single time (latency.json), a Markdown table
+(latency.md) and a plot of forward latency against resolution (latency.png).
 
 Image sizes are in pixels; the network sees latents of an eighth of them. Times are wall-clock milliseconds of one call,
-from its launch until the device is done.
+from its launch until the device is done. Measurements:
+
+    operator       the token mixer of one block: projections, kernel generation and convolution, or attention
+    forward        one forward pass of the whole model
+    training       forward and backward pass; below float32, under autocast with float32 weights
+    checkpointing  the same with gradient checkpointing, against the model without
+    sampling       the pipeline from labels to images, VAE included
+    sde            an SDE solve, against one that calls the network twice a step, as for drift and score apart
 """
 
+import itertools
 import json
 import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from jsonargparse import ArgumentParser
+from matplotlib.figure import Figure
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import sit_atconv
-from sit_atconv import SiTTransformer2DModel
-from sit_atconv.macs import count_macs
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.benchmarking import (
+    copy_bandwidth,
+    count_operations,
+    matrix_rate,
+    measure,
+    peak_memory,
+    quartiles,
+    roofline_ms,
+    summarize,
+)
+from sit_atconv.guidance import GuidedModel
+from sit_atconv.latents import decode, load_vae
 from sit_atconv.models.transformer_sit import PRESETS
-from sit_atconv.validation import check_choice, check_count
+from sit_atconv.validation import check_choice, check_count, check_positive
 
+MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", "sde")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda")
+COMPILE = ("none", "blocks", "whole")
 PIXELS_PER_LATENT = 8  # of the VAE, on each side
 INTERRUPTED = 130  # exit status, as shells have it
+VAE_ROW = "VAE decoding"
+# The architecture of Stable Diffusion's VAE. Speed does not depend on the weights.
+VAE_CONFIG = dict(
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+    latent_channels=4,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One group of models that take turns."""
+
+    measurement: str
+    presets: tuple[str, ...]
+    image_size: int
+    batch_size: int
+    dtype: str
+
+
+def family(size: str) -> tuple[str, ...]:
+    """The three mixers of a size, self-attention first."""
+    return f"SiT-{size}", f"SiT-ATConv-{size}", f"SiT-ATConv-{size}-Hybrid"
+
+
+PLANS = {
+    "cpu": [
+        Setting("operator", family("XL/2")[:2], 256, 1, "float32"),
+        Setting("forward", family("XL/2"), 256, 1, "float32"),
+        *(Setting("forward", family("S/2"), size, 1, "float32") for size in (256, 512, 1024, 2048)),
+        *(Setting("training", family("S/2"), size, 4, "float32") for size in (256, 512)),
+        Setting("checkpointing", family("S/2")[:2], 256, 4, "float32"),
+        Setting("sampling", family("S/2"), 256, 1, "float32"),
+        Setting("sde", family("S/2")[1:2], 128, 1, "float32"),
+    ],
+    "cuda": [
+        *(Setting("operator", family("XL/2")[:2], size, 32, "bfloat16") for size in (256, 512, 1024)),
+        *(Setting("forward", family("XL/2"), size, 32, "bfloat16") for size in (256, 512, 1024)),
+        *(Setting("forward", family("XL/2"), size, 1, "bfloat16") for size in (256, 512, 1024, 2048)),
+        *(Setting("training", family("XL/2"), size, 32, "bfloat16") for size in (256, 512)),
+        Setting("checkpointing", family("XL/2")[:2], 256, 32, "bfloat16"),
+        Setting("sampling", family("XL/2"), 256, 8, "bfloat16"),
+        Setting("sde", family("S/2")[1:2], 256, 8, "bfloat16"),
+    ],
+}
 
 
 @dataclass
 class Options:
-    """What to measure, and how.
+    """What to measure, and how. The first five make up a plan of their own, all with all; without any of them, the plan
+    for the device is measured.
 
     Args:
+        measurements: any of operator, forward, training, checkpointing, sampling, sde.
         presets: models by their published names, each once. The first is the baseline of the ratios.
         image_sizes: sides of the square images, in pixels: multiples of 8 × patch size.
-        batch_sizes: images in one forward pass.
-        dtype: of weights and latents: float32, bfloat16 or float16.
+        batch_sizes: images in one call.
+        dtypes: of weights and latents: float32, bfloat16 or float16.
         device: cpu, cuda, or auto: CUDA where there is a GPU.
-        compile: pass the models through torch.compile, anew for each image size and batch size.
+        compile: none, blocks (torch.compile of the repeated block), or whole (of the model, without a graph break,
+            anew for each setting). Where null, whole on CUDA and none on CPUs.
+        cuda_graphs: compile in PyTorch's "reduce-overhead" mode.
         warmup: rounds that run first and are not counted.
         repeats: rounds that are counted; each runs every model once.
+        max_seconds: for each setting; no round is begun after that, once 3 have been counted.
+        steps: solver steps of "sampling".
+        sde_steps: solver steps of "sde".
+        vae: of "sampling": a folder or a name on the Hub; where null, Stable Diffusion's architecture with random
+            weights, which is as fast.
         threads: CPU threads within an operation; PyTorch's choice where null.
-        output: a .json file, or a folder for latency.json; it must not exist yet. Nothing is written where null.
+        output: a folder to make for the results; runs/latency-DATE-TIME where null.
 
     Raises:
         ValueError: naming the field, the value and what it may be.
     """
 
-    presets: list[str] = field(default_factory=lambda: ["SiT-S/2", "SiT-ATConv-S/2"])
-    image_sizes: list[int] = field(default_factory=lambda: [256])
-    batch_sizes: list[int] = field(default_factory=lambda: [1])
-    dtype: str = "float32"
+    measurements: list[str] | None = None
+    presets: list[str] | None = None
+    image_sizes: list[int] | None = None
+    batch_sizes: list[int] | None = None
+    dtypes: list[str] | None = None
     device: str = "auto"
-    compile: bool = False
-    warmup: int = 3
+    compile: str | None = None
+    cuda_graphs: bool = False
+    warmup: int = 2
     repeats: int = 20
+    max_seconds: float = 90.0
+    steps: int = 10
+    sde_steps: int = 250
+    vae: str | None = None
     threads: int | None = None
     output: str | None = None
 
     def __post_init__(self):
-        for name in ("presets", "image_sizes", "batch_sizes"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}={values} must name at least one, and each only once")
-        for preset in self.presets:
-            check_choice("preset", preset, PRESETS)
-        for size in self.image_sizes:
-            check_count("image_size", size)
-            for preset in self.presets:
-                multiple = PIXELS_PER_LATENT * PRESETS[preset]["patch_size"]
-                if size % multiple:
-                    raise ValueError(f"image_size={size} is not divisible by {multiple}, 8 × patch size of {preset}")
-        for batch_size in self.batch_sizes:
-            check_count("batch_size", batch_size)
-        check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu or auto")
-        check_count("warmup", self.warmup)
-        check_count("repeats", self.repeats)
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.compile is None:
+            self.compile = "whole" if self.device == "cuda" else "none"
+        check_choice("compile", self.compile, COMPILE)
+        if self.cuda_graphs and (self.device == "cpu" or self.compile != "whole"):
+            raise ValueError("cuda_graphs=True needs --device cuda and --compile whole")
+        for name in ("warmup", "repeats", "steps", "sde_steps"):
+            check_count(name, getattr(self, name))
+        check_positive("max_seconds", self.max_seconds)
         if self.threads is not None:
             check_count("threads", self.threads)
-        if self.output_file is not None and self.output_file.exists():
-            raise ValueError(f"output={self.output!r}: {self.output_file} exists already; remove it or name another")
+        for name in ("measurements", "presets", "image_sizes", "batch_sizes", "dtypes"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name}={values} must name at least one, and each only once")
+        for setting in self.plan:
+            check_setting(setting)
+        if self.output is not None and Path(self.output).exists():
+            raise ValueError(f"output={self.output!r} exists already; remove it or name another")
 
     @property
-    def output_file(self) -> Path | None:
-        if self.output is None:
-            return None
-        path = Path(self.output)
-        return path if path.suffix == ".json" else path / "latency.json"
+    def plan(self) -> list[Setting]:
+        """The settings, in the order in which they are measured."""
+        own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
+        if all(values is None for values in own):
+            return PLANS[self.device]
+        presets = tuple(self.presets or family("S/2"))
+        default_dtype = "bfloat16" if self.device == "cuda" else "float32"
+        combinations = itertools.product(
+            self.measurements or ["forward"],
+            self.dtypes or [default_dtype],
+            self.image_sizes or [256],
+            self.batch_sizes or [1],
+        )
+        return [Setting(what, presets, size, batch, dtype) for what, dtype, size, batch in combinations]
 
 
-def turns(names: list[str], repeat: int) -> list[str]:
-    """The order of one repeat: rotated by one each time, and read backwards in every other full rotation.
-
-    Over 2·len(names) repeats every name takes every place twice, and follows each neighbour as often as it leads it.
-    """
-    first = repeat % len(names)
-    order = names[first:] + names[:first]
-    return order[::-1] if (repeat // len(names)) % 2 else order
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was launched on it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(
-    models: Mapping[str, nn.Module | Callable],
-    inputs: tuple,
-    repeats: int,
-    warmup: int,
-    device: torch.device,
-) -> dict[str, list[float]]:
-    """Time `model(*inputs)` for each model in turn, again and again. Gradient mode is the caller's.
-
-    Args:
-        models: by name; anything that can be called.
-        inputs: positional arguments, the same for every model.
-        repeats: times per model; within a repeat, in the order of `turns`.
-        warmup: rounds before that, not counted.
-        device: on which the models run.
-
-    Returns:
-        Milliseconds by model: (repeats,) each, so that entry i of all models is from the same repeat.
-    """
-    times = {name: [] for name in models}
-    for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
-        for name in turns(list(models), repeat):
-            synchronize(device)
-            start = time.perf_counter()
-            models[name](*inputs)
-            synchronize(device)
-            elapsed = time.perf_counter() - start
-            if repeat >= 0:
-                times[name].append(elapsed * 1e3)
-    return times
+def check_setting(setting: Setting) -> None:
+    """Raise ValueError naming what cannot be measured."""
+    check_choice("measurement", setting.measurement, MEASUREMENTS)
+    check_choice("dtype", setting.dtype, DTYPES)
+    check_count("batch_size", setting.batch_size)
+    check_count("image_size", setting.image_size)
+    for preset in setting.presets:
+        check_choice("preset", preset, PRESETS)
+        multiple = PIXELS_PER_LATENT * PRESETS[preset]["patch_size"]
+        if setting.image_size % multiple:
+            raise ValueError(
+                f"image_size={setting.image_size} is not divisible by {multiple}, 8 × patch size of {preset}"
+            )
+        if setting.measurement == "operator" and PRESETS[preset]["mixer"] == "hybrid":
+            raise ValueError(f"preset={preset!r} has two operators; measure those of the other presets")
 
 
-def build_models(presets: list[str], dtype: torch.dtype, device: torch.device) -> dict[str, SiTTransformer2DModel]:
+def build_models(
+    presets: tuple[str, ...], dtype: torch.dtype, device: torch.device
+) -> dict[str, SiTTransformer2DModel]:
     """Models in eval mode whose zero-initialised weights are small random numbers.
 
     As initialised, every block is switched off and the output is 0; arithmetic on zeros may run faster than on
@@ -184,68 +247,199 @@ def make_inputs(
     return latents.to(device, model.dtype), times.to(device), labels.to(device)
 
 
-def quartiles(values: list[float] | np.ndarray) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+def compiled(module: nn.Module, options: Options) -> nn.Module:
+    """The module as the options want it compiled; fullgraph refuses a graph break."""
+    if options.compile == "none":
+        return module
+    if options.compile == "blocks" and isinstance(module, SiTTransformer2DModel):
+        module.compile_repeated_blocks(fullgraph=True)
+        return module
+    mode = "reduce-overhead" if options.cuda_graphs else None
+    return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
 
 
-def summarize(times: dict[str, list[float]], batch_size: int) -> dict[str, dict]:
-    """Quartiles per model of the times of `measure`, and of their ratios to the first model's in the same repeat."""
-    baseline = np.array(next(iter(times.values())))
-    return {
-        name: {
-            "ms": quartiles(values),
-            "ratio": quartiles(np.array(values) / baseline),
-            "images_per_second": batch_size * 1e3 / float(np.median(values)),
-            "times_ms": values,
-        }
-        for name, values in times.items()
-    }
+def operator_inputs(model: SiTTransformer2DModel, setting: Setting, device: torch.device) -> tuple:
+    """Tokens (B, N, D) and their grid."""
+    side = setting.image_size // PIXELS_PER_LATENT // model.config.patch_size
+    dim = model.modulation_out.in_features
+    tokens = torch.randn(setting.batch_size, side**2, dim, generator=torch.Generator().manual_seed(0))
+    return tokens.to(device, model.dtype), (side, side)
+
+
+def train_step(model: nn.Module, inputs: tuple, dtype: torch.dtype, checkpointing: bool = False) -> None:
+    """Forward and backward pass; the gradients stay until the next one."""
+    model.zero_grad(set_to_none=True)
+    module = getattr(model, "_orig_mod", model)
+    module.gradient_checkpointing = checkpointing
+    with torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(*inputs).sample.float().square().mean()
+    loss.backward()
+    module.gradient_checkpointing = False
+
+
+def make_calls(
+    models: Mapping[str, SiTTransformer2DModel], setting: Setting, options: Options, device: torch.device
+) -> tuple[dict[str, Callable], dict[str, str]]:
+    """What is timed in turn, by name, and which of it each is compared with."""
+    first = next(iter(models))
+    baselines = dict.fromkeys(models, first)
+    if setting.measurement == "operator":
+        inputs = operator_inputs(models[first], setting, device)
+        calls = {name: partial(compiled(model.blocks[0].mixer, options), *inputs) for name, model in models.items()}
+        return calls, baselines
+
+    nets = {name: compiled(model, options) for name, model in models.items()}
+    inputs = make_inputs(models[first], setting.image_size, setting.batch_size, device)
+    if setting.measurement == "forward":
+        return {name: partial(net, *inputs) for name, net in nets.items()}, baselines
+    if setting.measurement == "training":
+        return {name: partial(train_step, net, inputs, DTYPES[setting.dtype]) for name, net in nets.items()}, baselines
+    if setting.measurement == "checkpointing":
+        calls, baselines = {}, {}
+        for name, net in nets.items():
+            models[name].enable_gradient_checkpointing()
+            for suffix, checkpointing in ("", False), (", checkpointing", True):
+                calls[name + suffix] = partial(train_step, net, inputs, DTYPES[setting.dtype], checkpointing)
+                baselines[name + suffix] = name
+        return calls, baselines
+
+    latents, _, labels = inputs
+    latents = latents.float()
+    if setting.measurement == "sde":
+        calls, baselines = {}, {}
+        for name, net in nets.items():
+
+            def twice(x, t, model_fn):
+                model_fn(x, t)
+                return model_fn(x, t)
+
+            once = GuidedModel(net, labels)
+            for suffix, model_fn in (", 2 calls a step", partial(twice, model_fn=once)), ("", once):
+                generator = torch.Generator(device).manual_seed(0)
+                solve = InterpolantSDEScheduler().solve
+                calls[name + suffix] = partial(solve, model_fn, latents, options.sde_steps, generator)
+                baselines[name + suffix] = f"{name}, 2 calls a step"
+        return calls, baselines
+
+    vae = AutoencoderKL(**VAE_CONFIG) if options.vae is None else load_vae(options.vae)
+    vae = nn.Module.to(vae, device, DTYPES[setting.dtype]).eval()
+    calls = {}
+    for name, net in nets.items():
+        pipeline = SiTPipeline(net, InterpolantODEScheduler(), vae)
+        pipeline.set_progress_bar_config(disable=True)
+        size = dict(height=setting.image_size, width=setting.image_size)
+        calls[name] = partial(
+            pipeline, labels, num_inference_steps=options.steps, latents=latents, output_type="pt", **size
+        )
+    return {**calls, VAE_ROW: partial(decode, vae, latents)}, {**baselines, VAE_ROW: VAE_ROW}
 
 
 def measure_setting(
-    models: dict[str, SiTTransformer2DModel],
-    image_size: int,
-    batch_size: int,
+    models: Mapping[str, SiTTransformer2DModel],
+    setting: Setting,
     options: Options,
     device: torch.device,
+    rates: tuple[float, float],
 ) -> list[dict]:
-    """Measure every model at one image size and batch size: one row of results each."""
-    inputs = make_inputs(next(iter(models.values())), image_size, batch_size, device)
-    callables = models
-    if options.compile:
-        # Anew each time, for this very shape. fullgraph: a model that cannot be compiled fails, and is not measured
-        # uncompiled under that name.
-        torch.compiler.reset()
-        callables = {name: torch.compile(m, dynamic=False, fullgraph=True) for name, m in models.items()}
-    with torch.inference_mode():
-        times = measure(callables, inputs, options.repeats, options.warmup, device)
-    side = image_size // PIXELS_PER_LATENT
-    return [
-        {
-            "preset": name,
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "dtype": options.dtype,
-            "parameters": sum(parameter.numel() for parameter in models[name].parameters()),
-            "macs_per_image": count_macs(models[name], side, side),
-            **summary,
-        }
-        for name, summary in summarize(times, batch_size).items()
-    ]
+    """Measure every model in one setting: one row of results each.
+
+    Args:
+        models: by preset, as `build_models` makes them.
+        setting, options: what to measure, and how.
+        device: where the models are.
+        rates: floating-point operations and bytes per second that the device is capable of.
+    """
+    if options.compile != "none":
+        torch.compiler.reset()  # so that each setting is compiled for its own shapes
+    calls, baselines = make_calls(models, setting, options, device)
+    inference = setting.measurement not in ("training", "checkpointing")
+    with torch.inference_mode(inference):
+        times = measure(calls, options.repeats, options.warmup, device, options.max_seconds)
+        memory = {}
+        for name, call in calls.items():
+            for model in models.values():
+                model.zero_grad(set_to_none=True)
+            memory[name] = peak_memory(call, device)
+    for model in models.values():
+        model.zero_grad(set_to_none=True)
+
+    rows = []
+    for name, summary in summarize(times, baselines).items():
+        ms = summary["ms"][1]
+        row = asdict(setting) | {"name": name, "peak_bytes": memory[name], **summary}
+        row["images_per_second"] = setting.batch_size * 1e3 / ms
+        del row["presets"]
+        model = models.get(name.partition(",")[0])
+        if model is not None:
+            row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        if setting.measurement in ("operator", "forward"):
+            if setting.measurement == "operator":
+                operations = count_operations(model.blocks[0].mixer, *operator_inputs(model, setting, device))
+            else:
+                inputs = make_inputs(model, setting.image_size, setting.batch_size, device)
+                operations = count_operations(model, *inputs)
+            row["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
+            row["roofline_share"] = roofline_ms(operations, *rates) / ms
+        if setting.measurement == "sampling" and model is not None:
+            row["vae_share"] = quartiles(times[VAE_ROW])[1] / ms
+        rows.append(row)
+    return rows
 
 
-def markdown_table(results: list[dict], baseline: str) -> str:
+def markdown_table(results: list[dict]) -> str:
     """The results as a Markdown table; in brackets, the quartiles."""
-    header = f"preset|image px|batch|dtype|params M|GMACs/image|ms [quartiles]|time / {baseline}|images/s".split("|")
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header = ["measurement", "model", "image px", "batch", "dtype", "GMACs/image", "ms [quartiles]"]
+    header += ["ratio to baseline", "images/s", "roofline", "peak MiB", "VAE"]
+    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f} %"
+
     for r in results:
         low, ms, high = (f"{value:.4g}" for value in r["ms"])
         ratio_low, ratio, ratio_high = (f"{value:.3f}" for value in r["ratio"])
-        rows.append([r["preset"], r["image_size"], r["batch_size"], r["dtype"], f"{r['parameters'] / 1e6:.2f}"])
-        rows[-1] += [f"{r['macs_per_image'] / 1e9:.2f}", f"{ms} [{low}–{high}]"]
-        rows[-1] += [f"{ratio} [{ratio_low}–{ratio_high}]", f"{r['images_per_second']:.4g}"]
+        macs = r.get("macs_per_image")
+        rows.append([r["measurement"], r["name"], r["image_size"], r["batch_size"], r["dtype"]])
+        rows[-1] += ["" if macs is None else f"{macs / 1e9:.2f}", f"{ms} [{low}–{high}]"]
+        rows[-1] += ["" if r["baseline"] == r["name"] else f"{ratio} [{ratio_low}–{ratio_high}]"]
+        rows[-1] += [f"{r['images_per_second']:.4g}", share(r.get("roofline_share"))]
+        rows[-1] += [f"{r['peak_bytes'] / 2**20:.1f}", share(r.get("vae_share"))]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def plot(results: list[dict]) -> Figure | None:
+    """Forward latency against resolution, and its ratio to the baseline; None where fewer than two sizes are measured.
+
+    Of several groups of models, batch sizes and dtypes, the one with the most resolutions is drawn.
+    """
+    groups = {}
+    for row in results:
+        if row["measurement"] == "forward":
+            groups.setdefault((row["baseline"], row["batch_size"], row["dtype"]), []).append(row)
+    if not groups:
+        return None
+    (baseline, batch_size, dtype), rows = max(groups.items(), key=lambda item: len({r["image_size"] for r in item[1]}))
+    sizes = sorted({row["image_size"] for row in rows})
+    if len(sizes) < 2:
+        return None
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    latency_axes, ratio_axes = figure.subplots(1, 2)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["image_size"])
+        x = [row["image_size"] for row in own]
+        latency_axes.plot(x, [row["ms"][1] for row in own], marker="o", label=name)
+        low, ratio, high = zip(*(row["ratio"] for row in own), strict=True)
+        ratio_axes.plot(x, ratio, marker="o", label=name)
+        ratio_axes.fill_between(x, low, high, alpha=0.2)
+    latency_axes.set(yscale="log", ylabel="forward pass, ms", title=f"batch {batch_size}, {dtype}")
+    ratio_axes.set(ylabel=f"time / {baseline}", ylim=(0, None), title="ratio, with quartiles")
+    for axes in (latency_axes, ratio_axes):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xlabel("image side, px")
+        axes.grid(alpha=0.3)
+    latency_axes.legend()
+    return figure
 
 
 def device_name(device: torch.device) -> str:
@@ -266,6 +460,7 @@ def environment(device: torch.device) -> dict:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "flash_attention": torch.backends.cuda.flash_sdp_enabled() if device.type == "cuda" else True,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
@@ -274,18 +469,39 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def write_json(path: Path, report: dict) -> None:
-    """Write so that the file is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    staged.replace(path)
+def write_results(folder: Path, report: dict) -> None:
+    """Write JSON, table and plot so that each file is whole at any moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = plot(report["results"])
+    contents = {"latency.json": json.dumps(report, indent=2) + "\n", "latency.md": report_text(report)}
+    for name, text in contents.items():
+        (folder / f"{name}.part").write_text(text, encoding="utf-8")
+        (folder / f"{name}.part").replace(folder / name)
+    if figure is not None:
+        figure.savefig(folder / ".latency.png", dpi=120, format="png")
+        (folder / ".latency.png").replace(folder / "latency.png")
+
+
+def report_text(report: dict) -> str:
+    """The table, headed by how it was made."""
+    facts, rates = report["environment"], report["rates"]
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"{report['date'][:10]}, {facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}, compile "
+        f"{report['options']['compile']}; measured limits by dtype: "
+        + "; ".join(f"{name} {flops / 1e9:.3g} GFLOP/s" for name, flops in rates["flops_per_second"].items())
+        + f"; copying {rates['bytes_per_second'] / 1e9:.3g} GB/s",
+        "",
+        markdown_table(report["results"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 130 after an interrupt, which keeps the finished settings."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = ArgumentParser(prog="latency.py", description=__doc__.partition("\n")[0])
+    parser = ArgumentParser(prog="latency.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_class_arguments(Options)
     arguments = parser.parse_args(argv)
     try:
@@ -295,29 +511,39 @@ def main(argv: list[str] | None = None) -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device, plan = torch.device(options.device), options.plan
+    now = datetime.now(timezone.utc)
+    folder = Path(options.output or f"runs/latency-{now:%Y%m%d-%H%M%S}")
+    rates = {
+        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dict.fromkeys(s.dtype for s in plan)},
+        "bytes_per_second": copy_bandwidth(device),
+    }
     report = {
-        "command": shlex.join([Path(__file__).name, *argv]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "eval/latency.py", *argv]),
+        "date": now.isoformat(timespec="seconds"),
         "options": asdict(options),
         "environment": environment(device),
-        "baseline": options.presets[0],
-        "interrupted": True,  # until all is measured; the file is written after every setting
+        "rates": rates,
+        "interrupted": True,  # until all is measured; the files are written after every setting
         "results": [],
     }
-    status = 0
+    status, models, built = 0, {}, None
     try:
-        models = build_models(options.presets, DTYPES[options.dtype], device)
-        settings = [(size, batch_size) for size in options.image_sizes for batch_size in options.batch_sizes]
-        for image_size, batch_size in tqdm(settings, desc="settings", disable=None):
-            report["results"] += measure_setting(models, image_size, batch_size, options, device)
-            report["interrupted"] = len(report["results"]) < len(settings) * len(models)
-            if options.output_file is not None:
-                write_json(options.output_file, report)
+        for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
+            weights = "float32" if setting.measurement in ("training", "checkpointing") else setting.dtype
+            if built != (setting.presets, weights):
+                models.clear()  # two groups of large models may not fit together
+                models, built = build_models(setting.presets, DTYPES[weights], device), (setting.presets, weights)
+            limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
+            report["results"] += measure_setting(models, setting, options, device, limits)
+            report["interrupted"] = i + 1 < len(plan)
+            write_results(folder, report)
     except KeyboardInterrupt:
         print("interrupted: only what follows was measured", file=sys.stderr)
         status = INTERRUPTED
-    print(markdown_table(report["results"], report["baseline"]))
+    print(markdown_table(report["results"]))
+    if report["results"]:
+        print(f"\nIn {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return status
 
 

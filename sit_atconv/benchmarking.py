@@ -1,0 +1,196 @@
+"""Measuring calls against each other: paired times, peak memory, and the time that the hardware allows."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+from tqdm.auto import tqdm
+
+MIN_REPEATS = 3  # that are counted, however long they take
+
+
+def turns(names: list[str], repeat: int) -> list[str]:
+    """The order of one repeat: rotated by one each time, and read backwards in every other full rotation.
+
+    Over 2·len(names) repeats every name takes every place twice, and follows each neighbour as often as it leads it.
+    """
+    first = repeat % len(names)
+    order = names[first:] + names[:first]
+    return order[::-1] if (repeat // len(names)) % 2 else order
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was launched on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    callables: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    max_seconds: float = float("inf"),
+) -> dict[str, list[float]]:
+    """Time each callable in turn, again and again. Gradient mode is the caller's.
+
+    Args:
+        callables: by name.
+        repeats: times per callable; within a repeat, in the order of `turns`.
+        warmup: rounds before that, not counted.
+        device: on which they run.
+        max_seconds: no round is begun after that time, once 3 have been counted.
+
+    Returns:
+        Milliseconds by name: (repeats,) each, so that entry i of all is from the same repeat.
+    """
+    times = {name: [] for name in callables}
+    begin = time.perf_counter()
+    for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
+        if repeat >= MIN_REPEATS and time.perf_counter() - begin > max_seconds:
+            break
+        for name in turns(list(callables), repeat):
+            synchronize(device)
+            start = time.perf_counter()
+            callables[name]()
+            synchronize(device)
+            elapsed = time.perf_counter() - start
+            if repeat >= 0:
+                times[name].append(elapsed * 1e3)
+    return times
+
+
+def quartiles(values: list[float] | np.ndarray) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+
+
+def summarize(times: Mapping[str, list[float]], baselines: Mapping[str, str]) -> dict[str, dict]:
+    """Quartiles of the times of `measure`, and of their ratios to a baseline's in the same repeat.
+
+    Args:
+        times: milliseconds by name.
+        baselines: for each name the one that it is compared with.
+    """
+    return {
+        name: {
+            "ms": quartiles(values),
+            "baseline": baselines[name],
+            "ratio": quartiles(np.array(values) / np.array(times[baselines[name]])),
+            "times_ms": values,
+        }
+        for name, values in times.items()
+    }
+
+
+@contextmanager
+def _quiet_stderr():
+    """Keep PyTorch's profiler from writing to the terminal that it started, which no setting of its own does."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def peak_memory(fn: Callable[[], object], device: torch.device) -> int:
+    """The bytes that a call holds at its peak, beyond what was there before: activations, results, new gradients."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        fn()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        fn()
+    # Each event is one allocation (positive) or release (negative) of PyTorch's allocator.
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return int(np.cumsum([nbytes for _, nbytes in changes]).max(initial=0))
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Counts attention as one operation that reads q, k, v and writes its result, whatever the device makes of it."""
+
+    def __init__(self, operations: list[tuple[int, int]]):
+        super().__init__()
+        self.operations = operations
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args[:3]  # (B, heads, N, head_dim)
+        out = torch.empty_like(q)
+        self.operations.append((4 * q.numel() * k.shape[-2], sum(x.nbytes for x in (q, k, v, out))))
+        return out
+
+
+class _Operations(TorchDispatchMode):
+    """Counts each matrix product and convolution: floating-point operations, and bytes read and written once."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+            self.operations.append((count(*args, **kwargs, out_val=out), sum(tensor.nbytes for tensor in tensors)))
+        return out
+
+
+def count_operations(module: nn.Module, *inputs) -> list[tuple[int, int]]:
+    """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
+
+    Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
+    Bytes are those of operands and result; everything else (norms, activations, sums) is taken to be fused into them.
+    """
+    weights = {name: weight.to("meta") for name, weight in module.state_dict().items()}
+    inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), inputs)
+    counter = _Operations()
+    with torch.no_grad(), counter, _FlashAttention(counter.operations):
+        functional_call(module, weights, inputs)
+    return counter.operations
+
+
+def roofline_ms(operations: list[tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> float:
+    """The least time for these operations one after the other: each is bound by arithmetic or by memory."""
+    return 1e3 * sum(max(flops / flops_per_second, nbytes / bytes_per_second) for flops, nbytes in operations)
+
+
+def _best_seconds(fn: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    return min(measure({"": fn}, repeats, 3, device)[""]) / 1e3
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations per second of a large matrix product, the best of ten."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return 2 * n**3 / _best_seconds(lambda: a @ b, device)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of copying a tensor that no cache holds, the best of ten."""
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # 1 GiB, 256 MiB
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)

@@ -1,0 +1,141 @@
+"""What is timed in which order, what is counted, how memory and rooflines are found. Nothing depends on real time."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from sit_atconv import ATConv, SiTTransformer2DModel, benchmarking
+from sit_atconv.benchmarking import count_operations, measure, peak_memory, roofline_ms, summarize, turns
+from sit_atconv.macs import count_macs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """(callables, log) on a clock that only the callables move; each writes its name into the log."""
+    log, clock = [], [0.0]
+    monkeypatch.setattr(benchmarking.time, "perf_counter", lambda: clock[0])
+
+    def recorder(name: str, seconds: float):
+        def call():
+            log.append(name)
+            clock[0] += seconds
+
+        return call
+
+    return {name: recorder(name, s) for name, s in dict(a=0.5, b=0.25, c=2.0).items()}, log
+
+
+def test_callables_take_turns(recorded):
+    callables, log = recorded
+    measure(callables, repeats=6, warmup=2, device=CPU)
+    rounds = ["".join(log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert len(rounds) == 8
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert rounds[2:] == ["abc", "bca", "cab", "cba", "acb", "bac"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_turns_are_balanced(n):
+    names = [chr(ord("a") + i) for i in range(n)]
+    orders = [turns(names, repeat) for repeat in range(2 * n)]
+    places = Counter((name, place) for order in orders for place, name in enumerate(order))
+    assert set(places.values()) == {2} and len(places) == n * n
+    follows = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert all(follows[pair] == follows[pair[::-1]] for pair in follows)
+
+
+def test_measure_leaves_out_warmup_and_counts_milliseconds(recorded):
+    callables, log = recorded
+    times = measure(callables, repeats=4, warmup=3, device=CPU)
+    assert times == {"a": [500.0] * 4, "b": [250.0] * 4, "c": [2000.0] * 4}
+    assert len(log) == 3 * (3 + 4)
+
+
+@pytest.mark.parametrize(("max_seconds", "rounds"), [(0.0, 3), (2.75 * 5.5, 5), (1e9, 9)])
+def test_measure_ends_after_its_time(max_seconds, rounds, recorded):
+    callables, _ = recorded  # a round takes 2.75 s
+    assert len(measure(callables, repeats=9, warmup=1, device=CPU, max_seconds=max_seconds)["a"]) == rounds
+
+
+def test_device_is_synchronised_around_each_call(recorded, monkeypatch):
+    callables, log = recorded
+    monkeypatch.setattr(benchmarking.torch.cuda, "synchronize", lambda device: log.append("wait"))
+    measure({"a": callables["a"]}, repeats=2, warmup=1, device=torch.device("cuda"))
+    assert log == ["wait", "a", "wait"] * 3
+
+
+def test_ratio_is_taken_within_each_repeat():
+    """The machine halves its speed after two of five repeats: the ratio must not see it."""
+    times = {"base": [10.0, 10.0, 20.0, 20.0, 20.0], "other": [6.0, 6.0, 10.0, 12.0, 14.0]}
+    summary = summarize(times, {"base": "base", "other": "base"})
+    assert summary["base"]["ratio"] == [1.0, 1.0, 1.0]
+    assert summary["other"]["ratio"] == [0.6, 0.6, 0.6]
+    assert summary["other"]["ms"] == [6.0, 10.0, 12.0]
+    assert summary["other"]["baseline"] == "base"
+
+
+def test_peak_memory_is_the_most_that_is_held_at_once(capfd):
+    def call():
+        a = torch.empty(1000)
+        b = torch.empty(5000)
+        del a
+        return torch.empty(3000), b
+
+    assert peak_memory(call, CPU) == 4 * (5000 + 3000)
+    assert peak_memory(lambda: None, CPU) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_peak_memory_of_training_holds_every_gradient():
+    model = torch.nn.Linear(64, 128, bias=False)
+    x = torch.randn(2, 64)
+    peak = peak_memory(lambda: model(x).sum().backward(), CPU)
+    assert 4 * 64 * 128 <= peak <= 4 * 64 * 128 + 4 * 2 * 128 * 4
+
+
+def test_checkpointing_saves_memory(tiny_transformer):
+    model = tiny_transformer(num_layers=6)
+    x, t, y = torch.randn(4, 3, 32, 32), torch.rand(4), torch.zeros(4, dtype=torch.long)
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        model(x, t, y).sample.square().mean().backward()
+
+    plain = peak_memory(step, CPU)
+    model.enable_gradient_checkpointing()
+    model.zero_grad(set_to_none=True)
+    assert peak_memory(step, CPU) < plain / 2
+
+
+@pytest.mark.parametrize("preset", ["SiT-Nano/2", "SiT-ATConv-Nano/2", "SiT-ATConv-Nano/2-Hybrid"])
+def test_operations_add_up_to_the_macs(preset):
+    with torch.device("meta"):
+        model = SiTTransformer2DModel.from_preset(preset)
+    inputs = torch.randn(2, 4, 16, 24), torch.rand(2), torch.zeros(2, dtype=torch.long)
+    operations = count_operations(model, *inputs)
+    assert sum(flops for flops, _ in operations) == 2 * count_macs(model, 16, 24, batch_size=2)
+
+
+def test_attention_moves_no_matrix_of_its_weights(tiny_transformer):
+    """Flash attention reads q, k, v and writes the result: 4·N·D numbers, and no N² of them."""
+    mixer = tiny_transformer(mixer="attention").blocks[0].mixer  # D = 16
+    qkv, attention, out = count_operations(mixer, torch.randn(1, 100, 16), (10, 10))
+    assert qkv == (2 * 100 * 16 * 48, 4 * (100 * 16 + 16 * 48 + 48 + 100 * 48))
+    assert attention == (4 * 100 * 100 * 16, 4 * 4 * 100 * 16)
+    assert out == (2 * 100 * 16 * 16, 4 * (100 * 16 + 16 * 16 + 16 + 100 * 16))
+
+
+def test_counting_leaves_the_module_alone():
+    module = ATConv(8)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    count_operations(module, torch.randn(1, 12, 8), (3, 4))
+    assert all(torch.equal(before[name], weight) for name, weight in module.state_dict().items())
+
+
+def test_roofline_in_closed_form():
+    """One operation bound by arithmetic (2 s), one by memory (3 s)."""
+    assert roofline_ms([(200, 1), (1, 30)], flops_per_second=100, bytes_per_second=10) == pytest.approx(5000)
