@@ -4,6 +4,7 @@ import ast
 import builtins
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.portable import PORTABLE_MODULES, bundle_source
+from sit_atconv.portable import FORMAT_VERSION, PORTABLE_MODULES, bundle_source
 
 WITHOUT_PACKAGE = """
 import sys
@@ -214,19 +215,24 @@ def test_the_folder(tiny_pipeline, tmp_path):
     pipe = tiny_pipeline(InterpolantSDEScheduler())
     pipe.save_pretrained(tmp_path)
     files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    pipeline, transformer, scheduler = (index[name][0] for name in ("_class_name", "transformer", "scheduler"))
     assert files == {
+        "README.md",
         "model_index.json",
-        "pipeline_sit.py",
+        f"{pipeline}.py",
         "scheduler/scheduler_config.json",
-        "scheduler/scheduling_interpolant_sde.py",
+        f"scheduler/{scheduler}.py",
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
-        "transformer/transformer_sit.py",
+        f"transformer/{transformer}.py",
     }
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == ["pipeline_sit", "SiTPipeline"]
-    assert index["transformer"] == ["transformer_sit", "SiTTransformer2DModel"]
-    assert index["scheduler"] == ["scheduling_interpolant_sde", "InterpolantSDEScheduler"]
+    assert index["_class_name"] == [pipeline, "SiTPipeline"]
+    assert index["transformer"] == [transformer, "SiTTransformer2DModel"]
+    assert index["scheduler"] == [scheduler, "InterpolantSDEScheduler"]
+    for stem, name in ((pipeline, "pipeline_sit"), (scheduler, "scheduling_interpolant_sde")):
+        assert re.fullmatch(rf"{name}_[0-9a-f]{{8}}", stem)
+    assert index["_format_version"] == FORMAT_VERSION
     assert index["id2label"]["1"] == "goldfish, Carassius auratus"
 
 
