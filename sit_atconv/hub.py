@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from PIL import Image
 from safetensors import safe_open
 
@@ -22,6 +22,8 @@ TRAINING_FILE, METRICS_FILE, RECORD_FILE = "training_config.yaml", "metrics.json
 CARD_MARK = re.compile(r"<!-- made by sit-atconv ([0-9a-f]{16}) -->\n")
 CARD_METRICS = {"fid": "FID", "class_accuracy": "class accuracy"}  # of the reports that evaluations write
 METRIC_SETTINGS = ("num_samples", "extractor", "biased", "guidance_scale", "num_inference_steps", "seed")
+# HTTPError is that of the HTTP library which huggingface_hub uses, and the base of its own.
+HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -234,9 +236,6 @@ def prepare_repository(repo_id: str, private: bool | None = None, token: str | N
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
     except HUB_ERRORS as error:
         raise ValueError(_hub_message(repo_id, error)) from error
-
-
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
 
 
 def _hub_message(repo_id: str, error: Exception) -> str:

@@ -358,7 +358,10 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
 
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2)  # (B, N, D)
         if self.position_embedding == "sincos":
-            x = x + sincos_position_embedding(x.shape[-1], grid, x.device).to(x.dtype)
+            embed = sincos_position_embedding
+            if torch.compiler.is_compiling():
+                embed = embed.__wrapped__  # a cache has no use for the symbolic sizes of torch.export
+            x = x + embed(x.shape[-1], grid, x.device).to(x.dtype)
 
         t = torch.as_tensor(timestep, dtype=torch.float32, device=x.device).expand(B)
         start, end = self.config.timestep_at_noise, self.config.timestep_at_data
