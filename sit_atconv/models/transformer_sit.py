@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -83,8 +84,8 @@ def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.dev
     # Made on the device, since compiled code does not cache and would copy it there anew each time.
     options = dict(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
     omega = 10000.0 ** -(torch.arange(dim // 4, **options) / (dim // 4))  # (D/4,)
-    column = (torch.arange(W, **options)[:, None] * omega).repeat(H, 1)  # (N, D/4)
-    row = (torch.arange(H, **options)[:, None] * omega).repeat_interleave(W, 0)  # (N, D/4)
+    column = (torch.arange(W, **options)[:, None] * omega).expand(H, W, -1).flatten(0, 1)  # (N, D/4)
+    row = (torch.arange(H, **options)[:, None, None] * omega).expand(H, W, -1).flatten(0, 1)  # (N, D/4)
     embedding = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)  # (N, D)
     return embedding[None].float()
 
@@ -143,7 +144,7 @@ class SiTBlock(nn.Module):
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
-class SiTTransformer2DModel(ModelMixin, ConfigMixin):
+class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """SiT with ATConv, self-attention, or both as its token mixers.
 
     Args:
