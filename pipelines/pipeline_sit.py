@@ -139,6 +139,17 @@ class SiTPipeline(DiffusionPipeline):
             check_vae_weights(pipeline.vae, folder)
         return pipeline
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "SiTPipeline":
+        """As diffusers' `from_pipe`: a pipeline of the same components, or others in their place.
+
+        Without `torch_dtype` it casts them to float32, as diffusers does.
+        """
+        # Named one by one: of its own accord diffusers takes models of exactly the annotated class alone.
+        expected, _ = cls._get_signature_keys(cls)
+        shared = {name: part for name, part in pipeline.components.items() if name in expected}
+        return super().from_pipe(pipeline, **{**shared, **kwargs})
+
     @property
     def interrupt(self) -> bool:
         """Set `pipe._interrupt = True` in a callback to stop after the current step."""

@@ -1,6 +1,8 @@
 """The transformer as a graph for other runtimes: torch.export, and ONNX through it.
 
-Batch, height and width stay free in both. Shapes: B batch, C channels, (H, W) token grid, N = H·W tokens, k kernel size.
+Batch, height and width stay free in both.
+
+Shapes: B batch, C channels, (H, W) token grid, N = H·W tokens, k kernel size.
 """
 
 import copy
@@ -87,7 +89,7 @@ def export_onnx(transformer: SiTTransformer2DModel, file: str | Path) -> None:
     """
     check_new_file("file", file)
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install onnx onnxscript")
+        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install 'sit-atconv[onnx]'")
     transformer = copy.deepcopy(transformer).eval()
     for module in transformer.modules():
         if type(module) is ATConv:
