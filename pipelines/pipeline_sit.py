@@ -5,6 +5,7 @@ B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
 
 import inspect
 import math
+import tempfile
 from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
@@ -18,9 +19,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from sit_atconv.guidance import GuidedModel, evaluating
+from sit_atconv.hub import publish, write_model_card
 from sit_atconv.interpolants import Interpolant
 from sit_atconv.latents import check_vae_weights, decode, encode, vae_scale_factor
-from sit_atconv.portable import PACKAGE, make_portable, use_installed_classes
+from sit_atconv.portable import PACKAGE, check_format, make_portable, use_installed_classes
 from sit_atconv.solvers import after_step
 from sit_atconv.validation import check_choice, check_count
 
@@ -66,6 +68,44 @@ class SiTPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        license: str | None = None,
+        **hub_options,
+    ) -> None:
+        """Save weights, configs, the code that loads them, and a model card (README.md).
+
+        Args:
+            save_directory: the folder. A model card in it that somebody has edited stays.
+            safe_serialization: must be True: no pickles are written.
+            variant: such as "fp16", for file names and `from_pretrained(variant=…)`; the weights are saved as they are.
+            max_shard_size: of one file of weights, such as "5GB".
+            push_to_hub: upload the folder, too.
+            license: of the weights, for the card, such as "mit".
+            **hub_options: repo_id, private, token, commit_message, create_pr; see `sit_atconv.hub.publish`.
+
+        Raises:
+            ValueError: for `safe_serialization=False`, or where the upload fails.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
+        if hub_options and not push_to_hub:
+            raise TypeError(f"save_pretrained: {', '.join(hub_options)} go with push_to_hub=True")
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        write_model_card(save_directory, license=license)
+        if push_to_hub:
+            publish(save_directory, **hub_options)
+
+    def push_to_hub(self, repo_id: str, **options) -> None:
+        """Upload the pipeline. Options as those of `save_pretrained`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **options)
+
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json and, beside the weights, the code that loads them. `save_pretrained` calls this."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -73,24 +113,43 @@ class SiTPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs):
-        """Read model_index.json; the installed package uses its own classes, not the folder's copies."""
+        """Read model_index.json; the installed package uses its own classes, not the folder's copies.
+
+        Raises:
+            ValueError: for a folder of a newer format.
+        """
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_format(index)
         if cls.__module__.split(".")[0] == PACKAGE:
-            use_installed_classes(loaded[0] if isinstance(loaded, tuple) else loaded)
+            use_installed_classes(index, pretrained_model_name_or_path)
         return loaded
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":
-        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning.
+        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning, and
+        pickles are not read.
 
         Raises:
             ValueError: naming the weights.
         """
+        kwargs.setdefault("use_safetensors", True)
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path) / "vae"
         if pipeline.vae is not None and "vae" not in kwargs and "quantization_config" not in kwargs:
             check_vae_weights(pipeline.vae, folder)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "SiTPipeline":
+        """As diffusers' `from_pipe`: a pipeline of the same components, or others in their place.
+
+        Without `torch_dtype` it casts them to float32, as diffusers does.
+        """
+        # Named one by one: of its own accord diffusers takes models of exactly the annotated class alone.
+        expected, _ = cls._get_signature_keys(cls)
+        shared = {name: part for name, part in pipeline.components.items() if name in expected}
+        return super().from_pipe(pipeline, **{**shared, **kwargs})
 
     @property
     def interrupt(self) -> bool:

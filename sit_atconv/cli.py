@@ -1,10 +1,18 @@
-"""The command line for everyday use: `sit-atconv sample FOLDER --classes 3 cat --out grid.png`."""
+"""The command line for everyday use: `sit-atconv sample FOLDER --classes 3 cat --out grid.png`, info, convert, push."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 FIRST_CLASSES = 10  # drawn where none are named
+LABEL = 16  # characters, of what `info` and `convert` tell
+
+
+def tell(facts: dict[str, str]) -> None:
+    """Print facts, one a line."""
+    for name, value in facts.items():
+        print(f"{name:{LABEL}}{value}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -44,12 +52,91 @@ def sample(args: argparse.Namespace) -> None:
     print(f"{len(labels)} images of classes {', '.join(map(str, rows))} in {args.out}")
 
 
+def info(args: argparse.Namespace) -> None:
+    """Say what a pipeline folder holds, without loading its weights.
+
+    Raises:
+        ValueError: for a folder that is no pipeline, or one of a newer format.
+    """
+    from .evaluation import is_pipeline_folder
+    from .hub import describe_folder, read_json, weights_variant
+    from .models.transformer_sit import preset_name
+    from .portable import check_format, edited_sources
+
+    folder = Path(args.folder)
+    if not is_pipeline_folder(folder):
+        raise ValueError(f"folder={args.folder!r} is no pipeline folder: it has no model_index.json")
+    index = read_json(folder / "model_index.json")
+    check_format(index)
+    edited = edited_sources(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    tell(
+        {
+            "preset": preset_name(read_json(folder / "transformer" / "config.json")) or "none",
+            **describe_folder(folder),
+            "variant": weights_variant(folder) or "none",
+            "format": f"{index.get('_format_version', 0)}, of diffusers {index.get('_diffusers_version', 'unknown')}",
+            "code": f"edited: {', '.join(edited)}" if edited else "as it was saved",
+            "size": f"{size / 2**20:.1f} MiB",
+        }
+    )
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert a checkpoint of the reference into a pipeline folder, or such a folder back.
+
+    Raises:
+        ValueError: naming what cannot be read, inferred or written.
+    """
+    from .convert import convert_checkpoint, export_checkpoint
+    from .evaluation import is_pipeline_folder
+
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
+    if is_pipeline_folder(args.checkpoint):
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: options of the way to a folder; leave them out on the way back")
+        state_dict = export_checkpoint(args.checkpoint, args.output)
+        print(f"{len(state_dict)} tensors under the reference's names in {args.output}")
+        return
+    reference = convert_checkpoint(args.checkpoint, args.output, **options)
+    tell(reference.describe())
+    print(f"written to {args.output}; sample it with: sit-atconv sample {args.output} --out samples.png")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Upload a pipeline folder to the Hub, with a model card that shows metrics and samples.
+
+    Raises:
+        ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
+    """
+    from .evaluation import is_pipeline_folder
+    from .hub import add_report, add_samples, publish
+
+    if not is_pipeline_folder(args.folder):
+        raise ValueError(f"folder={args.folder!r} is no pipeline folder: it has no model_index.json")
+    for report in args.report:
+        add_report(args.folder, report)
+    if args.samples is not None:
+        add_samples(args.folder, args.samples)
+    print(publish(args.folder, args.repo_id, license=args.license, private=args.private or None))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="sit-atconv", description="SiT with ATConv: everyday commands.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("sample", help="draw images from a pipeline folder, one class a row")
-    command.set_defaults(run=sample)
+
+    def add(run: Callable, text: str, usage: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            run.__name__,
+            help=text,
+            usage=usage,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        )
+        command.set_defaults(run=run)
+        return command
+
+    command = add(sample, "draw images from a pipeline folder, one class a row")
     command.add_argument("folder", help="a pipeline folder, or the name of one on the Hub")
     command.add_argument("--out", default="samples.png", help="the PNG to write, a new file (%(default)s)")
     command.add_argument("--classes", nargs="+", default=[], help="class ids or names (the first ten)")
@@ -58,6 +145,34 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--num_inference_steps", type=int, help="solver steps (as many as make 50 network calls)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU where there is one)")
+
+    command = add(info, "say what a pipeline folder holds")
+    command.add_argument("folder", help="a pipeline folder")
+
+    command = add(
+        convert,
+        "turn a SiT, ATConv, REPA or DiT checkpoint into a pipeline folder, or back",
+        "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s PIPELINE_FOLDER OUTPUT.pt|.safetensors",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; nothing in it can run")
+    command.add_argument("output", metavar="OUTPUT", help="the new folder, or on the way back the new file")
+    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (EMA where there is one)")
+    command.add_argument("--vae", help="folder or Hub name; none: pixels (SiT's for 4 channels)")
+    command.add_argument("--layout", choices=("sit", "repa", "dit"), help="whose model it is (recognised)")
+    command.add_argument("--num_attention_heads", metavar="N", type=int, help="where no preset has this width")
+    command.add_argument("--num_classes", metavar="N", type=int, help="shows whether there is a null class")
+    command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents, if nothing shows it (32)")
+    command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (that of its training)")
+    command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score or data (likewise)")
+    command.add_argument("--license", metavar="ID", help="of the weights, for the card, such as mit")
+
+    command = add(push, "upload a pipeline folder to the Hugging Face Hub")
+    command.add_argument("folder", help="a pipeline folder")
+    command.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist")
+    command.add_argument("--license", metavar="ID", help="of the weights, for the card, such as mit")
+    command.add_argument("--report", metavar="FILE", nargs="+", default=[], help="reports of eval/*.py, for the card")
+    command.add_argument("--samples", metavar="PNG", help="a grid of samples, for the card")
+    command.add_argument("--private", action="store_true", help="make a new repository private")
     return parser
 
 

@@ -6,11 +6,15 @@ beside the repository. Tests that need them are skipped where it does not exist.
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before the libraries read them: no test reaches for a network, and none waits for a second core that other work holds.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where diffusers copies the code of the folders that it loads: not into the cache of the user.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
 
 import pytest
 import torch
@@ -19,6 +23,10 @@ from safetensors.torch import load_file
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.convert import convert_state_dict
 from sit_atconv.interpolants import expand_like
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

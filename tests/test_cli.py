@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from PIL import Image
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.cli import main
+from sit_atconv.cli import build_parser, main
 
 
 @pytest.fixture
@@ -58,3 +60,64 @@ def test_existing_picture_is_kept(folder, tmp_path, capsys):
         main(["sample", str(folder), "--out", str(tmp_path / "grid.png")])
     assert "exists" in capsys.readouterr().err
     assert (tmp_path / "grid.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("command", ["", "sample", "info", "convert", "push"])
+def test_help_fits_a_screen(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_info_says_what_the_folder_holds(folder, capsys):
+    main(["info", str(folder)])
+    facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    transformer = SiTTransformer2DModel.from_pretrained(folder / "transformer")
+    assert facts["parameters"] == f"{sum(p.numel() for p in transformer.parameters()) / 1e6:.2f} M"
+    assert facts["blocks"] == "1 × atconv, width 96, 4 heads, patch 2"
+    assert facts["images"] == "8 × 8 pixels; the network sees 1 × 8 × 8"
+    assert facts["classes"] == "3, and a null class; 3 names"
+    assert facts["scheduler"] == "InterpolantODEScheduler: path linear, prediction velocity, solver euler"
+    assert facts["code"] == "as it was saved"
+    code = next((folder / "transformer").glob("*.py"))
+    code.write_text(code.read_text() + "# mine\n")
+    main(["info", str(folder)])
+    assert f"edited: transformer/{code.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["info", "sample", "push"])
+def test_what_is_no_pipeline_folder_is_named(command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([command, str(tmp_path), *(["someone/model"] if command == "push" else [])])
+    assert "is no pipeline folder" in capsys.readouterr().err
+
+
+def test_convert_both_ways(folder, tmp_path, capsys):
+    main(["convert", str(folder), str(tmp_path / "model.safetensors")])
+    main(
+        ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "copy"), "--vae", "none", "--sample_size", "8"]
+    )
+    output = capsys.readouterr().out
+    assert "classes         3, and a null class" in output
+    assert "mixers          1 × atconv" in output
+    original = SiTTransformer2DModel.from_pretrained(folder / "transformer").state_dict()
+    copy = SiTTransformer2DModel.from_pretrained(tmp_path / "copy" / "transformer").state_dict()
+    assert all(original[name].equal(copy[name]) for name in original)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nothing.pt", "out"], "nothing.pt is no file"),
+        (["{folder}", "out.zip"], "ending of output='.zip'"),
+        (["{folder}", "out.pt", "--layout", "repa"], "layout: options of the way to a folder"),
+    ],
+)
+def test_mistakes_in_converting_end_with_one_line(arguments, expected, folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", *(argument.format(folder=folder) for argument in arguments)])
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err

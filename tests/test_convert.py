@@ -1,12 +1,25 @@
-"""Reference weights under our names."""
+"""Reference weights under our names, as pipeline folders, and back."""
 
 import argparse
+import json
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 
-from sit_atconv import SiTTransformer2DModel
-from sit_atconv.convert import convert_state_dict
+from sit_atconv import Interpolant, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.checkpoint_files import read_checkpoint
+from sit_atconv.convert import (
+    build_from_reference,
+    convert_checkpoint,
+    convert_state_dict,
+    export_checkpoint,
+    inspect_reference,
+    restore_state_dict,
+)
+
+HEADS = dict(num_attention_heads=4)  # of the reference models, whose width is no preset's
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +32,10 @@ def reference_state(parity_model):
 
 
 def test_reference_checkpoint_is_the_reference_model(parity_dir, parity_model, assert_close):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        checkpoint = torch.load(parity_dir / "reference_checkpoint.pt", weights_only=True)
-    model, reference = parity_model("atconv")
-    loaded = SiTTransformer2DModel.from_config(model.config).eval()
-    loaded.load_state_dict(convert_state_dict(checkpoint["ema"]))
+    state, args, which = read_checkpoint(parity_dir / "reference_checkpoint.pt")
+    assert which == "ema"
+    _, reference = parity_model("atconv")
+    loaded = build_from_reference(state, inspect_reference(state, args))
     output = loaded(*(reference[f"in.{key}"] for key in "xty")).sample
     assert_close(output, reference["out.forward"], 1e-5)
 
@@ -93,3 +105,235 @@ def test_the_input_is_left_as_it_was(reference_state):
 def test_unknown_parameters_are_named(name, reference_state):
     with pytest.raises(ValueError, match=name):
         convert_state_dict({**reference_state("atconv"), name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["sa", "atconv", "atconv_nosigma", "hybrid"])
+def test_parity_through_the_folder_and_bitwise_back(
+    name, parity_dir, parity_model, reference_state, assert_close, tmp_path
+):
+    """A file of the reference, made a folder by one call: its outputs, and its tensors again."""
+    state = reference_state(name)
+    save_file(state, tmp_path / "reference.safetensors")
+    convert_checkpoint(tmp_path / "reference.safetensors", tmp_path / "folder", vae="none", **HEADS)
+    pipe = SiTPipeline.from_pretrained(tmp_path / "folder")
+    pipe.set_progress_bar_config(disable=True)
+    _, tensors = parity_model(name)
+    x, t, y = (tensors[f"in.{key}"] for key in "xty")
+    with torch.no_grad():
+        assert_close(pipe.transformer(x, t, y).sample, tensors["out.forward"], 1e-5)
+        cond, null = (pipe.transformer(x, t, labels).sample for labels in (y, torch.full_like(y, 10)))
+    guided = torch.cat([null[:, :3].lerp(cond[:, :3], 4), cond[:, 3:]], dim=1)
+    assert_close(guided, tensors["out.cfg3_scale4"][: len(guided)], 1e-5)
+
+    arguments = json.loads((parity_dir / "index.json").read_text())[f"model_{name}"]
+    config = pipe.transformer.config
+    assert config.mixer == ("hybrid" if arguments["hybrid"] else arguments["token_mixer"])
+    for ours, theirs in {"num_classes": "num_classes", "patch_size": "patch_size", "num_layers": "depth"}.items():
+        assert config[ours] == arguments[theirs]
+    assert config.num_attention_heads * config.attention_head_dim == arguments["hidden_size"]
+    if "pos_embed" in state:
+        assert config.sample_size == arguments["input_size"]
+
+    for file in ("back.pt", "back.safetensors"):
+        export_checkpoint(tmp_path / "folder", tmp_path / file)
+        back, _, _ = read_checkpoint(tmp_path / file)
+        assert back.keys() == state.keys()
+        assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_the_reference_checkpoint_both_ways(parity_dir, tmp_path):
+    file = parity_dir / "reference_checkpoint.pt"
+    found = convert_checkpoint(file, tmp_path / "folder", vae="none", license="mit")
+    assert (found.weights, found.layout, found.learn_sigma) == ("ema", "sit", True)
+    back = export_checkpoint(tmp_path / "folder", tmp_path / "back.pt")
+    state, _, _ = read_checkpoint(file)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+    card = (tmp_path / "folder" / "README.md").read_text()
+    for text in ("license: mit", "pipeline_tag: ", "library_name: diffusers", "model: SiT-ATConv-S/2"):
+        assert text in card
+
+
+def test_ema_and_raw_weights(reference_state, tmp_path):
+    raw = reference_state("atconv")
+    ema = {key: value + 1 for key, value in raw.items()}
+    torch.save({"model": raw, "ema": ema, "opt": {}, "args": argparse.Namespace(vae="mse")}, tmp_path / "both.pt")
+    for weights, expected in ((None, ema), ("ema", ema), ("model", raw)):
+        convert_checkpoint(tmp_path / "both.pt", tmp_path / f"{weights}", weights, vae="none")
+        saved = load_file(tmp_path / f"{weights}" / "transformer" / "diffusion_pytorch_model.safetensors")
+        assert torch.equal(saved["patch_embed.bias"], expected["x_embedder.proj.bias"])
+
+
+def as_repa(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors in REPA's form: projections as convolutions, and projectors."""
+    pointwise = ("attn.kernel_proj.weight", "attn.x_proj.weight")
+    state = {key: value[:, :, None, None] if key.endswith(pointwise) else value for key, value in state.items()}
+    return state | {"projectors.0.0.weight": torch.ones(3, 48), "projectors.0.0.bias": torch.ones(3)}
+
+
+def test_repa_models_run_from_noise_at_one_to_data(reference_state, tmp_path):
+    """REPA's velocity at its time 1 − t points to noise; its kernels pass a SiLU, and it always embeds positions."""
+    state = reference_state("hybrid")
+    torch.save(
+        {"ema": as_repa(state), "args": argparse.Namespace(path_type="cosine", prediction="v")}, tmp_path / "r.pt"
+    )
+    found = convert_checkpoint(tmp_path / "r.pt", tmp_path / "folder", vae="none", **HEADS)
+    assert (found.layout, found.path, found.prediction) == ("repa", "gvp", "velocity")
+    model = SiTPipeline.from_pretrained(tmp_path / "folder").transformer
+    plain = build_from_reference(state, inspect_reference(state, layout="sit", **HEADS))
+    plain.blocks[1].mixer.kernel_activation = "silu"
+    x, y = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 10])
+    t = torch.tensor([0.0, 0.3, 1.0])
+    torch.testing.assert_close(model(x, t, y).sample, -plain(x, 1 - t, y).sample)
+
+    back = export_checkpoint(tmp_path / "folder", tmp_path / "back.pt")
+    expected = {key: value for key, value in as_repa(state).items() if not key.startswith("projectors")}
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[key], expected[key]) for key in expected)
+
+
+def test_position_embedding_of_pure_atconv_models(reference_state):
+    """REPA's ATConv models have one, SiT's have none."""
+    state = reference_state("atconv")
+    assert inspect_reference(state).config["position_embedding"] == "none"
+    embedded = as_repa(state) | {"pos_embed": reference_state("sa")["pos_embed"]}
+    reference = inspect_reference(embedded)
+    assert (reference.config["position_embedding"], reference.config["sample_size"]) == ("sincos", 8)
+    model = build_from_reference(embedded, reference)
+    assert model.position_embedding == "sincos"
+
+
+def test_qk_norm_shows_the_heads(reference_state):
+    state = reference_state("hybrid")
+    for name in ("q_norm", "k_norm"):
+        state |= {f"blocks.0.attn.{name}.weight": torch.full((12,), 1.5), f"blocks.0.attn.{name}.bias": torch.ones(12)}
+    reference = inspect_reference(state)
+    assert (reference.config["num_attention_heads"], reference.config["qk_norm"]) == (4, True)
+    model = build_from_reference(state, reference)
+    assert torch.equal(model.blocks[0].mixer.q_norm.weight, torch.full((12,), 1.5))
+
+
+def test_dit_is_a_noise_prediction_on_the_vp_path(reference_state):
+    """Its discrete steps lie on the continuous path: alpha_bar of step n is alpha² at t = (999 − n) / 1000."""
+    state = reference_state("sa")
+    reference = inspect_reference(state, {"model": "DiT-XL/2"}, **HEADS)
+    assert (reference.layout, reference.path, reference.prediction) == ("dit", "vp", "noise")
+    model = build_from_reference(state, reference)
+    start, end = model.config.timestep_at_noise, model.config.timestep_at_data
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    steps = torch.tensor([0, 1, 10, 300, 700, 999])
+    t = (steps.double() - start) / (end - start)
+    torch.testing.assert_close(Interpolant("vp").alpha(t) ** 2, alpha_bar[steps], rtol=3e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "classes", "dropout"),
+    [
+        (11, {}, 10, 0.1),
+        (11, {"args": {"num_classes": 10, "class_dropout_prob": 0.2}}, 10, 0.2),
+        (11, {"args": {"num_classes": 11, "cfg_prob": 0.0}}, 11, 0.0),
+        (11, {"num_classes": 11}, 11, 0.0),
+        (1001, {}, 1000, 0.1),
+    ],
+)
+def test_class_count(rows, arguments, classes, dropout, reference_state):
+    state = reference_state("atconv") | {"y_embedder.embedding_table.weight": torch.zeros(rows, 48)}
+    config = inspect_reference(state, **arguments).config
+    assert (config["num_classes"], config["class_dropout_prob"]) == (classes, dropout)
+    build_from_reference(state, inspect_reference(state, **arguments))
+
+
+def test_presets_are_recognised_by_width_and_depth():
+    for name in ("SiT-S/2", "SiT-ATConv-S/4", "SiT-ATConv-S/2-Hybrid"):
+        model = SiTTransformer2DModel.from_preset(name, num_classes=3, sample_size=8)
+        reference = inspect_reference(restore_state_dict(model))
+        assert reference.describe()["preset"] == name
+        for key in ("num_attention_heads", "attention_head_dim", "num_layers", "patch_size", "mixer"):
+            assert reference.config[key] == model.config[key]
+
+
+def test_names_of_imagenet_come_with_1000_classes(reference_state, tmp_path):
+    state = reference_state("atconv") | {"y_embedder.embedding_table.weight": torch.zeros(1001, 48)}
+    save_file(state, tmp_path / "r.safetensors")
+    convert_checkpoint(tmp_path / "r.safetensors", tmp_path / "folder", vae="none")
+    pipe = SiTPipeline.from_pretrained(tmp_path / "folder")
+    assert pipe.get_label_ids(["golden retriever", "otter", "tench", "Tinca tinca"]) == [207, 360, 0, 0]
+
+
+def test_the_vae_travels_along_and_must_fit(reference_state, tmp_path):
+    save_file(reference_state("atconv"), tmp_path / "r.safetensors")
+    sizes = dict(encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), upsampling_scaling_factor=2)
+    for channels in (4, 3):
+        vae = AutoencoderTiny(latent_channels=channels, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), **sizes)
+        vae.save_pretrained(tmp_path / f"vae{channels}")
+    convert_checkpoint(tmp_path / "r.safetensors", tmp_path / "folder", vae=str(tmp_path / "vae4"))
+    assert SiTPipeline.from_pretrained(tmp_path / "folder").vae_scale_factor == 2
+    with pytest.raises(ValueError, match="3 latent channels, the model 4"):
+        convert_checkpoint(tmp_path / "r.safetensors", tmp_path / "other", vae=str(tmp_path / "vae3"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "r.safetensors", "vae3", "vae4"]
+
+
+def change(state, drop=(), **changes):
+    return {key: value for key, value in state.items() if key not in drop} | changes
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("sa", lambda s: change(s, ["blocks.1.attn.proj.bias"]), r"missing parameters: blocks\.1\.attn\.proj\.bias"),
+        ("atconv", lambda s: change(s, ["blocks.1.attn.x_proj.bias"]), r"missing parameters: blocks\.1\.attn\.x_proj"),
+        ("sa", lambda s: change(s, ["pos_embed"]), "missing parameters: pos_embed"),
+        ("sa", lambda s: change(s, head=torch.zeros(1)), "not parameters of a SiT or ATConv model: head"),
+        ("sa", lambda s: change(s, pos_embed=s["pos_embed"] + 1), "not the sin-cos embedding"),
+        ("sa", lambda s: change(s, pos_embed=s["pos_embed"][:, 1:]), "not the sin-cos embedding"),
+        ("sa", lambda s: change(s, **{"blocks.0.mlp.fc2.weight": torch.zeros(48, 3)}), r"fc2\.weight \(48, 3\), not"),
+        ("sa", lambda s: change(s, **{"final_layer.linear.bias": torch.zeros(5)}), "shapes that do not fit: proj_out"),
+    ],
+)
+def test_what_does_not_fit_is_named(name, edit, message, reference_state):
+    state = edit(reference_state(name))
+    with pytest.raises(ValueError, match=message):
+        build_from_reference(state, inspect_reference(state, **HEADS))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sa", {}, "give --num_attention_heads"),
+        ("sa", {"num_attention_heads": 7}, "num_attention_heads=7"),
+        ("sa", {**HEADS, "sample_size": 16}, "sample_size=16"),
+        ("atconv", {"num_classes": 12}, "num_classes=12"),
+        ("atconv", {"path": "straight"}, "path='straight'"),
+        ("atconv", {"layout": "repa", "prediction": "noise"}, "REPA models predict the velocity"),
+        ("atconv", {"layout": "mmdit"}, "layout='mmdit'"),
+    ],
+)
+def test_options_that_do_not_fit(name, options, message, reference_state):
+    with pytest.raises(ValueError, match=message):
+        inspect_reference(reference_state(name), **options)
+
+
+def test_nothing_is_overwritten(parity_dir, tmp_path):
+    file = parity_dir / "reference_checkpoint.pt"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists; name a new folder"):
+        convert_checkpoint(file, tmp_path / "mine", vae="none")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    convert_checkpoint(file, tmp_path / "folder", vae="none")
+    (tmp_path / "back.pt").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="exists"):
+        export_checkpoint(tmp_path / "folder", tmp_path / "back.pt")
+    assert (tmp_path / "back.pt").read_bytes() == b"mine"
+
+
+def test_models_of_ours_go_to_the_reference_where_it_knows_them(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline(mixer="hybrid")
+    pipe.save_pretrained(tmp_path / "folder")
+    state = export_checkpoint(tmp_path / "folder", tmp_path / "state.pt")
+    again = build_from_reference(state, inspect_reference(state, num_attention_heads=2))
+    for key, value in pipe.transformer.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    tiny_pipeline(kernel_pool="grid").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="kernel_pool='grid'"):
+        export_checkpoint(tmp_path / "other", tmp_path / "other.pt")

@@ -5,10 +5,12 @@ Time: t=0 noise, t=1 data; the network gets t itself.
 """
 
 import functools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -47,6 +49,14 @@ def check_preset(name: str) -> None:
         )
 
 
+def preset_name(config: Mapping) -> str | None:
+    """The preset with this depth, width, heads, patch size and mixer, None where there is none."""
+    for name, preset in PRESETS.items():
+        if all(config[key] == value for key, value in preset.items()) and config["mlp_ratio"] == 4:
+            return name
+    return None
+
+
 def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
     """Spell out `mixer` block by block; "hybrid" is attention in blocks 0, 2, 4… and ATConv in 1, 3, 5…
 
@@ -73,8 +83,8 @@ def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.dev
     # Made on the device, since compiled code does not cache and would copy it there anew each time.
     options = dict(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
     omega = 10000.0 ** -(torch.arange(dim // 4, **options) / (dim // 4))  # (D/4,)
-    column = (torch.arange(W, **options)[:, None] * omega).repeat(H, 1)  # (N, D/4)
-    row = (torch.arange(H, **options)[:, None] * omega).repeat_interleave(W, 0)  # (N, D/4)
+    column = (torch.arange(W, **options)[:, None] * omega).expand(H, W, -1).flatten(0, 1)  # (N, D/4)
+    row = (torch.arange(H, **options)[:, None, None] * omega).expand(H, W, -1).flatten(0, 1)  # (N, D/4)
     embedding = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)  # (N, D)
     return embedding[None].float()
 
@@ -90,16 +100,18 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
 class SelfAttention(nn.Module):
     """Multi-head self-attention, the baseline mixer: tokens (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -143,7 +155,7 @@ class SiTBlock(nn.Module):
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
-class SiTTransformer2DModel(ModelMixin, ConfigMixin):
+class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """SiT with ATConv, self-attention, or both as its token mixers.
 
     Args:
@@ -160,6 +172,10 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         mixer: "atconv", "attention", "hybrid" (attention in blocks 0, 2, 4…), or a list, one per block.
         kernel_size, kernel_activation, kernel_pool: see `ATConv`.
         position_embedding: "sincos" or "none"; None means "sincos" exactly when some block is attention.
+        qk_norm: normalise the queries and keys of attention, head by head, as REPA can (arXiv 2410.06940).
+        timestep_at_noise, timestep_at_data: what the network is told at t=0 and at t=1; in between, linearly. By
+            default t itself. Weights made elsewhere may count from data to noise: 1 and 0 for REPA, 999 and −1 for
+            the thousand steps of DiT.
 
     Raises:
         ValueError: for sizes below 1, an unknown choice, or a width that sin-cos embeddings cannot fill.
@@ -187,6 +203,9 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         kernel_activation: str = "gelu_tanh",
         kernel_pool: str = "strips",
         position_embedding: str | None = None,
+        qk_norm: bool = False,
+        timestep_at_noise: float = 0.0,
+        timestep_at_data: float = 1.0,
     ):
         super().__init__()
         for field in ("sample_size", "patch_size", "in_channels", "num_layers", "num_classes"):
@@ -199,6 +218,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             raise ValueError(f"sample_size={sample_size} is not divisible by patch_size={patch_size}")
         if not 0 <= class_dropout_prob < 1:
             raise ValueError(f"class_dropout_prob={class_dropout_prob} must be in [0, 1)")
+        if timestep_at_noise == timestep_at_data:
+            raise ValueError(f"timestep_at_data={timestep_at_data} must differ from timestep_at_noise, as t does")
         mixers = mixer_per_block(mixer, num_layers)
         if position_embedding is None:
             position_embedding = "sincos" if "attention" in mixers else "none"
@@ -218,7 +239,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(
             SiTBlock(
                 dim,
-                SelfAttention(dim, num_attention_heads)
+                SelfAttention(dim, num_attention_heads, qk_norm)
                 if name == "attention"
                 else ATConv(dim, kernel_size, kernel_activation, kernel_pool),
                 int(dim * mlp_ratio),
@@ -316,7 +337,9 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         return self.class_embed(labels)
 
     def _embed_times(self, times: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Times (B,) float32 -> (B, D)."""
+        """Times t (B,) float32 -> (B, D)."""
+        start, end = self.config.timestep_at_noise, self.config.timestep_at_data
+        times = start + (end - start) * times
         frequencies = get_timestep_embedding(times, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
         return self.time_embed(frequencies.to(dtype))
 

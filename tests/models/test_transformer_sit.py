@@ -519,3 +519,31 @@ def test_an_unknown_preset_is_refused():
 def test_inputs_that_do_not_fit_are_refused(shape, message, tiny_transformer):
     with pytest.raises(ValueError, match=message):
         tiny_transformer()(torch.randn(shape), 0.5, torch.tensor([0, 1, 2]))
+
+
+def test_qk_norm_is_layer_norm_of_each_head(tiny_transformer):
+    """With it, scaling the queries' and keys' weights changes nothing, and attention is that of the normed heads."""
+    model = tiny_transformer(mixer="attention", qk_norm=True)
+    mixer = model.blocks[0].mixer
+    torch.nn.init.uniform_(mixer.q_norm.weight, 0.5, 2)
+    torch.nn.init.normal_(mixer.k_norm.bias)
+    tokens = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    q, k, v = mixer.qkv(tokens).view(2, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    norm = torch.nn.functional.layer_norm
+    q = norm(q, (8,), mixer.q_norm.weight, mixer.q_norm.bias)
+    k = norm(k, (8,), mixer.k_norm.weight, mixer.k_norm.bias)
+    y = ((q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixer(tokens, (2, 3)), mixer.out_proj(y))
+
+
+def test_the_network_is_told_the_time_of_its_makers(tiny_transformer):
+    x, y = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 5])
+    t = torch.tensor([0.0, 0.25, 1.0])
+    plain, steps = tiny_transformer(), tiny_transformer(timestep_at_noise=999.0, timestep_at_data=-1.0)
+    torch.testing.assert_close(steps(x, t, y).sample, plain(x, 999 - 1000 * t, y).sample)
+    assert not torch.allclose(steps(x, t, y).sample, plain(x, t, y).sample)
+
+
+def test_a_time_that_stands_still_is_refused(tiny_transformer):
+    with pytest.raises(ValueError, match="timestep_at_data"):
+        tiny_transformer(timestep_at_noise=1.0, timestep_at_data=1.0)

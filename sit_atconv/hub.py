@@ -1,0 +1,289 @@
+"""Sharing a pipeline folder: its model card, made from what lies in the folder, and its upload to the Hugging Face Hub.
+
+Beside weights and code a folder may hold, for the card: `training_config.yaml`, `metrics.json` and `samples.png`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from PIL import Image
+from safetensors import safe_open
+
+CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
+TRAINING_FILE, METRICS_FILE, RECORD_FILE = "training_config.yaml", "metrics.json", "conversion.json"
+# In which a card carries the hash of the rest of itself: it is made anew only while nobody has edited it.
+CARD_MARK = re.compile(r"<!-- made by sit-atconv ([0-9a-f]{16}) -->\n")
+CARD_METRICS = {"fid": "FID", "class_accuracy": "class accuracy"}  # of the reports that evaluations write
+METRIC_SETTINGS = ("num_samples", "extractor", "biased", "guidance_scale", "num_inference_steps", "seed")
+# HTTPError is that of the HTTP library which huggingface_hub uses, and the base of its own.
+HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the transformer's weights by name, from the headers of its files alone."""
+    shapes = {}
+    for file in sorted((Path(folder) / "transformer").glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def weights_variant(folder: str | Path) -> str | None:
+    """The variant that has to be named to load the transformer: None where there are plain weights."""
+    names = [file.name.split(".") for file in (Path(folder) / "transformer").glob("*.safetensors")]
+    variants = {parts[1].split("-")[0] if len(parts) > 2 else None for parts in names}
+    return None if None in variants or not variants else sorted(variants)[0]
+
+
+def read_json(file: Path) -> dict:
+    """The content of a JSON file, {} where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def describe_folder(folder: str | Path) -> dict[str, str]:
+    """What a pipeline folder holds, in words, by the name of each property."""
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    model, vae = read_json(folder / "transformer" / "config.json"), read_json(folder / "vae" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    mixer, depth = model["mixer"], model["num_layers"]
+    blocks = f"{depth} × {mixer}" if isinstance(mixer, str) else ", ".join(mixer)
+    width = model["num_attention_heads"] * model["attention_head_dim"]
+    factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 1
+    size, channels = model["sample_size"], model["in_channels"]
+    guided = "and a null class" if model["class_dropout_prob"] else "no null class, so no guidance"
+    options = ", ".join(f"{key} {scheduler[key]}" for key in ("path", "prediction", "solver") if key in scheduler)
+    names = len(index.get("id2label") or {})
+    return {
+        "parameters": f"{sum(map(count_elements, stored_parameters(folder).values())) / 1e6:.2f} M",
+        "blocks": f"{blocks}, width {width}, {model['num_attention_heads']} heads, patch {model['patch_size']}",
+        "images": f"{size * factor} × {size * factor} pixels; the network sees {channels} × {size} × {size}",
+        "VAE": vae.get("_class_name", "none: the network makes pixels"),
+        "classes": f"{model['num_classes']}, {guided}; {names or 'no'} names",
+        "scheduler": f"{scheduler['_class_name']}{options and f': {options}'}",
+    }
+
+
+def count_elements(shape: tuple[int, ...]) -> int:
+    """Elements of a tensor of this shape."""
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def write_training_config(folder: str | Path, config: dict) -> None:
+    """Keep the configuration of the training in a pipeline folder, without places on this machine."""
+    places = ("/", "~", "\\")
+    kept = {
+        name: value
+        for name, value in config.items()
+        if isinstance(value, (str, int, float, list, dict, type(None)))
+        and not (isinstance(value, str) and (value.startswith(places) or value[1:3] == ":\\"))
+    }
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    (Path(folder) / TRAINING_FILE).write_text(text, encoding="utf-8")
+
+
+def add_report(folder: str | Path, report: str | Path) -> None:
+    """Take the metrics of a report that an evaluation wrote into a pipeline folder.
+
+    Raises:
+        ValueError: for a report without a metric that the card knows.
+    """
+    try:
+        content = json.loads(Path(report).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"report={str(report)!r} cannot be read: {error}") from error
+    names = [name for name in CARD_METRICS if isinstance(content, dict) and isinstance(content.get(name), float)]
+    if not names:
+        raise ValueError(f"report={str(report)!r} holds none of: {', '.join(CARD_METRICS)}")
+    metrics = read_json(Path(folder) / METRICS_FILE)
+    for name in names:
+        dataset = Path(str(content.get("reference", "unknown"))).name
+        settings = {key: content[key] for key in METRIC_SETTINGS if key in content}
+        metrics[f"{name} on {dataset}"] = {"metric": name, "value": content[name], "dataset": dataset, **settings}
+    (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def add_samples(folder: str | Path, picture: str | Path) -> None:
+    """Take a grid of samples into a pipeline folder.
+
+    Raises:
+        ValueError: for a file that is no picture.
+    """
+    try:
+        with Image.open(picture) as opened:
+            opened.verify()
+    except OSError as error:
+        raise ValueError(f"samples={str(picture)!r} is no picture: {error}") from error
+    target = Path(folder) / SAMPLES_FILE
+    if Path(picture).absolute() != target.absolute():
+        shutil.copyfile(picture, target)
+
+
+def model_card(folder: str | Path, name: str, license: str | None = None) -> str:
+    """The text of the model card of a pipeline folder: a function of what the folder holds.
+
+    Args:
+        folder: the pipeline folder.
+        name: how the snippet refers to it, such as "someone/sit-atconv".
+        license: an identifier of the Hub; "unknown" where None.
+    """
+    folder = Path(folder)
+    index, record = read_json(folder / "model_index.json"), read_json(folder / RECORD_FILE)
+    metrics = read_json(folder / METRICS_FILE)
+    title = name.rpartition("/")[2]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",  # the Hub has no tag for classes as the condition
+        license=license or "unknown",
+        tags=["sit", "atconv", "class-conditional", "diffusers:SiTPipeline"],
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type=metric["dataset"],
+                dataset_name=metric["dataset"],
+                metric_type=metric["metric"],
+                metric_name=CARD_METRICS[metric["metric"]],
+                metric_value=metric["value"],
+            )
+            for metric in metrics.values()
+        ]
+        or None,
+    )
+    labels = index.get("id2label") or {}
+    example = labels.get("207", labels.get("0", "")).split(",")[0].strip() or 0
+    variant = weights_variant(folder)
+    options = f', variant="{variant}"' if variant else ""
+    properties = [f"| {key} | {value} |" for key, value in describe_folder(folder).items()]
+    parts = [f"# {title}", "A class-conditional diffusion transformer, SiT with ATConv or attention, for diffusers."]
+    if (folder / SAMPLES_FILE).is_file():
+        parts.append(f"![Samples]({SAMPLES_FILE})")
+    parts += [
+        "## Use",
+        "The folder carries its own code, and needs PyTorch and diffusers alone. Read code before you trust it:",
+        f"""```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({json.dumps(name)}, trust_remote_code=True{options})
+image = pipe([{example!r}], generator=torch.Generator().manual_seed(0)).images[0]
+image.save("sample.png")
+```""",
+        "With the package sit-atconv, `SiTPipeline.from_pretrained` loads it without running code from the folder.",
+        "## Model",
+        "\n".join(["| | |", "| --- | --- |", *properties]),
+    ]
+    if record:
+        parts.append(
+            f"Converted from `{record['checkpoint']}`: layout {record['layout']}, weights {record['weights']}."
+        )
+    if metrics:
+        lines = ["| metric | value | data | settings |", "| --- | ---: | --- | --- |"]
+        for metric in metrics.values():
+            settings = ", ".join(f"{key} {metric[key]}" for key in METRIC_SETTINGS if key in metric)
+            lines.append(
+                f"| {CARD_METRICS[metric['metric']]} | {metric['value']:.4g} | {metric['dataset']} | {settings} |"
+            )
+        parts += ["## Metrics", "\n".join(lines)]
+    if (folder / TRAINING_FILE).is_file():
+        training = (folder / TRAINING_FILE).read_text(encoding="utf-8").strip()
+        parts += ["## Training", f"```yaml\n{training}\n```"]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def write_model_card(folder: str | Path, name: str | None = None, license: str | None = None) -> None:
+    """Write the model card of a pipeline folder, unless there is one that somebody wrote or edited.
+
+    Args:
+        folder: the pipeline folder.
+        name: how the snippet refers to it; the folder's name where None.
+        license: of the weights; that of the present card where None.
+    """
+    file = Path(folder) / CARD_FILE
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        mark = CARD_MARK.search(text)
+        if mark is None or card_hash(CARD_MARK.sub("", text)) != mark[1]:
+            return
+        license = license or re.search(r"^license: (\S+)$", text, flags=re.MULTILINE)[1]
+    text = model_card(folder, name or Path(folder).absolute().name, license)
+    file.write_text(f"{text}<!-- made by sit-atconv {card_hash(text)} -->\n", encoding="utf-8")
+
+
+def card_hash(text: str) -> str:
+    """What tells an edited card from an untouched one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prepare_repository(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Make sure that there is a model repository on the Hub that may be written to; return its full name.
+
+    Raises:
+        ValueError: where the name is not one, nobody is logged in, or the Hub refuses or cannot be reached.
+    """
+    try:
+        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except HUB_ERRORS as error:
+        raise ValueError(_hub_message(repo_id, error)) from error
+
+
+def _hub_message(repo_id: str, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"push_to_hub: {repo_id!r} cannot be written: {reason}; log in with `hf auth login`, or check the name"
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str | None = None,
+    license: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload a pipeline folder to a model repository on the Hub, which is made where it does not exist.
+
+    The card is made anew with the repository's name, unless somebody has edited it. Pickles stay behind.
+
+    Args:
+        folder: a folder that `SiTPipeline.save_pretrained` wrote.
+        repo_id: "user/name", or "name" for one's own account; the folder's name where None.
+        license: of the weights, for the card.
+        private: whether a new repository is private; as the account is set up where None.
+        token: of the Hub; that of `hf auth login` where None.
+        commit_message: of the upload.
+        create_pr: make a pull request of it.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{str(folder)!r} is no pipeline folder: it has no model_index.json")
+    repo_id = prepare_repository(repo_id or folder.absolute().name, private, token)
+    write_model_card(folder, repo_id, license)
+    try:
+        uploaded = HfApi(token=token).upload_folder(
+            repo_id=repo_id,
+            folder_path=os.fspath(folder),
+            commit_message=commit_message or "Upload SiTPipeline",
+            create_pr=create_pr,
+            ignore_patterns=[*PICKLES, ".*", "*/.*"],
+        )
+    except HUB_ERRORS as error:
+        raise ValueError(_hub_message(repo_id, error)) from error
+    return str(uploaded)

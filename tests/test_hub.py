@@ -1,0 +1,274 @@
+"""Model cards, and the Hub: uploaded to and loaded from a local stand-in for its HTTP interface."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, close_session
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sit_atconv import SiTPipeline
+from sit_atconv.cli import main
+from sit_atconv.convert import convert_checkpoint, restore_state_dict
+from sit_atconv.evaluation import write_report
+from sit_atconv.hub import add_report, add_samples, model_card, publish, write_model_card, write_training_config
+
+WITHOUT_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sit_atconv":
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """As much of the Hub as uploading and loading a model repository needs; files live in `server.repositories`."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append(f"POST {self.path}")
+        if self.headers.get("Authorization") != "Bearer good":
+            return self.answer({"error": "Invalid credentials"}, 401)
+        path = self.path.split("?")[0]
+        if path == "/api/repos/create":
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'someone'}/{request['name']}"
+            self.server.private[name] = request.get("private") or request.get("visibility") == "private"
+            if name in self.server.repositories:
+                return self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
+            self.server.repositories[name] = {}
+            return self.answer({"url": f"{self.server.url}/{name}", "name": name})
+        if path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        repository = re.match(r"/api/models/(\w+/[\w.-]+)/", path)[1]
+        if "/preupload/" in path:
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self.answer({"files": [{**file, "shouldIgnore": False} for file in files]})
+        for line in map(json.loads, body.splitlines()):  # a commit
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                self.server.repositories[repository][line["value"]["path"]] = content
+        commit = {"commitUrl": f"{self.server.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
+        return self.answer({**commit, "success": True, "pullRequestUrl": None})
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        if found := re.fullmatch(r"/(\w+/[\w.-]+)/resolve/\w+/(.+)", path):
+            content = self.server.repositories.get(found[1], {}).get(found[2])
+            return self.answer({"error": "none"}, 404) if content is None else self.answer(content)
+        if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/tree/\w+", path):
+            files = self.server.repositories[found[1]].items()
+            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in files]
+            return self.answer(json.dumps(tree).encode())
+        if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)(/revision/\w+)?", path):
+            files = self.server.repositories.get(found[1])
+            if files is None:
+                return self.answer({"error": "none"}, 404)
+            return self.answer(
+                {"id": found[1], "modelId": found[1], "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
+            )
+        return self.answer({"error": f"{path} is unknown here"}, 404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, content, status=200):
+        kind = "application/octet-stream"
+        if not isinstance(content, bytes):
+            content, kind = json.dumps(content).encode(), "application/json"
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    server.repositories, server.private, server.requests = {}, {}, []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def online(hub, monkeypatch):
+    """The stand-in is the Hub for this process, and somebody is logged in."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "good")
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    close_session()
+    yield hub
+    close_session()
+
+
+def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipeline, tmp_path):
+    """A checkpoint of the reference is converted, uploaded in three ways, and sampled by a process without us."""
+    hub = online
+    save_file(restore_state_dict(tiny_pipeline(mixer="hybrid").transformer), tmp_path / "reference.safetensors")
+    convert_checkpoint(tmp_path / "reference.safetensors", tmp_path / "local", num_attention_heads=2)
+    pipe = SiTPipeline.from_pretrained(tmp_path / "local")
+    options = dict(repo_id="someone/saved", license="mit", private=True)
+    pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, **options)
+    pipe.push_to_hub("pushed")
+    main(["push", str(tmp_path / "local"), "someone/from-cli", "--license", "apache-2.0"])
+    assert set(hub.repositories) == {"someone/saved", "someone/pushed", "someone/from-cli"}
+    assert hub.private["someone/saved"] is True
+    saved = hub.repositories["someone/saved"]
+    files = {str(file.relative_to(tmp_path / "saved")): file for file in (tmp_path / "saved").rglob("*.*")}
+    assert {name: file.read_bytes() for name, file in files.items() if file.is_file()} == saved
+    assert {name for name in saved if name != "README.md"} == {
+        name for name in hub.repositories["someone/pushed"] if name != "README.md"
+    }
+    for name, license in (("saved", "mit"), ("pushed", "unknown"), ("from-cli", "apache-2.0")):
+        card = hub.repositories[f"someone/{name}"]["README.md"].decode()
+        assert f'DiffusionPipeline.from_pretrained("someone/{name}", trust_remote_code=True)' in card
+        assert f"license: {license}\n" in card
+
+    script = WITHOUT_PACKAGE + textwrap.dedent("""
+        import torch
+        from diffusers import DiffusionPipeline
+        from safetensors.torch import save_file
+
+        pipe = DiffusionPipeline.from_pretrained("someone/from-cli", trust_remote_code=True)
+        options = dict(num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0))
+        save_file({"images": pipe([3], **options).images.contiguous()}, "images.safetensors")
+    """)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    loaded = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    expected = pipe([3], num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    torch.testing.assert_close(load_file(tmp_path / "images.safetensors")["images"], expected)
+
+
+def test_a_refusal_of_the_hub_is_one_error(online, tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"push_to_hub: 'someone/model' cannot be written: .*401"):
+        publish(tmp_path, "someone/model", token="bad")
+    assert not online.repositories
+    publish(tmp_path, "someone/model", token="good")
+    online.shutdown()
+    online.server_close()
+    with pytest.raises(ValueError, match=r"push_to_hub: 'someone/model' cannot be written: .*refused"):
+        publish(tmp_path, "someone/model", token="good")
+
+
+def test_without_a_network_or_a_name_the_upload_is_one_error(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="push_to_hub: 'a/b' cannot be written"):  # the tests are offline
+        publish(tmp_path, "a/b")
+    with pytest.raises(ValueError, match="push_to_hub: 'a b' cannot be written"):
+        publish(tmp_path, "a b")
+    with pytest.raises(ValueError, match=r"it has no model_index\.json"):
+        publish(tmp_path / "transformer", "a/b")
+
+
+def test_the_card_of_a_pipeline(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    """Its snippet runs; its front matter is what the Hub reads."""
+    folder = tmp_path / "digits"
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder, license="mit")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "diffusers",
+        "license": "mit",
+        "model_name": "digits",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["sit", "atconv", "class-conditional", "diffusers:SiTPipeline"],
+    }
+    snippet = re.search(r"```python\n(.*?)```", card.text, flags=re.DOTALL)[1]
+    snippet = snippet.replace("trust_remote_code=True)", "trust_remote_code=True); print(type(pipe).__module__)")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet)
+    assert "diffusers_modules.local.pipeline_sit_" in capsys.readouterr().out
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size == (8, 8)
+
+
+def test_the_card_shows_training_metrics_and_samples(tiny_pipeline, tmp_path):
+    folder = tmp_path / "digits"
+    tiny_pipeline().save_pretrained(folder)
+    config = {"data": str(tmp_path / "photos"), "max_steps": 7, "output_dir": "runs/x", "win": "C:\\x"}
+    write_training_config(folder, config)
+    report = {"fid": 12.3456, "num_samples": 50, "reference": str(tmp_path / "real"), "extractor": "pixels"}
+    write_report(tmp_path / "fid.json", report)
+    add_report(folder, tmp_path / "fid.json")
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    add_samples(folder, tmp_path / "grid.png")
+    write_model_card(folder)
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("fid", 12.3456, "real")
+    assert "| FID | 12.35 | real | num_samples 50, extractor pixels |" in card.text
+    assert "![Samples](samples.png)" in card.text
+    training = re.search(r"```yaml\n(.*?)```", card.text, flags=re.DOTALL)[1]
+    assert yaml.safe_load(training) == {"max_steps": 7, "output_dir": "runs/x"}
+    for file in (*folder.glob("*.json"), *folder.glob("*.yaml"), folder / "README.md"):
+        assert str(tmp_path) not in file.read_text(), file.name
+
+
+def test_an_edited_card_is_kept(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, license="mit")
+    file = tmp_path / "README.md"
+    made = file.read_text()
+    pipe.save_pretrained(tmp_path)  # nobody has touched it: made anew, its licence kept
+    assert file.read_text() == made
+    for edited in (made.replace("## Use", "## How to use"), "mine"):
+        file.write_text(edited)
+        pipe.save_pretrained(tmp_path, license="apache-2.0")
+        assert file.read_text() == edited
+
+
+@pytest.mark.parametrize("content", ["hello", "[1]", '{"loss": 0.5}', '{"fid": "low"}'])
+def test_a_report_without_metrics_is_refused(content, tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "folder")
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="report="):
+        add_report(tmp_path / "folder", tmp_path / "report.json")
+    with pytest.raises(ValueError, match="is no picture"):
+        add_samples(tmp_path / "folder", tmp_path / "report.json")
+
+
+def test_the_snippet_names_the_variant_where_there_is_no_other(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline().to(torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert 'variant="fp16")' in model_card(tmp_path, "x")
+    pipe.save_pretrained(tmp_path)
+    assert "variant" not in model_card(tmp_path, "x").split("## Model")[0]
