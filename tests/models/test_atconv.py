@@ -158,5 +158,5 @@ def test_arguments_that_cannot_be_used(arguments, field):
 
 
 def test_a_grid_that_is_not_the_tokens_fails():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="grid=4×4 has 16 places, but there are 12 tokens"):
         ATConv(4)(torch.randn(1, 12, 4), (4, 4))
