@@ -87,8 +87,8 @@ class ATConv(nn.Module):
     def pool(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Average the tokens into k² context tokens: (B, N, C) -> (B, k², C)."""
         k = self.kernel_size
-        # A product reads tokens as they lie on a GPU, where adaptive pooling is slow and its gradient not deterministic,
-        # and has any shape in exported programs. On CPUs adaptive pooling reads them as they lie and is the faster one.
+        # On CPUs adaptive pooling is the fastest. On GPUs it transposes, and its gradient is not deterministic; a
+        # product reads tokens as they lie, and in exported programs it has any shape.
         tracing = torch.compiler.is_compiling()
         if tokens.device.type == "cuda" or tracing:
             make = pooling_matrix if tracing else cached_pooling_matrix

@@ -44,7 +44,7 @@ def channels_last_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, gr
     Tokens (1, N, C) already are an image whose channels lie together, which CPU convolutions like best. Samples small
     enough to share the cache stand side by side as the channels of one image, (1, B·C, H, W); that copies runs of C.
     """
-    B, N, C = tokens.shape
+    _, N, C = tokens.shape
     k = round(kernels.shape[-1] ** 0.5)
     together = max(1, CACHED_ELEMENTS // (N * C))
     outputs = []
