@@ -1,7 +1,8 @@
 """Time the per-sample depthwise convolution in each way it can be computed, and ATConv against self-attention.
 
     python eval/operator_bench.py --threads 1
-    python eval/operator_bench.py --device cuda --dtype bfloat16 --shapes '[[32, 256, 1152], [32, 4096, 384]]' --compile true
+    python eval/operator_bench.py --device cuda --dtype bfloat16 --compile true \
+        --shapes '[[32, 256, 1152], [32, 1024, 1152], [32, 4096, 1152], [1, 256, 1152]]'
 
 Shapes are (B, N, C) with N a square. All ways take turns within every round, so that a slow phase of the machine meets
 them alike; each ratio to the first of its table is the median of the rounds' ratios. Times are wall-clock milliseconds.

@@ -22,10 +22,10 @@ def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tupl
     k = round(kernels.shape[-1] ** 0.5)
     padded = F.pad(tokens.view(B, H, W, C), (0, 0, k // 2, k // 2, k // 2, k // 2))  # (B, H+k-1, W+k-1, C)
     y = torch.zeros_like(tokens)
-    for j in range(k * k):
-        dy, dx = divmod(j, k)
-        shifted = padded[:, dy : dy + H, dx : dx + W].reshape(B, N, C)
-        y = y + kernels[:, None, :, j] * shifted
+    for dy in range(k):
+        for dx in range(k):
+            shifted = padded[:, dy : dy + H, dx : dx + W].reshape(B, N, C)
+            y = y + kernels[:, None, :, dy * k + dx] * shifted
     return y
 
 

@@ -4,6 +4,7 @@ Without a GPU the Triton kernels run in Triton's interpreter (tests/conftest.py)
 only a GPU can show is tested, too.
 """
 
+import importlib.util
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from sit_atconv.models.depthwise_conv import (
     naive_depthwise_conv,
     planes_depthwise_conv,
 )
+from sit_atconv.portable import bundle_source
 
 GRIDS = [(1, 1), (1, 7), (5, 3), (4, 4), (6, 11), (9, 2)]
 PATHS = [planes_depthwise_conv, channels_last_depthwise_conv, depthwise_conv]
@@ -180,14 +182,21 @@ def test_operator_stays_whole_in_compiled_and_exported_programs(assert_close):
     assert_close(program.module()(*tensors), 2 * naive_depthwise_conv(*tensors, grid), 1e-5)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a C++ compiler")
 def test_compiled_on_a_cpu(assert_close):
-    """Inductor fuses the definition, forward and backward, without a graph break."""
-    grid = (5, 6)
-    inputs = draw(2, grid, 8, 3, torch.float32)
-    compiled = torch.compile(depthwise_conv, fullgraph=True)
-    for a, b in zip(results(compiled, *inputs, grid), expected_results(*inputs, grid), strict=True):
-        assert_close(a, b, 1e-6)
+    """The definition is traced, forward and backward, without a graph break and once for all sizes."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(depthwise_conv, backend=backend, fullgraph=True, dynamic=True)
+    for B, grid in [(2, (5, 6)), (3, (4, 7))]:
+        inputs = draw(B, grid, 8, 3, torch.float32)
+        for a, b in zip(results(compiled, *inputs, grid), expected_results(*inputs, grid), strict=True):
+            assert_close(a, b, 1e-6)
+    assert len(graphs) == 1
+    assert not [node for node in graphs[0].graph.nodes if "conv" in str(node.target)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -229,19 +238,39 @@ def test_shapes_that_do_not_fit(tokens, kernels, grid, message):
         depthwise_conv(torch.zeros(tokens), torch.zeros(kernels), grid)
 
 
-def test_without_triton():
-    """As on Windows, macOS and CPU builds: everything imports, and nothing else is missing."""
+def test_without_triton(tmp_path):
+    """As on Windows, macOS and CPU builds: everything works but the operator, in portable folders, too."""
+    (tmp_path / "portable.py").write_text(bundle_source("sit_atconv.models.transformer_sit"))
     code = """
 import sys
 sys.modules["triton"] = None  # importing it raises ImportError
 import torch
-from sit_atconv.models.depthwise_conv import depthwise_conv, naive_depthwise_conv, triton
-assert triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv")
+import portable
+assert portable.triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv")
+assert "sit_atconv" not in sys.modules
 tokens, kernels = torch.randn(1, 6, 3), torch.randn(1, 3, 9)
-torch.testing.assert_close(depthwise_conv(tokens, kernels, (2, 3)), naive_depthwise_conv(tokens, kernels, (2, 3)))
+expected = portable.naive_depthwise_conv(tokens, kernels, (2, 3))
+torch.testing.assert_close(portable.depthwise_conv(tokens, kernels, (2, 3)), expected)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+@needs_triton
+def test_copies_of_the_code_share_the_operator(tmp_path, assert_close):
+    """A portable folder brings the kernels again, in one file of its own; either copy still works after that."""
+    before = torch.ops.sit_atconv.depthwise_conv.default
+    path = tmp_path / "portable_copy.py"
+    path.write_text(bundle_source("sit_atconv.models.transformer_sit"))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert torch.ops.sit_atconv.depthwise_conv.default is before
+    tokens, kernels, upstream = (x.detach() for x in draw(1, (2, 3), 4, 3, torch.float32, DEVICE))
+    expected = naive_depthwise_conv(tokens, kernels, (2, 3))
+    assert_close(triton_conv(tokens, kernels, (2, 3)), expected, 1e-6)
+    assert_close(copy.triton_forward(tokens, kernels, 2, 3), expected, 1e-6)
+    assert copy.triton_backward(upstream, tokens, kernels, 2, 3)[1].shape == kernels.shape
 
 
 @needs_triton
