@@ -93,6 +93,8 @@ def _claim(name: str, origin: str, owners: dict[str, str]) -> None:
 def _defined_names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return [node.name]
+    if isinstance(node, ast.If):  # definitions that hang on an optional package
+        return [name for inner in (*node.body, *node.orelse) for name in _defined_names(inner)]
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
 

@@ -16,8 +16,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Where diffusers copies the code of the folders that it loads: not into the cache of the user.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
 
-import pytest
 import torch
+
+# Triton reads this when it is imported, which diffusers does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel

@@ -140,6 +140,7 @@ def test_a_bundle_holds_each_module_once_and_in_order(made_up_package):
         ("A, LIMIT = 3, 4", "LIMIT = 4"),
         ("import random as noise", "def noise(): return 4"),
         ("from math import floor", "def floor(x): return 0"),
+        ("if True:\n    def helper(): return 1", "def helper(): return 2"),
     ],
 )
 def test_a_name_of_two_modules_is_refused(top, bottom, made_up_package):

@@ -4,51 +4,43 @@ Shapes: B batch, N tokens in row-major order over the grid, (H, W) grid with H·
 taps j in row-major order over (dy, dx).
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..validation import check_choice
+from .depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
 
 KERNEL_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 KERNEL_POOLS = ("strips", "grid")
 
 
-def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The definition, tap by tap: y[b, p, c] = Σ_j kernels[b, c, j] · tokens[b, p + offset_j, c], zero padding.
+def averaging_matrix(length: int, bins: int, device: torch.device) -> torch.Tensor:
+    """Adaptive average pooling as a matrix: (bins, length) float32, row i the weights of the mean that bin i takes.
 
-    The reference that the fast paths are tested against; same arguments as `depthwise_conv`.
+    Bin i covers the places ⌊i·length/bins⌋ … ⌈(i+1)·length/bins⌉ − 1: bins overlap where they do not fit.
     """
-    B, N, C = tokens.shape
-    H, W = grid
-    k = round(kernels.shape[-1] ** 0.5)
-    padded = F.pad(tokens.view(B, H, W, C), (0, 0, k // 2, k // 2, k // 2, k // 2))  # (B, H+k-1, W+k-1, C)
-    y = torch.zeros_like(tokens)
-    for j in range(k * k):
-        dy, dx = divmod(j, k)
-        shifted = padded[:, dy : dy + H, dx : dx + W].reshape(B, N, C)
-        y = y + kernels[:, None, :, j] * shifted
-    return y
+    i = torch.arange(bins, device=device)[:, None]
+    place = torch.arange(length, device=device)
+    start, stop = i * length // bins, ((i + 1) * length + bins - 1) // bins  # (bins, 1)
+    return ((start <= place) & (place < stop)) / (stop - start)
 
 
-def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Convolve every channel of every sample with its own k×k kernel (cross-correlation, zero padding).
+def pooling_matrix(grid: tuple[int, int], k: int, kernel_pool: str, device: torch.device) -> torch.Tensor:
+    """The k² means over the tokens of a grid (H, W), as `ATConv.pool` takes them: (k², H·W) float32."""
+    if kernel_pool == "strips":
+        return averaging_matrix(grid[0] * grid[1], k * k, device)
+    rows, columns = (averaging_matrix(length, k, device) for length in grid)
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (k, k, H, W) -> (k², H·W)
 
-    Args:
-        tokens: (B, N, C).
-        kernels: (B, C, k²), one kernel a sample and channel.
-        grid: (H, W) with H·W = N.
 
-    Returns:
-        (B, N, C).
-    """
-    B, N, C = tokens.shape
-    H, W = grid
-    k = round(kernels.shape[-1] ** 0.5)
-    # One convolution with B·C groups: on CPUs 2–5× faster than adding shifted copies, forward and backward.
-    planes = tokens.transpose(1, 2).reshape(1, B * C, H, W)
-    y = F.conv2d(planes, kernels.reshape(B * C, 1, k, k), padding=k // 2, groups=B * C)  # (1, B·C, H, W)
-    return y.view(B, C, N).transpose(1, 2)  # (B, N, C)
+@functools.lru_cache(maxsize=16)
+def cached_pooling_matrix(*arguments) -> torch.Tensor:
+    """As `pooling_matrix`, made once: not while tracing, whose sizes and tensors stand for others."""
+    with torch.inference_mode(False):  # later calls may train with it
+        return pooling_matrix(*arguments)
 
 
 class ATConv(nn.Module):
@@ -95,6 +87,12 @@ class ATConv(nn.Module):
     def pool(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Average the tokens into k² context tokens: (B, N, C) -> (B, k², C)."""
         k = self.kernel_size
+        # On CPUs adaptive pooling is the fastest. On GPUs it transposes, and its gradient is not deterministic; a
+        # product reads tokens as they lie, and in exported programs it has any shape.
+        tracing = torch.compiler.is_compiling()
+        if tokens.device.type == "cuda" or tracing:
+            make = pooling_matrix if tracing else cached_pooling_matrix
+            return make(grid, k, self.kernel_pool, tokens.device).to(tokens.dtype) @ tokens
         planes = tokens.transpose(1, 2)  # (B, C, N)
         if self.kernel_pool == "strips":
             pooled = F.adaptive_avg_pool1d(planes, k * k)
@@ -110,10 +108,13 @@ class ATConv(nn.Module):
         """
         context = self.pool(tokens, grid)  # (B, k², C)
         g = KERNEL_ACTIVATIONS[self.kernel_activation](self.kernel_proj(context))
-        kernels = self.kernel_gen(g.transpose(1, 2))  # (B, C, k²)
-        return kernels - torch.sigmoid(self.inhibition)[:, None] * kernels.mean(dim=-1, keepdim=True)
+        # From the left, (k², k²)·(B, k², C), nothing is transposed, and the convolution finds channels side by side.
+        kernels = self.kernel_gen.weight @ g + self.kernel_gen.bias[:, None]  # (B, k², C)
+        kernels = kernels - torch.sigmoid(self.inhibition) * kernels.mean(dim=1, keepdim=True)
+        return kernels.transpose(1, 2)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W), H·W = N. Returns (B, N, C)."""
-        y = depthwise_conv(self.value_proj(tokens), self.kernels(tokens, grid), grid)
+        kernels = self.kernels(tokens, grid)
+        y = depthwise_conv(self.value_proj(tokens), kernels, grid)
         return self.out_proj(y)

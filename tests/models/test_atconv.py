@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sit_atconv import ATConv
-from sit_atconv.models.atconv import KERNEL_ACTIVATIONS, depthwise_conv, naive_depthwise_conv
+from sit_atconv.models.atconv import KERNEL_ACTIVATIONS, cached_pooling_matrix, naive_depthwise_conv, pooling_matrix
 
 GRIDS = [(1, 1), (1, 7), (5, 3), (4, 4), (6, 11), (9, 2)]
 
@@ -15,42 +15,6 @@ def randomised(module: ATConv, seed: int = 0) -> ATConv:
     for parameter in module.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.5
     return module
-
-
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
-@pytest.mark.parametrize("grid", GRIDS)
-def test_depthwise_conv_equals_naive(grid, kernel_size):
-    H, W = grid
-    generator = torch.Generator().manual_seed(H * 100 + W * 10 + kernel_size)
-    options = dict(generator=generator, dtype=torch.float64)
-    B, C = 2, 3
-    tokens = torch.randn(B, H * W, C, **options).requires_grad_()
-    kernels = torch.randn(B, C, kernel_size**2, **options).requires_grad_()
-    upstream = torch.randn(B, H * W, C, **options)
-
-    fast, naive = depthwise_conv(tokens, kernels, grid), naive_depthwise_conv(tokens, kernels, grid)
-    torch.testing.assert_close(fast, naive, rtol=1e-12, atol=1e-12)
-    for a, b in zip(
-        torch.autograd.grad(fast, (tokens, kernels), upstream),
-        torch.autograd.grad(naive, (tokens, kernels), upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("conv", [depthwise_conv, naive_depthwise_conv])
-def test_depthwise_conv_is_a_cross_correlation_with_row_major_taps(conv):
-    H, W = 4, 5
-    image = torch.arange(1.0, H * W + 1).view(1, H * W, 1)
-    for j in range(9):
-        kernels = F.one_hot(torch.tensor(j), 9).float().view(1, 1, 9)
-        dy, dx = j // 3 - 1, j % 3 - 1
-        expected = torch.zeros(H, W)
-        for y in range(H):
-            for x in range(W):
-                if 0 <= y + dy < H and 0 <= x + dx < W:
-                    expected[y, x] = image.view(H, W)[y + dy, x + dx]
-        torch.testing.assert_close(conv(image, kernels, (H, W)).view(H, W), expected)
 
 
 @pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
@@ -96,6 +60,49 @@ def test_grid_pooling_averages_tiles(grid, kernel_size):
     images = tokens.view(2, *grid, 3).permute(0, 3, 1, 2)
     expected = F.adaptive_avg_pool2d(images, (kernel_size, kernel_size)).permute(0, 2, 3, 1).reshape(2, -1, 3)
     torch.testing.assert_close(pooled, expected)
+
+
+@pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_pooling_as_a_product(grid, kernel_size, kernel_pool, assert_close):
+    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
+    matrix = pooling_matrix(grid, kernel_size, kernel_pool, torch.device("cpu"))
+    expected = ATConv(3, kernel_size, kernel_pool=kernel_pool).pool(tokens, grid)
+    assert_close(matrix.double() @ tokens, expected, 1e-6)
+
+
+@pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
+def test_export_leaves_every_size_open(kernel_pool, assert_close):
+    """One program of PyTorch's own operations, for any batch and grid."""
+
+    class Image(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.atconv = randomised(ATConv(6, kernel_pool=kernel_pool))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, H, W, C)
+            return self.atconv(image.flatten(1, 2), tuple(image.shape[1:3]))
+
+    module = Image()
+    sizes = {i: torch.export.Dim(name) for i, name in enumerate("BHW")}
+    program = torch.export.export(module, (torch.randn(2, 5, 4, 6),), dynamic_shapes=(sizes,))
+    operations = [str(node.target) for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    assert operations and all(name.startswith("aten.") for name in operations)
+    for shape in [(1, 3, 7), (3, 2, 2), (2, 6, 5)]:
+        image = torch.randn(*shape, 6)
+        assert_close(program.module()(image), module(image), 1e-5)
+
+
+def test_pooling_on_a_gpu_serves_training_after_inference():
+    """The averaging matrix is kept between calls, and an inference tensor could not be saved for backward."""
+    cached_pooling_matrix.cache_clear()
+    with torch.inference_mode():
+        cached_pooling_matrix((4, 3), 3, "strips", torch.device("cpu"))
+    matrix = cached_pooling_matrix((4, 3), 3, "strips", torch.device("cpu"))
+    tokens = torch.randn(1, 12, 2, requires_grad=True)
+    (matrix @ tokens).sum().backward()
+    torch.testing.assert_close(tokens.grad.sum(), torch.tensor(18.0))
 
 
 def test_grid_and_strips_differ():
@@ -158,5 +165,5 @@ def test_arguments_that_cannot_be_used(arguments, field):
 
 
 def test_a_grid_that_is_not_the_tokens_fails():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="grid=4×4 has 16 places, but there are 12 tokens"):
         ATConv(4)(torch.randn(1, 12, 4), (4, 4))

@@ -1,0 +1,94 @@
+"""The per-sample depthwise convolution of ATConv: its definition and the fast ways to compute it.
+
+Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
+over (dy, dx).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .depthwise_conv_triton import KERNEL_DTYPES, triton
+
+CACHED_ELEMENTS = 2**18  # that one CPU convolution works on: 1 MiB of float32, what a core's cache holds
+
+
+def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The definition, tap by tap: y[b, p, c] = Σ_j kernels[b, c, j] · tokens[b, p + offset_j, c], zero padding.
+
+    The reference that the fast paths are tested against; same arguments as `depthwise_conv`.
+    """
+    B, N, C = tokens.shape
+    H, W = grid
+    k = round(kernels.shape[-1] ** 0.5)
+    padded = F.pad(tokens.view(B, H, W, C), (0, 0, k // 2, k // 2, k // 2, k // 2))  # (B, H+k-1, W+k-1, C)
+    y = torch.zeros_like(tokens)
+    for dy in range(k):
+        for dx in range(k):
+            shifted = padded[:, dy : dy + H, dx : dx + W].reshape(B, N, C)
+            y = y + kernels[:, None, :, dy * k + dx] * shifted
+    return y
+
+
+def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """One convolution of B·C groups over transposed tokens: the fastest PyTorch has for GPUs. See `depthwise_conv`."""
+    B, N, C = tokens.shape
+    k = round(kernels.shape[-1] ** 0.5)
+    planes = tokens.transpose(1, 2).reshape(1, B * C, *grid)
+    y = F.conv2d(planes, kernels.reshape(B * C, 1, k, k), padding=k // 2, groups=B * C)  # (1, B·C, H, W)
+    return y.view(B, C, N).transpose(1, 2)  # (B, N, C)
+
+
+def channels_last_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The fastest on CPUs, forward and backward. See `depthwise_conv`.
+
+    Tokens (1, N, C) already are an image whose channels lie together, which CPU convolutions like best. Samples small
+    enough to share the cache stand side by side as the channels of one image, (1, B·C, H, W); that copies runs of C.
+    """
+    _, N, C = tokens.shape
+    k = round(kernels.shape[-1] ** 0.5)
+    together = max(1, CACHED_ELEMENTS // (N * C))
+    outputs = []
+    for x, w in zip(tokens.split(together), kernels.split(together), strict=True):
+        b = x.shape[0]
+        image = x.transpose(0, 1).reshape(1, *grid, b * C).permute(0, 3, 1, 2)  # (1, b·C, H, W)
+        y = F.conv2d(image, w.reshape(b * C, 1, k, k), padding=k // 2, groups=b * C)
+        outputs.append(y.permute(0, 2, 3, 1).reshape(N, b, C).transpose(0, 1))  # (b, N, C)
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Convolve every channel of every sample with its own k×k kernel (cross-correlation, zero padding).
+
+    Which way it is computed depends on where, and the result only in its rounding; docs/operator.md has the figures.
+    On GPUs the Triton kernels, as an operator that torch.compile and torch.export keep whole; on CPUs one channels-last
+    convolution, or under a compiler the definition, which it fuses into one loop and can export with any shapes.
+
+    Args:
+        tokens: (B, N, C).
+        kernels: (B, C, k²), one kernel a sample and channel, k odd. They may have another dtype than the tokens.
+        grid: (H, W) with H·W = N.
+
+    Returns:
+        (B, N, C), in the dtype of the tokens; under autocast in autocast's, as convolutions are.
+
+    Raises:
+        ValueError: for a grid that is not the tokens', or kernels of another shape.
+    """
+    B, N, C = tokens.shape
+    H, W = grid
+    k = round(kernels.shape[-1] ** 0.5)
+    if H * W != N:
+        raise ValueError(f"grid={H}×{W} has {H * W} places, but there are {N} tokens")
+    if kernels.shape != (B, C, k * k) or k % 2 == 0:
+        raise ValueError(f"kernels has shape {tuple(kernels.shape)}, but must be ({B}, {C}, k²) with an odd k")
+    device = tokens.device.type
+    if torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
+        tokens = tokens.to(torch.get_autocast_dtype(device))
+    if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
+        return torch.ops.sit_atconv.depthwise_conv(tokens, kernels, H, W)
+    kernels = kernels.to(tokens.dtype)
+    if torch.compiler.is_compiling():
+        return naive_depthwise_conv(tokens, kernels, grid)
+    if device == "cpu":
+        return channels_last_depthwise_conv(tokens, kernels, grid)
+    return planes_depthwise_conv(tokens, kernels, grid)

@@ -1,0 +1,227 @@
+"""Triton kernels of the per-sample depthwise convolution, forward and backward, and their PyTorch operator.
+
+Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
+over (dy, dx). Tokens are read and written as they lie, (B, N, C): neighbouring lanes hold neighbouring channels, so
+that every access is coalesced and no transpose is needed. A program makes a tile of the grid for a block of channels;
+its k² shifted reads of the tile meet in the L1 cache, so device memory sees each token about once. Sums are float32.
+
+This module can be imported without Triton; then `triton` is None and there is no operator.
+"""
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # CPU builds of PyTorch, Windows, macOS
+    triton = None
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+BLOCK_C = 64  # channels of a program: in bfloat16 one 128-byte cache line a token
+LARGEST_TILE = 64  # tokens of a program
+ENOUGH_PROGRAMS = 256  # below that a GPU of today has idle multiprocessors, and smaller tiles pay
+
+if triton is not None:
+
+    @triton.jit
+    def locate(height, width, channels, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
+        """This program's (sample, tile, rows (P,), columns (P,), channels (BLOCK_C,)), P = BLOCK_H·BLOCK_W."""
+        channel_blocks = tl.cdiv(channels, BLOCK_C)
+        tiles_w = tl.cdiv(width, BLOCK_W)
+        tiles = tl.cdiv(height, BLOCK_H) * tiles_w
+        program = tl.program_id(0)
+        c = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+        tile = program // channel_blocks % tiles
+        b = program // channel_blocks // tiles
+        p = tl.arange(0, BLOCK_H * BLOCK_W)
+        h = tile // tiles_w * BLOCK_H + p // BLOCK_W
+        w = tile % tiles_w * BLOCK_W + p % BLOCK_W
+        # 64 bits: what is multiplied with them may pass 2³¹ elements.
+        return b.to(tl.int64), tile.to(tl.int64), h, w, c
+
+    @triton.jit
+    def forward_kernel(
+        tokens_ptr,
+        kernels_ptr,
+        out_ptr,
+        height,
+        width,
+        channels,
+        kernels_stride_b,
+        kernels_stride_c,
+        kernels_stride_j,
+        SIZE: tl.constexpr,
+        BLOCK_H: tl.constexpr,
+        BLOCK_W: tl.constexpr,
+        BLOCK_C: tl.constexpr,
+    ):
+        """out[b, p, c] = Σ_j kernels[b, c, j] · tokens[b, p + offset_j, c]."""
+        b, _, h, w, c = locate(height, width, channels, BLOCK_H, BLOCK_W, BLOCK_C)
+        c_inside = c < channels
+        center = (b * height * width + h * width + w)[:, None] * channels + c[None, :]  # (P, BLOCK_C)
+        kernels_ptr += b * kernels_stride_b + c * kernels_stride_c
+        total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
+        for dy in range(-(SIZE // 2), SIZE // 2 + 1):  # not unrolled: 49 loads at once would not fit the registers
+            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                inside = (h + dy >= 0) & (h + dy < height) & (w + dx >= 0) & (w + dx < width)
+                shifted = tokens_ptr + center + (dy * width + dx) * channels
+                x = tl.load(shifted, mask=inside[:, None] & c_inside[None, :], other=0.0)
+                tap = tl.load(kernels_ptr, mask=c_inside, other=0.0)
+                kernels_ptr += kernels_stride_j
+                total += tap.to(tl.float32)[None, :] * x.to(tl.float32)
+        written = ((h < height) & (w < width))[:, None] & c_inside[None, :]
+        tl.store(out_ptr + center, total.to(out_ptr.dtype.element_ty), mask=written)
+
+    @triton.jit
+    def backward_kernel(
+        grad_ptr,
+        tokens_ptr,
+        kernels_ptr,
+        grad_tokens_ptr,
+        partial_ptr,
+        height,
+        width,
+        channels,
+        kernels_stride_b,
+        kernels_stride_c,
+        kernels_stride_j,
+        SIZE: tl.constexpr,
+        BLOCK_H: tl.constexpr,
+        BLOCK_W: tl.constexpr,
+        BLOCK_C: tl.constexpr,
+    ):
+        """Both gradients from one pass over `grad` and `tokens`.
+
+        grad_tokens[b, q, c] = Σ_j kernels[b, c, j] · grad[b, q − offset_j, c], and of this tile's q alone
+        partial[b, tile, j, c] = Σ_q tokens[b, q, c] · grad[b, q − offset_j, c].
+        """
+        b, tile, h, w, c = locate(height, width, channels, BLOCK_H, BLOCK_W, BLOCK_C)
+        c_inside = c < channels
+        center = (b * height * width + h * width + w)[:, None] * channels + c[None, :]  # (P, BLOCK_C)
+        written = ((h < height) & (w < width))[:, None] & c_inside[None, :]
+        x = tl.load(tokens_ptr + center, mask=written, other=0.0).to(tl.float32)
+        kernels_ptr += b * kernels_stride_b + c * kernels_stride_c
+        tiles = tl.cdiv(height, BLOCK_H) * tl.cdiv(width, BLOCK_W)
+        partial_ptr += (b * tiles + tile) * SIZE * SIZE * channels + c
+        total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
+        for dy in range(-(SIZE // 2), SIZE // 2 + 1):
+            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                inside = (h - dy >= 0) & (h - dy < height) & (w - dx >= 0) & (w - dx < width)
+                shifted = grad_ptr + center - (dy * width + dx) * channels
+                grad = tl.load(shifted, mask=inside[:, None] & c_inside[None, :], other=0.0).to(tl.float32)
+                tap = tl.load(kernels_ptr, mask=c_inside, other=0.0)
+                total += tap.to(tl.float32)[None, :] * grad
+                tl.store(partial_ptr, tl.sum(x * grad, axis=0), mask=c_inside)
+                kernels_ptr += kernels_stride_j
+                partial_ptr += channels
+        tl.store(grad_tokens_ptr + center, total.to(grad_tokens_ptr.dtype.element_ty), mask=written)
+
+
+def choose_tile(batch: int, height: int, width: int, channels: int) -> tuple[int, int]:
+    """(rows, columns) of a program's tile, powers of two: square-like and large, but enough tiles to fill a GPU."""
+    rows = min(8, triton.next_power_of_2(height))
+    columns = min(LARGEST_TILE // rows, triton.next_power_of_2(width))
+    per_tile = batch * triton.cdiv(channels, BLOCK_C)
+    while rows * columns > 16 and per_tile * triton.cdiv(height, rows) * triton.cdiv(width, columns) < ENOUGH_PROGRAMS:
+        rows, columns = (rows // 2, columns) if rows >= columns else (rows, columns // 2)
+    return rows, columns
+
+
+def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, batch: int, sizes: tuple) -> None:
+    """Run `kernel` on the tensors' device; sizes: (H, W, C, k, rows of a tile, columns of a tile)."""
+    height, width, channels, size, rows, columns = sizes
+    programs = batch * triton.cdiv(height, rows) * triton.cdiv(width, columns) * triton.cdiv(channels, BLOCK_C)
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(programs,)](
+            *tensors,
+            height,
+            width,
+            channels,
+            *kernels.stride(),
+            SIZE=size,
+            BLOCK_H=rows,
+            BLOCK_W=columns,
+            BLOCK_C=BLOCK_C,
+            num_warps=max(
+                1, rows * columns // 8
+            ),  # 16 sums a thread: on sm_90 64 registers forward, 94 backward, no spills
+        )
+
+
+def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """tokens (B, N, C), kernels (B, C, k²) -> (B, N, C), in the dtype of `tokens`, whatever that of `kernels`.
+
+    Tokens that are not contiguous are copied; kernels are read with any strides, fastest where channels are adjacent.
+    """
+    tokens = tokens.contiguous()
+    B, _, C = tokens.shape
+    out = torch.empty_like(tokens)
+    tile = choose_tile(B, height, width, C)
+    sizes = (height, width, C, round(kernels.shape[-1] ** 0.5), *tile)
+    launch(forward_kernel, (tokens, kernels, out), kernels, B, sizes)
+    return out
+
+
+def triton_backward(
+    grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of tokens (B, N, C) and kernels (B, C, k²), each in its dtype, from that of the output.
+
+    Every tile writes its own sums, which are added up afterwards: no atomics, so equal inputs give equal bits.
+    """
+    grad, tokens = grad.contiguous(), tokens.contiguous()
+    B, _, C = tokens.shape
+    K = kernels.shape[-1]
+    rows, columns = choose_tile(B, height, width, C)
+    tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    grad_tokens = torch.empty_like(tokens)
+    partial = torch.empty(B, tiles, K, C, dtype=torch.float32, device=tokens.device)
+    sizes = (height, width, C, round(K**0.5), rows, columns)
+    launch(backward_kernel, (grad, tokens, kernels, grad_tokens, partial), kernels, B, sizes)
+    return grad_tokens, partial.sum(1).to(kernels.dtype).transpose(1, 2)
+
+
+def register_operator() -> None:
+    """Make `torch.ops.sit_atconv.depthwise_conv` and its backward, which torch.compile and torch.export keep whole."""
+
+    @torch.library.custom_op("sit_atconv::depthwise_conv", mutates_args=())
+    def forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return triton_forward(tokens, kernels, height, width)
+
+    @torch.library.custom_op("sit_atconv::depthwise_conv_backward", mutates_args=())
+    def backward(
+        grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return triton_backward(grad, tokens, kernels, height, width)
+
+    @forward.register_fake
+    def _(tokens, kernels, height, width):
+        return tokens.new_empty(tokens.shape)
+
+    @backward.register_fake
+    def _(grad, tokens, kernels, height, width):
+        B, C, K = kernels.shape
+        return tokens.new_empty(tokens.shape), kernels.new_empty(B, K, C).transpose(1, 2)
+
+    def save(ctx, inputs, output):
+        *tensors, ctx.height, ctx.width = inputs
+        ctx.save_for_backward(*tensors)
+
+    def differentiate(ctx, grad):
+        return *backward(grad, *ctx.saved_tensors, ctx.height, ctx.width), None, None
+
+    def differentiate_twice(ctx, grad_tokens, grad_kernels):
+        # The convolution is bilinear, so every term is a convolution again, or one's gradient.
+        grad, tokens, kernels = ctx.saved_tensors
+        size = (ctx.height, ctx.width)
+        from_grad = forward(grad_tokens, kernels, *size) + forward(tokens, grad_kernels, *size)
+        from_tokens, from_kernels = backward(grad, grad_tokens, grad_kernels, *size)
+        return from_grad, from_tokens, from_kernels, None, None
+
+    forward.register_autograd(differentiate, setup_context=save)
+    backward.register_autograd(differentiate_twice, setup_context=save)
+
+
+# A pipeline folder brings its own copy of this code: the first one to be imported registers the operator for all.
+if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv"):
+    register_operator()
