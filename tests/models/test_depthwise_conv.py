@@ -192,7 +192,8 @@ def test_compiled_on_a_cpu(assert_close):
 
     compiled = torch.compile(depthwise_conv, backend=backend, fullgraph=True, dynamic=True)
     for B, grid in [(2, (5, 6)), (3, (4, 7))]:
-        inputs = draw(B, grid, 8, 3, torch.float32)
+        inputs = [x.detach().clone() for x in draw(B, grid, 8, 3, torch.float32)]
+        inputs[0].requires_grad_(), inputs[1].requires_grad_()
         for a, b in zip(results(compiled, *inputs, grid), expected_results(*inputs, grid), strict=True):
             assert_close(a, b, 1e-6)
     assert len(graphs) == 1
