@@ -216,6 +216,11 @@ def test_autocast_decides_the_dtype(conv, dtype, assert_close):
         assert_close(a, b, 2e-2)
 
 
+def test_shapes_alone_on_the_meta_device():
+    tokens, kernels = torch.empty(2, 12, 4, device="meta"), torch.empty(2, 4, 9, device="meta")
+    assert depthwise_conv(tokens, kernels, (3, 4)).shape == (2, 12, 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_may_have_another_dtype(dtype, assert_close):
     grid = (3, 4)
