@@ -82,7 +82,8 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
     if kernels.shape != (B, C, k * k) or k % 2 == 0:
         raise ValueError(f"kernels has shape {tuple(kernels.shape)}, but must be ({B}, {C}, k²) with an odd k")
     device = tokens.device.type
-    if torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
+    # The meta device, where operations are counted, does not know of autocast.
+    if device != "meta" and torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
         return torch.ops.sit_atconv.depthwise_conv(tokens, kernels, H, W)

@@ -192,7 +192,8 @@ def test_compiled_on_a_cpu(assert_close):
 
     compiled = torch.compile(depthwise_conv, backend=backend, fullgraph=True, dynamic=True)
     for B, grid in [(2, (5, 6)), (3, (4, 7))]:
-        inputs = draw(B, grid, 8, 3, torch.float32)
+        inputs = [x.detach().clone() for x in draw(B, grid, 8, 3, torch.float32)]
+        inputs[0].requires_grad_(), inputs[1].requires_grad_()
         for a, b in zip(results(compiled, *inputs, grid), expected_results(*inputs, grid), strict=True):
             assert_close(a, b, 1e-6)
     assert len(graphs) == 1
@@ -213,6 +214,11 @@ def test_autocast_decides_the_dtype(conv, dtype, assert_close):
     assert all(x.dtype == torch.float32 for x in gradients)
     for a, b in zip((out, *gradients), expected_results(tokens, kernels, upstream, grid), strict=True):
         assert_close(a, b, 2e-2)
+
+
+def test_shapes_alone_on_the_meta_device():
+    tokens, kernels = torch.empty(2, 12, 4, device="meta"), torch.empty(2, 4, 9, device="meta")
+    assert depthwise_conv(tokens, kernels, (3, 4)).shape == (2, 12, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,41 @@
+"""eval/operator_bench.py: what is run and reported, and what is refused. Nothing here depends on time."""
+
+import operator_bench
+import pytest
+import torch
+
+
+def test_every_way_takes_its_turn():
+    log = []
+    ways = {name: lambda name=name: log.append(name) for name in "ab"}
+    times = operator_bench.measure(ways, rounds=2, device=torch.device("cpu"))
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+    assert log == list("abbaabbaab")
+
+
+def test_ratios_are_taken_within_each_round():
+    table = operator_bench.markdown_table("title", {"a": [1.0, 2.0, 4.0], "b": [3.0, 6.0, 12.0]})
+    assert "| b | 6.000 | 3.000 [3.000–3.000] | 3.000 | 3.000 |" in table
+
+
+def test_command(capsys):
+    assert operator_bench.main(["--shapes", "[[2, 4, 64]]", "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| planes | ") == out.count("| depthwise_conv | ") == 2
+    assert out.count("| SA | ") == out.count("| ATConv | ") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "[[1, 5, 64]]"], "N a square"),
+        (["--shapes", "[[1, 4, 65]]"], "C=65 must be a multiple of 64 or 72"),
+        (["--rounds", "1"], "rounds=1 must be at least 2"),
+        (["--dtype", "int8"], "dtype='int8'"),
+        (["--device", "tpu"], "device='tpu'"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        operator_bench.main(arguments)
+    assert message in capsys.readouterr().err
