@@ -18,6 +18,7 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
 
 import pytest
 import torch
+from hub_stand_in import hub, online  # noqa: F401
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
