@@ -287,3 +287,32 @@ def publish(
     except HUB_ERRORS as error:
         raise ValueError(_hub_message(repo_id, error)) from error
     return str(uploaded)
+
+
+def finish_folder(folder: str | Path, training_config: dict, samples: Path, repo_id: str | None) -> str | None:
+    """Complete the pipeline folder of a training: its card shows the configuration and the samples; upload it.
+
+    Args:
+        folder: the pipeline folder.
+        training_config: every option of the training.
+        samples: a grid of samples; left out where there is no such file.
+        repo_id: where to upload it; None does not.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        ValueError: where the upload fails; the folder is complete then.
+    """
+    write_training_config(folder, training_config)
+    if samples.is_file():
+        add_samples(folder, samples)
+    write_model_card(folder)
+    if repo_id is None:
+        return None
+    try:
+        return publish(folder, repo_id)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The folder is complete; upload it with: sit-atconv push {folder} {repo_id}"
+        ) from error

@@ -30,6 +30,7 @@ CHANGEABLE_ON_RESUME = {
     "keep_checkpoints",
     "sample_guidance_scale",
     "sample_steps",
+    "push_to_hub",
 }
 
 
@@ -71,6 +72,7 @@ class TrainConfig:
         keep_checkpoints: checkpoints that are kept.
         sample_guidance_scale: classifier-free guidance of the sample grids.
         sample_steps: solver steps of the sample grids.
+        push_to_hub: USER/NAME on the Hugging Face Hub, to which the finished pipeline is uploaded.
     """
 
     data: str = "digits"
@@ -110,6 +112,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     sample_guidance_scale: float = 1.0
     sample_steps: int = 25
+    push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use.

@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+from hub_stand_in import hub, online  # noqa: F401
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel

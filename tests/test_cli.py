@@ -80,7 +80,7 @@ def test_info_says_what_the_folder_holds(folder, capsys):
     assert facts["blocks"] == "1 × atconv, width 96, 4 heads, patch 2"
     assert facts["images"] == "8 × 8 pixels; the network sees 1 × 8 × 8"
     assert facts["classes"] == "3, and a null class; 3 names"
-    assert facts["scheduler"] == "InterpolantODEScheduler: path linear, prediction velocity, solver euler"
+    assert facts["scheduler"] == "InterpolantODEScheduler: path linear, prediction velocity, solver midpoint"
     assert facts["code"] == "as it was saved"
     code = next((folder / "transformer").glob("*.py"))
     code.write_text(code.read_text() + "# mine\n")

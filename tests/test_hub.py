@@ -1,20 +1,16 @@
 """Model cards, and the Hub: uploaded to and loaded from a local stand-in for its HTTP interface."""
 
-import base64
-import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, close_session
+from hub_stand_in import COMMIT
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +18,15 @@ from sit_atconv import SiTPipeline
 from sit_atconv.cli import main
 from sit_atconv.convert import convert_checkpoint, restore_state_dict
 from sit_atconv.evaluation import write_report
-from sit_atconv.hub import add_report, add_samples, model_card, publish, write_model_card, write_training_config
+from sit_atconv.hub import (
+    add_report,
+    add_samples,
+    finish_folder,
+    model_card,
+    publish,
+    write_model_card,
+    write_training_config,
+)
 
 WITHOUT_PACKAGE = """
 import sys
@@ -34,100 +38,6 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class StandIn(BaseHTTPRequestHandler):
-    """As much of the Hub as uploading and loading a model repository needs; files live in `server.repositories`."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append(f"POST {self.path}")
-        if self.headers.get("Authorization") != "Bearer good":
-            return self.answer({"error": "Invalid credentials"}, 401)
-        path = self.path.split("?")[0]
-        if path == "/api/repos/create":
-            request = json.loads(body)
-            name = f"{request.get('organization') or 'someone'}/{request['name']}"
-            self.server.private[name] = request.get("private") or request.get("visibility") == "private"
-            if name in self.server.repositories:
-                return self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
-            self.server.repositories[name] = {}
-            return self.answer({"url": f"{self.server.url}/{name}", "name": name})
-        if path == "/api/validate-yaml":
-            return self.answer({"errors": [], "warnings": []})
-        repository = re.match(r"/api/models/(\w+/[\w.-]+)/", path)[1]
-        if "/preupload/" in path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
-            return self.answer({"files": [{**file, "shouldIgnore": False} for file in files]})
-        for line in map(json.loads, body.splitlines()):  # a commit
-            if line["key"] == "file":
-                content = base64.b64decode(line["value"]["content"])
-                self.server.repositories[repository][line["value"]["path"]] = content
-        commit = {"commitUrl": f"{self.server.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
-        return self.answer({**commit, "success": True, "pullRequestUrl": None})
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        if found := re.fullmatch(r"/(\w+/[\w.-]+)/resolve/\w+/(.+)", path):
-            content = self.server.repositories.get(found[1], {}).get(found[2])
-            return self.answer({"error": "none"}, 404) if content is None else self.answer(content)
-        if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/tree/\w+", path):
-            files = self.server.repositories[found[1]].items()
-            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in files]
-            return self.answer(json.dumps(tree).encode())
-        if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)(/revision/\w+)?", path):
-            files = self.server.repositories.get(found[1])
-            if files is None:
-                return self.answer({"error": "none"}, 404)
-            return self.answer(
-                {"id": found[1], "modelId": found[1], "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
-            )
-        return self.answer({"error": f"{path} is unknown here"}, 404)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer(self, content, status=200):
-        kind = "application/octet-stream"
-        if not isinstance(content, bytes):
-            content, kind = json.dumps(content).encode(), "application/json"
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    server.repositories, server.private, server.requests = {}, {}, []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-
-
-@pytest.fixture
-def online(hub, monkeypatch):
-    """The stand-in is the Hub for this process, and somebody is logged in."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "good")
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    close_session()
-    yield hub
-    close_session()
 
 
 def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipeline, tmp_path):
@@ -187,6 +97,20 @@ def test_a_refusal_of_the_hub_is_one_error(online, tiny_pipeline, tmp_path):
     online.server_close()
     with pytest.raises(ValueError, match=r"push_to_hub: 'someone/model' cannot be written: .*refused"):
         publish(tmp_path, "someone/model", token="good")
+
+
+def test_the_folder_of_a_training_is_complete_even_where_the_upload_fails(online, tiny_pipeline, tmp_path):
+    folder, grid = tmp_path / "pipeline", tmp_path / "step.png"
+    tiny_pipeline().save_pretrained(folder)
+    Image.new("RGB", (4, 4)).save(grid)
+    assert finish_folder(folder, {"seed": 3}, tmp_path / "none.png", None) is None
+    assert finish_folder(folder, {"seed": 3}, grid, "me/run") == f"{online.url}/me/run/commit/{COMMIT}"
+    card = online.repositories["me/run"]["README.md"].decode()
+    assert "seed: 3" in card
+    assert online.repositories["me/run"]["samples.png"] == grid.read_bytes()
+    with pytest.raises(ValueError, match=r"complete; upload it with: sit-atconv push .*pipeline no one"):
+        finish_folder(folder, {"seed": 4}, grid, "no one")
+    assert "seed: 4" in (folder / "README.md").read_text()
 
 
 def test_without_a_network_or_a_name_the_upload_is_one_error(tiny_pipeline, tmp_path):

@@ -8,6 +8,7 @@
 t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, S latent size.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -40,7 +41,9 @@ from sit_atconv.data import (
     open_dataset,
 )
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
+from sit_atconv.hub import finish_folder, prepare_repository
 from sit_atconv.images import save_grid
+from sit_atconv.labels import name_synsets
 from sit_atconv.latents import encode, load_vae
 from sit_atconv.training import TrainConfig, build_transformer, learning_rate, prepare_run_folder, save_config
 
@@ -84,7 +87,7 @@ class Stop:
 def build_pipeline(config: TrainConfig, transformer, vae, dataset: ImageDataset) -> SiTPipeline:
     """The pipeline that samples what is being trained."""
     scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)
-    return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(dataset.classes)))
+    return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(dataset.classes))))
 
 
 def write_sample_grid(config: TrainConfig, pipeline: SiTPipeline, file: Path) -> None:
@@ -136,6 +139,8 @@ def train(config: TrainConfig) -> Path:
     interpolant = Interpolant(config.path, config.prediction)
     loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
     checkpoint = prepare_run_folder(config)
+    if main and config.push_to_hub is not None:
+        prepare_repository(config.push_to_hub)
     accelerator.wait_for_everyone()
 
     run = Path(config.output_dir)
@@ -259,6 +264,10 @@ def train(config: TrainConfig) -> Path:
     if main:
         ema.copy_to(transformer.parameters())
         build_pipeline(config, transformer, vae, dataset).save_pretrained(run / "pipeline")
+        samples = run / "samples" / f"step-{config.max_steps:08d}.png"
+        uploaded = finish_folder(run / "pipeline", dataclasses.asdict(config), samples, config.push_to_hub)
+        if uploaded is not None:
+            print(f"uploaded: {uploaded}")
         print_next_steps(config, dataset, run / "pipeline")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -75,6 +75,27 @@ def test_run_folder_is_complete(tmp_path):
     assert images[0].size == (8, 8)
 
 
+def test_the_pipeline_is_uploaded_with_its_card(online, tmp_path):
+    run(tmp_path / "run", "--push_to_hub", "me/digits")
+    uploaded = online.repositories["me/digits"]
+    assert uploaded["samples.png"] == (tmp_path / "run" / "samples" / "step-00000004.png").read_bytes()
+    local = tmp_path / "run" / "pipeline"
+    assert uploaded["transformer/diffusion_pytorch_model.safetensors"] == (
+        (local / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    card = uploaded["README.md"].decode()
+    for text in ("max_steps: 4", 'from_pretrained("me/digits"', "![Samples](samples.png)"):
+        assert text in card
+    assert str(tmp_path) not in card
+
+
+def test_an_upload_that_cannot_be_is_refused_before_training(tmp_path, capsys):
+    """The tests are offline."""
+    message = refusal(capsys, "--push_to_hub", "me/digits", "--output_dir", str(tmp_path / "run"))
+    assert "push_to_hub: 'me/digits' cannot be written" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_pipeline_holds_the_ema_not_the_raw_weights(tmp_path):
     pipeline = run(tmp_path / "run", "--learning_rate", "0.01", "--lr_warmup_steps", "0")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
