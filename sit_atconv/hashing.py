@@ -1,0 +1,24 @@
+"""SHA-256 of files and tensors."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+    """A SHA-256 of names, types, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
