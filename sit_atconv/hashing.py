@@ -1,18 +1,8 @@
-"""SHA-256 of files and tensors."""
+"""Hashes of what models hold."""
 
 import hashlib
-from pathlib import Path
 
 import torch
-
-
-def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file's bytes, as sha256sum prints it."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:

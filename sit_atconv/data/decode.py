@@ -3,6 +3,7 @@
 H rows, W columns; images are uint8 (H, W, 3). What happens to each kind of file is written down in docs/data.md.
 """
 
+import functools
 import io
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 IMAGE_EXTENSIONS = (*IMG_EXTENSIONS, ".apng", ".avif", ".gif", ".j2k", ".jfif", ".jp2", ".tga")
 # What may be opened, whatever a file is called: Pillow would start Ghostscript for an EPS.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 
@@ -39,7 +40,7 @@ def read_image(file: str | Path | bytes, image_size: int | None = None, name: st
         with warnings.catch_warnings():
             # Between 89 and 179 million pixels lie real photographs; beyond, Pillow refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as opened:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as opened:
                 if opened.format == "JPEG" and opened.mode == "CMYK" and "adobe" not in opened.info:
                     # Pillow takes all four-channel JPEGs for inverted ones; only those with Adobe's marker are.
                     image = ImageChops.invert(opened)
@@ -53,6 +54,12 @@ def read_image(file: str | Path | bytes, image_size: int | None = None, name: st
         what = name if name is not None or isinstance(file, bytes) else file
         raise BrokenImageError(f"{what} cannot be read as an image: {str(error) or type(error).__name__}") from error
     return np.array(image)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is missing from some builds of Pillow
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
