@@ -72,7 +72,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _grey(image, np.asarray(image), 65535)
     if image.mode == "F":
         values = np.asarray(image)
-        return _grey(image, values, 255 if np.nanmax(values) > 1 else 1)
+        return _grey(image, values, 255 if values.max() > 1 else 1)
     if image.mode == "LAB":
         transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return ImageCms.applyTransform(image, transform)

@@ -90,6 +90,8 @@ class LMDBDataset(EncodedDataset):
         transaction = self._transaction()
         keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         keys = [key for key in keys if key not in META_KEYS]
+        if not keys:
+            raise ValueError(f"data={self.source!r} holds no images")
         numbered = {key: match for key in keys if (match := NUMBERED.fullmatch(key))}
         label_keys = []
         if len(numbered) == len(keys):
@@ -105,8 +107,6 @@ class LMDBDataset(EncodedDataset):
                     label_keys = []
                 elif missing := set(label_keys) - set(twin):
                     raise ValueError(f"data={self.source!r}: there is no {min(missing).decode('latin-1')}")
-        if not keys:
-            raise ValueError(f"data={self.source!r} holds no images")
         labels = None
         if label is None:
             if label_keys:

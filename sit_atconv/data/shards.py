@@ -175,6 +175,10 @@ def index_shard(filesystem, path: str, image: str | None, label: str | None) -> 
                 if member.size > MAX_LABEL_BYTES:
                     raise ValueError(f"the label {member.name} has {member.size} bytes")
                 sample["label"] = parse_label(members.extractfile(member).read(), member.name, key)
+        # tarfile takes a header that is cut off for the end; a whole archive ends with empty blocks.
+        opened.seek(members.offset)
+        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("it is cut off")
     complete = {name: sample for name, sample in samples.items() if sample["place"] is not None}
     return {
         "names": list(complete),
