@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from sit_atconv import Interpolant, InterpolantLoss, InterpolantODEScheduler, SiTPipeline
 from sit_atconv.checkpoints import load_checkpoint, save_checkpoint
-from sit_atconv.data import BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
+from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
 from sit_atconv.images import save_grid
 from sit_atconv.latents import encode, load_vae
@@ -291,7 +291,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         train(parse_arguments(arguments))
     except (ValueError, FloatingPointError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one says so
+        # Every process finds the same mistake, and one says so; but only one may have met the broken image.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BrokenImageError):
             print(f"train_sit.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
