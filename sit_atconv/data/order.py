@@ -94,8 +94,7 @@ class TrainingView(Dataset):
     def _read(self, index: int, position: int, flip: bool) -> tuple[int, torch.Tensor, list[tuple[int, str]]]:
         """The image at `index` or, where it is broken, one drawn by position: what stands in for it is the same on
         every run, whichever worker or process comes across it."""
-        broken = []
-        substitutes = sample_generator(self.seed, SUBSTITUTE, position)
+        broken, substitutes = [], None
         while True:
             try:
                 if self.dataset.is_latents:
@@ -106,6 +105,7 @@ class TrainingView(Dataset):
                 broken.append((int(index), str(error)))
                 if len(broken) > MAX_SUBSTITUTES:
                     raise
+                substitutes = substitutes or sample_generator(self.seed, SUBSTITUTE, position)
                 index = int(substitutes.integers(len(self.dataset)))
 
     @staticmethod
