@@ -277,12 +277,12 @@ def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path)
     """Say how to sample and how to evaluate what was trained."""
     folder, data = shlex.quote(str(pipeline)), shlex.quote(dataset.reference)
     small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
-    size = "" if config.image_size is None else f" --image_size {config.image_size}"
+    size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
     extractor = " --extractor pixels" if small else ""
     print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
     print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
     print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}")
-    if small:
+    if small and dataset.classes:
         print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}")
 
 
