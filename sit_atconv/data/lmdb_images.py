@@ -54,7 +54,6 @@ class LMDBDataset(EncodedDataset):
         self.name = file.resolve().stem
         self.image_size = image_size
         self._file = file
-        self._transactions = {}
         stored = file / "data.mdb" if file.is_dir() else file
         try:
             stamp = [stored.stat().st_size, stored.stat().st_mtime_ns]
@@ -70,24 +69,9 @@ class LMDBDataset(EncodedDataset):
         else:
             self.classes, self.labels = class_names(f"data={str(file)!r}", index["labels"])
 
-    def _transaction(self):
-        """Of this process: an environment must not be used across a fork."""
-        process = os.getpid()
-        if process not in self._transactions:
-            import lmdb
-
-            environment = lmdb.open(
-                str(self._file), subdir=self._file.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1
-            )
-            self._transactions = {process: environment.begin(buffers=True)}
-        return self._transactions[process]
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_transactions": {}}
-
     def _index(self, size: str | None, label: str | None) -> dict[str, list | None]:
         """Keys of the images in order, as latin-1 text, and their labels."""
-        transaction = self._transaction()
+        transaction = open_transaction(self._file)
         keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         keys = [key for key in keys if key not in META_KEYS]
         if not keys:
@@ -164,7 +148,7 @@ class LMDBDataset(EncodedDataset):
 
     def encoded(self, index: int) -> bytes:
         key = self._keys[index]
-        return self._unpack(self._transaction().get(key), key)[0]
+        return self._unpack(open_transaction(self._file).get(key), key)[0]
 
     def origin(self, index: int) -> str:
         return f"key {self._keys[index].decode('latin-1')} of {self.source}"
@@ -172,6 +156,26 @@ class LMDBDataset(EncodedDataset):
     def fingerprint(self) -> str:
         keys = b"\n".join(self._keys).decode("latin-1")
         return hash_of(super().fingerprint(), keys, self._stored_bytes)
+
+
+_OPEN: dict[Path, tuple] = {}  # file -> (process, environment, transaction); a process may open a file only once
+
+
+def open_transaction(file: Path):
+    """A read transaction of this process, kept open."""
+    import lmdb
+
+    file = file.resolve()
+    process, environment, transaction = _OPEN.get(file, (None, None, None))
+    if process != os.getpid():
+        if environment is not None:  # from before the fork, after which it must not be used
+            environment.close()
+        environment = lmdb.open(
+            str(file), subdir=file.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1
+        )
+        transaction = environment.begin(buffers=True)
+        _OPEN[file] = os.getpid(), environment, transaction
+    return transaction
 
 
 class PlainUnpickler(pickle.Unpickler):

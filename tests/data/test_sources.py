@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
 from sit_atconv.data import (
     BrokenImageError,
@@ -19,6 +20,7 @@ from sit_atconv.data import (
     HuggingFaceDataset,
     LMDBDataset,
     ShardDataset,
+    TrainingView,
     is_image_folder,
     open_dataset,
     sample_generator,
@@ -425,3 +427,17 @@ def test_lmdb_that_cannot_be_used(database, tmp_path):
     broken = open_dataset(database({b"0": png("red")[:50]}), 4)
     with pytest.raises(BrokenImageError, match=r"key 0 of .* cannot be read"):
         broken.image(0)
+
+
+def test_sources_are_read_by_workers(database, shards):
+    """Also where the source was opened, and read from, before the workers were started."""
+    for place in (shards, database({str(i).encode(): png(colour) for i, colour in enumerate(COLOURS)})):
+        dataset = open_dataset(place, 4)
+        view = TrainingView(dataset, 0, False, (3, 4, 4))
+        expected = [dataset.tensor(i) for i in range(6)]
+        batches = [[(i, i), (i + 1, i + 1)] for i in (0, 2, 4)]
+        loader = DataLoader(view, batch_sampler=batches, num_workers=2, collate_fn=view.collate)
+        assert torch.equal(torch.cat([batch["x"] for batch in loader]), torch.stack(expected))
+        copy = pickle.loads(pickle.dumps(dataset))  # as workers that are not forked get it
+        assert torch.equal(copy.tensor(3), expected[3])
+        assert torch.equal(open_dataset(place, 4).tensor(3), dataset.tensor(3))
