@@ -40,6 +40,8 @@ def open_dataset(source: str | Path, image_size: int | None = None) -> ImageData
         return _open(LatentsDataset, text, {"folder": folder}, options, image_size=image_size)
     if parquet := parquet_files(path):
         arguments = {"source": text, "name": None, "files": parquet}
+        if path.is_dir():  # test.parquet beside train.parquet is another split, as the library knows
+            arguments = {"source": text, "name": str(path.resolve())}
         opened = _open(HuggingFaceDataset, text, arguments, options, image_size=image_size)
     elif is_tar(place):
         opened = _open(ShardDataset, text, {"source": place}, options, image_size=image_size)

@@ -199,6 +199,15 @@ def test_parquet_with_types(parquet):
     assert by_name.fingerprint() != dataset.fingerprint()
 
 
+def test_a_folder_of_parquet_files_has_splits(parquet):
+    parquet({"jpg": [png(c) for c in COLOURS[:4]]}, name="train.parquet")
+    folder = parquet({"jpg": [png(c) for c in COLOURS[4:]]}, name="test.parquet")
+    assert colours_of(open_dataset(folder, 4)) == COLOURS[:4]
+    assert colours_of(open_dataset(f"{folder}?split=test", 4)) == COLOURS[4:]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        open_dataset(f"{folder}?split=dev", 4)
+
+
 def test_parquet_without_types(parquet):
     folder = parquet({"jpg": [png(c) for c in COLOURS[:4]], "label": ["dog", "cat", "dog", "ant"]})
     dataset = open_dataset(folder, 4)
