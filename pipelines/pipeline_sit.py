@@ -183,6 +183,23 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError("class_labels is empty; name at least one class")
         return ids
 
+    def get_labels_or_count(
+        self, class_labels: int | str | list[int | str] | torch.Tensor | None, batch_size: int | None
+    ) -> list[int]:
+        """The ids of `class_labels`; for a model without classes, `batch_size` times its only one.
+
+        Raises:
+            ValueError: as `get_label_ids`; where both or, for a model with several classes, no labels are given.
+        """
+        if class_labels is not None:
+            if batch_size is not None:
+                raise ValueError(f"batch_size={batch_size}: class_labels says how many images there are; leave one out")
+            return self.get_label_ids(class_labels)
+        if (num_classes := self.transformer.config.num_classes) > 1:
+            raise ValueError(f"class_labels: None, but this model knows {num_classes} classes; give an id or a name")
+        check_count("batch_size", 1 if batch_size is None else batch_size)
+        return [0] * (batch_size or 1)
+
     def check_inputs(
         self,
         batch_size: int,
@@ -250,7 +267,7 @@ class SiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | list[int | str] | torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
@@ -263,11 +280,12 @@ class SiTPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         guidance_model: ModelMixin | None = None,
+        batch_size: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate one image per label.
 
         Args:
-            class_labels: class ids or names.
+            class_labels: class ids or names. A model that was trained without classes needs none.
             guidance_scale: strength of classifier-free guidance; 1 is none and costs nothing.
             guidance_interval: guide while start ≤ t ≤ end only, t=0 noise, t=1 data.
             guidance_channels: guide the first so many channels; None means all. 3 of 4 reproduces published figures.
@@ -282,6 +300,7 @@ class SiTPipeline(DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step; may return a
                 dictionary with new "latents".
             guidance_model: a weaker model to lead away from (autoguidance), in place of the null class.
+            batch_size: images to make with a model without classes; 1 where None.
 
         Returns:
             `.images`.
@@ -289,7 +308,7 @@ class SiTPipeline(DiffusionPipeline):
         Raises:
             ValueError: naming the argument that cannot be used.
         """
-        labels = self.get_label_ids(class_labels)
+        labels = self.get_labels_or_count(class_labels, batch_size)
         if num_inference_steps is None:
             num_inference_steps = self.default_num_inference_steps
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
@@ -352,7 +371,7 @@ class SiTPipeline(DiffusionPipeline):
     def invert(
         self,
         images: torch.Tensor,
-        class_labels: int | str | list[int | str] | torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -365,7 +384,7 @@ class SiTPipeline(DiffusionPipeline):
 
         Args:
             images: (B, channels, height, width) in [0, 1], as output_type="pt" gives them.
-            class_labels: the classes of the images.
+            class_labels: the classes of the images; none for a model without classes.
             num_inference_steps: as in sampling. The finer the steps, the closer the round trip: take an adaptive
                 solver for an exact one.
             guidance_scale, guidance_interval, guidance_channels, guidance_model: as the images were made.
@@ -380,7 +399,7 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
             )
-        labels = self.get_label_ids(class_labels)
+        labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
         if num_inference_steps is None:
             num_inference_steps = self.default_num_inference_steps
         if len(labels) != len(images):

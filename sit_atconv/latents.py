@@ -42,19 +42,25 @@ def latent_shift(vae: torch.nn.Module) -> float:
     return getattr(vae.config, "shift_factor", None) or 0.0
 
 
+def posterior_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean and standard deviation (B, c, s, s) float32 of the VAE's posterior for pixels (B, C, S, S) in [−1, 1].
+
+    They are the VAE's own, neither shifted nor scaled. A tiny autoencoder has no spread: its latents and None.
+    """
+    encoded = vae.encode(pixels.to(vae.dtype))
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+    return encoded.latents.float(), None
+
+
 def encode(vae: torch.nn.Module, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """Encode pixels (B, C, S, S) in [−1, 1] as the latents that the transformer sees, (B, c, s, s) float32.
 
     A KL autoencoder's posterior is sampled with `noise` (B, c, s, s), or its mean taken; a tiny one has no spread.
     """
-    encoded = vae.encode(pixels.to(vae.dtype))
-    if hasattr(encoded, "latent_dist"):
-        posterior = encoded.latent_dist
-        latents = posterior.mean.float()
-        if noise is not None:
-            latents = latents + posterior.std.float() * noise
-    else:
-        latents = encoded.latents.float()
+    latents, std = posterior_moments(vae, pixels)
+    if noise is not None and std is not None:
+        latents = latents + std * noise
     return (latents - latent_shift(vae)) * vae.config.scaling_factor
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from .checkpoints import checkpoint_steps
-from .data import ImageDataset
+from .data import ImageDataset, source_name
 from .latents import vae_scale_factor
 from .losses import TIME_SAMPLINGS, WEIGHTINGS
 from .models.transformer_sit import PRESETS, SiTTransformer2DModel, check_preset
@@ -22,6 +22,7 @@ CHANGEABLE_ON_RESUME = {
     "output_dir",
     "max_steps",
     "num_workers",
+    "max_broken_images",
     "gradient_checkpointing",
     "gradient_accumulation_steps",
     "log_every",
@@ -39,10 +40,12 @@ class TrainConfig:
     """Train SiT on images. The defaults are the embedded recipe: handwritten digits, in about 5 minutes on 2 cores.
 
     Args:
-        data: "digits", or a folder with one sub-folder of images per class.
-        image_size: side of the training images in pixels; needed for a folder.
+        data: "digits", a folder of images (one sub-folder per class, or images alone without classes), hf:NAME, parquet
+            files, tar shards, an LMDB, or a folder of latents; options follow as "?name=value". See docs/data.md.
+        image_size: side of the training images in pixels; needed for all data but digits and latents.
         horizontal_flip: mirror half of the images.
-        num_workers: processes that read images.
+        num_workers: processes that read images and draw noise.
+        max_broken_images: images that cannot be read are skipped and listed; with more of them the run stops.
         vae: an AutoencoderKL or AutoencoderTiny, as a folder or a name on the Hub; none trains on pixels.
         preset: model size, patch size and mixer by name, such as SiT-ATConv-S/2.
         mixer: "atconv", "attention", "hybrid" or a list with one mixer per block, in place of the preset's.
@@ -79,6 +82,7 @@ class TrainConfig:
     image_size: int | None = None
     horizontal_flip: bool = False
     num_workers: int = 0
+    max_broken_images: int = 10
     vae: str | None = None
 
     preset: str = "SiT-ATConv-Nano/2"
@@ -129,7 +133,15 @@ class TrainConfig:
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "max_grad_norm", "time_shift"):
             check_positive(name, getattr(self, name))
-        for name in ("num_workers", "seed", "lr_warmup_steps", "weight_decay", "sample_guidance_scale"):
+        numbers = (
+            "num_workers",
+            "max_broken_images",
+            "seed",
+            "lr_warmup_steps",
+            "weight_decay",
+            "sample_guidance_scale",
+        )
+        for name in numbers:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
         if not 0 <= self.ema_decay < 1:
@@ -137,8 +149,7 @@ class TrainConfig:
         if self.mixer is None:
             self.mixer = PRESETS[self.preset]["mixer"]
         if self.output_dir is None:
-            data = Path(self.data).name
-            self.output_dir = f"runs/{data}-{self.mixer if isinstance(self.mixer, str) else 'mixed'}"
+            self.output_dir = f"runs/{source_name(self.data)}-{self.mixer if isinstance(self.mixer, str) else 'mixed'}"
 
 
 def prepare_run_folder(config: TrainConfig) -> Path | None:
@@ -209,11 +220,13 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
     arguments = {
         "sample_size": dataset.image_size // factor,
         "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
-        "num_classes": len(dataset.classes),
+        "num_classes": dataset.num_classes,
         "mixer": config.mixer,
     }
     if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
         raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
+    if not dataset.classes:
+        arguments["class_dropout_prob"] = 0.0  # there is nothing to drop
     arguments |= config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

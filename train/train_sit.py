@@ -29,17 +29,7 @@ from tqdm.auto import tqdm
 
 from sit_atconv import Interpolant, InterpolantLoss, InterpolantODEScheduler, SiTPipeline
 from sit_atconv.checkpoints import load_checkpoint, save_checkpoint
-from sit_atconv.data import (
-    CLASS_DROPOUT,
-    NOISE,
-    POSTERIOR,
-    TIME,
-    ImageDataset,
-    TrainingOrder,
-    TrainingView,
-    draw_per_sample,
-    open_dataset,
-)
+from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
 from sit_atconv.hub import finish_folder, prepare_repository
 from sit_atconv.images import save_grid
@@ -130,6 +120,7 @@ def train(config: TrainConfig) -> Path:
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(device)
+    dataset.check_training(vae, config.horizontal_flip)
     transformer = build_transformer(config, dataset, vae)
     if config.sample_guidance_scale != 1 and transformer.config.class_dropout_prob == 0:
         raise ValueError(
@@ -158,7 +149,10 @@ def train(config: TrainConfig) -> Path:
         start_step = load_checkpoint(checkpoint, transformer, ema, optimizer, accelerator.scaler)
         accelerator.print(f"continuing {run} from step {start_step}")
 
-    view = TrainingView(dataset, config.seed, config.horizontal_flip)
+    shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
+    encoding = vae is not None and not dataset.is_latents
+    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=encoding)
+    broken_images = BrokenImages(run / "broken_images.txt", config.max_broken_images)
     order = TrainingOrder(
         len(dataset),
         config.batch_size,
@@ -167,12 +161,20 @@ def train(config: TrainConfig) -> Path:
         config.max_steps,
         accelerator.process_index,
         accelerator.num_processes,
+        dataset.epoch_order,
     )
-    loader = DataLoader(view, batch_sampler=order, num_workers=config.num_workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        view,
+        batch_sampler=order,
+        num_workers=config.num_workers,
+        collate_fn=view.collate,
+        pin_memory=device.type == "cuda",
+    )
     if main:
         accelerator.init_trackers("tensorboard")
         count = sum(p.numel() for p in transformer.parameters())
-        print(f"{len(dataset)} images of {len(dataset.classes)} classes, {count / 1e6:.2f} M parameters, into {run}")
+        classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
+        print(f"{len(dataset)} images {classes}, {count / 1e6:.2f} M parameters, into {run}")
 
     def samples_to_file(file: Path) -> None:
         ema.store(transformer.parameters())
@@ -187,21 +189,18 @@ def train(config: TrainConfig) -> Path:
             )
         accelerator.wait_for_everyone()
 
-    def micro_batch_loss(pixels: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        def draw(stream: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
-            return draw_per_sample(config.seed, stream, positions, shape).to(device, non_blocking=True)
-
-        latents = pixels.to(device, non_blocking=True)  # (B, C, S, S)
-        shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
-        if vae is not None:
+    def micro_batch_loss(part: dict[str, torch.Tensor]) -> torch.Tensor:
+        part = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
+        latents = part["x"]  # (B, C, S, S)
+        if encoding:
             with torch.no_grad():
-                latents = encode(vae, latents, draw(POSTERIOR, shape))
-        dropout = torch.special.ndtr(draw(CLASS_DROPOUT)) < transformer.config.class_dropout_prob  # (B,)
+                latents = encode(vae, latents, part["posterior"])
+        dropout = part["dropout"] < transformer.config.class_dropout_prob  # (B,)
 
         def model_fn(x_t, t):
-            return model(x_t, t, labels.to(device), class_dropout=dropout).sample
+            return model(x_t, t, part["label"], class_dropout=dropout).sample
 
-        return loss_fn(model_fn, latents, x_0=draw(NOISE, shape), t=loss_fn.time_from_normal(draw(TIME))).mean()
+        return loss_fn(model_fn, latents, x_0=part["noise"], t=loss_fn.time_from_normal(part["time"])).mean()
 
     stop = Stop()
     metrics = open_metrics(run / "metrics.jsonl", start_step) if main else None
@@ -214,11 +213,13 @@ def train(config: TrainConfig) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step - 1)
         loss_of_step = torch.zeros((), device=device)
-        parts = list(zip(*(tensor.chunk(config.gradient_accumulation_steps) for tensor in batch), strict=True))
+        broken_images.add(batch.pop("broken"))
+        chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
+        parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
         for i, part in enumerate(parts):
             # DDP adds up gradients over processes in the last part's backward pass alone.
             with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
-                loss = micro_batch_loss(*part) / len(parts)
+                loss = micro_batch_loss(part) / len(parts)
                 accelerator.backward(loss)
             loss_of_step += loss.detach()
         loss_sum += loss_of_step
@@ -283,14 +284,14 @@ def open_metrics(file: Path, start_step: int) -> TextIO:
 
 def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
     """Say how to sample and how to evaluate what was trained."""
-    folder, data = shlex.quote(str(pipeline)), shlex.quote(config.data)
+    folder, data = shlex.quote(str(pipeline)), shlex.quote(dataset.reference)
     small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
-    size = "" if config.image_size is None else f" --image_size {config.image_size}"
+    size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
     extractor = " --extractor pixels" if small else ""
     print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
     print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
     print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}")
-    if small:
+    if small and dataset.classes:
         print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}")
 
 
@@ -299,7 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         train(parse_arguments(arguments))
     except (ValueError, FloatingPointError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one says so
+        # Every process finds the same mistake, and one says so; but only one may have met the broken image.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BrokenImageError):
             print(f"train_sit.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -519,3 +519,23 @@ def test_on_a_gpu(solver, offload, tiny_pipeline, assert_close):
     else:
         pipe.to("cuda")
     assert_close(draw(pipe, guidance_scale=2.0).cpu(), expected, 1e-2)
+
+
+def test_a_model_without_classes_needs_no_labels(tiny_transformer):
+    pipe = SiTPipeline(tiny_transformer(num_classes=1, class_dropout_prob=0.0), InterpolantODEScheduler())
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample(**arguments):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(generator=generator, num_inference_steps=2, output_type="pt", **arguments).images
+
+    expected = sample(class_labels=[0, 0, 0])
+    assert torch.equal(sample(batch_size=3), expected)
+    assert torch.equal(sample(), sample(class_labels=0))
+    assert torch.equal(
+        pipe.invert(expected, num_inference_steps=2), pipe.invert(expected, [0, 0, 0], num_inference_steps=2)
+    )
+    with pytest.raises(ValueError, match="batch_size=3: class_labels says"):
+        sample(class_labels=[0, 0, 0], batch_size=3)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        sample(batch_size=0)

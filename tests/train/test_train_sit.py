@@ -132,14 +132,14 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
 def test_interrupt_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train/train_sit.py", "--output_dir", str(tmp_path / "run")])
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
-    original = train_sit.draw_per_sample
+    original = train_sit.TrainingView.__getitem__
 
     def interrupting(*arguments):
         if not timer.is_alive() and not timer.finished.is_set():
             timer.start()
         return original(*arguments)
 
-    monkeypatch.setattr(train_sit, "draw_per_sample", interrupting)
+    monkeypatch.setattr(train_sit.TrainingView, "__getitem__", interrupting)
     assert run(tmp_path / "run", steps=100_000) == tmp_path / "run"
     [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(checkpoint.name.removeprefix("step-")) >= 1
@@ -315,7 +315,7 @@ def test_bad_folders(tmp_path, capsys, photos):
         return refusal(capsys, "--output_dir", str(tmp_path / "run"), "--data", str(data), "--image_size", "16")
 
     (tmp_path / "empty").mkdir()
-    assert "holds no class folders" in message(tmp_path / "empty")
+    assert "holds no images and no class folders" in message(tmp_path / "empty")
     (photos / "green").mkdir()
     assert "class folders without images: green" in message(photos)
     (photos / "green").rmdir()

@@ -1,0 +1,14 @@
+"""Hashes of what models hold."""
+
+import hashlib
+
+import torch
+
+
+def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+    """A SHA-256 of names, types, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
