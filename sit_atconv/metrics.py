@@ -29,6 +29,13 @@ class FeatureStatistics:
         self.mean = np.zeros(0)
         self.scatter = np.zeros((0, 0))
 
+    @classmethod
+    def from_moments(cls, mean: np.ndarray, covariance: np.ndarray, n: int) -> "FeatureStatistics":
+        """Those of `n` images with this mean (F,) and covariance (F, F)."""
+        statistics = cls()
+        statistics.n, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
+        return statistics
+
     def update(self, features: np.ndarray) -> None:
         """Add features (B, F).
 
