@@ -161,6 +161,15 @@ class DatasetImages:
         return self.dataset.image(index)
 
 
+def is_dataset(source: str) -> bool:
+    """Whether the source is no folder of images, but one of the other kinds that `open_dataset` knows."""
+    path = Path(source)
+    if path.is_dir():
+        files = [file.suffix.lower() for file in path.rglob("*") if file.is_file()]
+        return bool(files) and not any(suffix in IMG_EXTENSIONS for suffix in files)
+    return source == "digits" or path.is_file() or any(mark in source for mark in ":?*")
+
+
 def open_images(field: str, source: str, image_size: int | None = None, uniform: bool = False):
     """Open a folder, a .npz batch or a data set: an image set, with a `shape` where `uniform`.
 
@@ -173,7 +182,7 @@ def open_images(field: str, source: str, image_size: int | None = None, uniform:
             if image_size not in (None, images.shape[0]):
                 raise ValueError(f"image_size={image_size}: the images of {source} are {images.shape[0]} pixels high")
             return images
-        if source == "digits" or Path(source).is_file():
+        if is_dataset(source):
             return DatasetImages(source, image_size)
         return FolderImages(source, image_size, uniform)
     except ValueError as error:
