@@ -11,11 +11,14 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before PyTorch is imported: its profiler reports on itself
 
 import numpy as np
 import torch
@@ -270,11 +273,12 @@ def plot_curves(runs: list[Run]) -> dict[str, tuple[bytes, str]]:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(run.model for run in runs))
+    unit, per_hour = time_unit(runs)
     curves = {
         "fid-steps": ("training steps", lambda run: [(report["step"], report["fid"]) for report in run.by_step]),
         "fid-training-time": (
-            "training time, hours",
-            lambda run: [(run.hours[r["step"]], r["fid"]) for r in run.by_step if r["step"] in run.hours],
+            f"training time, {unit}",
+            lambda run: [(run.hours[r["step"]] * per_hour, r["fid"]) for r in run.by_step if r["step"] in run.hours],
         ),
         "fid-sampling-time": (
             "sampling time, ms per image",
@@ -299,7 +303,10 @@ def plot_curves(runs: list[Run]) -> dict[str, tuple[bytes, str]]:
                         linewidth=1.2,
                         label=run.model if first_of_model else None,
                     )
-            axes.set(xlabel=label, ylabel=f"FID ({runs[0].final['extractor']})", yscale="log")
+            axes.set(xlabel=label, ylabel=f"FID ({runs[0].final['extractor']})")
+            values = [y for line in axes.lines for y in line.get_ydata()]
+            if values and min(values) > 0 and max(values) > 5 * min(values):
+                axes.set_yscale("log")
             axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
             if axes.lines:
                 axes.legend(frameon=False)
@@ -308,6 +315,12 @@ def plot_curves(runs: list[Run]) -> dict[str, tuple[bytes, str]]:
             figure.savefig(svg, format="svg", metadata={"Date": None})
             plots[name] = (png.getvalue(), svg.getvalue()[svg.getvalue().index("<svg") :])
     return plots
+
+
+def time_unit(runs: list[Run]) -> tuple[str, int]:
+    """Hours or minutes, whatever these runs are told in best; and how many of them an hour has."""
+    longest = max((hours for run in runs for hours in run.hours.values()), default=0)
+    return ("hours", 1) if longest >= 1 else ("minutes", 60)
 
 
 def svg_with_own_ids(svg: str, name: str) -> str:
@@ -324,13 +337,14 @@ def with_interval(value: float, interval: list[float] | None, sign: bool = False
 def score_table(runs: list[Run]) -> list[list[str]]:
     """One row a run with every metric of its final report."""
     columns = [name for name in SCORES if name in runs[0].final]
-    rows = [["model", "seed", "steps", "hours", *(SCORES[name] for name in columns), "calls/image", "ms/image"]]
+    unit, per_hour = time_unit(runs)
+    rows = [["model", "seed", "steps", unit, *(SCORES[name] for name in columns), "calls/image", "ms/image"]]
     for run in runs:
         report = run.final
         cells = [with_interval(report[name], report.get(f"{name}_interval")) for name in columns]
         hours = run.hours.get(report["step"])
         cost = [report.get("network_calls_per_image"), report.get("seconds_per_image")]
-        rows.append([run.model, run.seed, report["step"], "" if hours is None else f"{hours:.3g}", *cells])
+        rows.append([run.model, run.seed, report["step"], "" if hours is None else f"{hours * per_hour:.3g}", *cells])
         rows[-1] += ["" if cost[0] is None else f"{cost[0]:.4g}", "" if cost[1] is None else f"{cost[1] * 1e3:.4g}"]
     return rows
 
@@ -389,6 +403,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-spa
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
 figure { margin: 0; } figcaption { font-weight: 600; } figure svg, figure img { max-width: 100%; height: auto; }
+.plots figure { flex: 1 1 20rem; max-width: 27rem; }
 code { overflow-wrap: anywhere; }
 """
 
@@ -441,7 +456,7 @@ def write_comparison(
         f"Reference: {final['reference']}, {final['num_reference']} images; {final['num_samples']} samples a run, seed "
         f"{final.get('seed')}, labels {final.get('labels')}, {final.get('num_inference_steps')} solver steps of "
         f"{final.get('scheduler', {}).get('class')}, guidance {final.get('guidance_scale')}.",
-        f"Features: {final['extractor']}, {final['num_features']} a image; resize: {final['resize']}; weights "
+        f"Features: {final['extractor']}, {final['num_features']} an image; resize: {final['resize']}; weights "
         f"{(final['weights_sha256'] or 'none')[:12]}; reference {(final['reference_sha256'] or '')[:12]}.",
         "Differences below 0 are in favour of the model in the row. The interval of one seed covers the choice of "
         "samples alone, not that of the training run.",
@@ -461,7 +476,7 @@ def write_comparison(
     page = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(fact)}</p>" for fact in facts)]
     page += ["<h2>Scores</h2>", f'<div class="wide">{html_table(scores)}</div>', "<h2>Paired differences</h2>"]
     page += [f'<div class="wide">{html_table(differences)}</div>', "<h2>Cost</h2>"]
-    page += [f'<div class="wide">{html_table(models)}</div>', '<h2>Curves</h2><div class="row">']
+    page += [f'<div class="wide">{html_table(models)}</div>', '<h2>Curves</h2><div class="row plots">']
     for name, (png, svg) in plots.items():
         (output / f"{name}.png").write_bytes(png)
         markdown.append(f"![{name}]({name}.png)")

@@ -283,7 +283,7 @@ def load_timm(model_name: str, weights: str) -> torch.nn.Module:
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """(H, W, 3), grey repeated."""
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))  # a copy, which PyTorch may take over
 
 
 def resize_tensorflow(image: np.ndarray, size: tuple[int, int] = INCEPTION_SIZE) -> Tensor:
