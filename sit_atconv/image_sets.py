@@ -170,7 +170,9 @@ def is_dataset(source: str) -> bool:
     return source == "digits" or path.is_file() or any(mark in source for mark in ":?*")
 
 
-def open_images(field: str, source: str, image_size: int | None = None, uniform: bool = False):
+def open_images(
+    field: str, source: str, image_size: int | None = None, uniform: bool = False
+) -> FolderImages | BatchImages | DatasetImages:
     """Open a folder, a .npz batch or a data set: an image set, with a `shape` where `uniform`.
 
     Raises:

@@ -34,6 +34,9 @@ from .evaluation import (
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
 from .image_sets import (
     STAMP_FILE,
+    BatchImages,
+    DatasetImages,
+    FolderImages,
     ImagesHash,
     ReferenceStatistics,
     load_statistics,
@@ -41,6 +44,7 @@ from .image_sets import (
     read_stamp,
     save_statistics,
 )
+from .pipelines.pipeline_sit import SiTPipeline
 from .validation import check_choice, check_count
 
 METRICS = (
@@ -111,6 +115,12 @@ class MetricOptions:
         """The metrics, in the order of `METRICS`."""
         named = {name.strip() for name in self.metrics.split(",")}
         return [name for name in METRICS if name in named]
+
+    @property
+    def needs_uniform_images(self) -> bool:
+        """Whether the extractor takes images as they are, so that all must have one size."""
+        kind, _, size = parse_extractor(self.extractor)
+        return kind == "pixels" or (kind == "torchscript" and size is None)
 
     @property
     def outputs(self) -> set[str]:
@@ -241,9 +251,114 @@ def evaluate(
     options.check()
     check_new_file("save_statistics", statistics_file)
     picked_device = pick_device(device)
-    kind, _, size = parse_extractor(options.extractor)
-    raw = kind == "pixels" or (kind == "torchscript" and size is None)  # images are not resized
+    real_source = open_reference(reference, options)
+    if statistics_file is not None and real_source.images is None:
+        raise ValueError(f"save_statistics={statistics_file!r}: {reference!r} holds statistics already")
+    sample_source = open_samples(samples, options, sampling, picked_device, real_source.count)
+    check_sources(options, sample_source, real_source)
+    model = build_extractor(options.extractor, options.weights, picked_device, options.outputs)
+    sha256 = (model.weights or {}).get("sha256")
+    if real_source.images is None and real_source.statistics.stamp.get("weights") not in (None, sha256):
+        made_with = real_source.statistics.stamp["weights"]
+        raise ValueError(
+            f"reference={reference!r} was made with other weights of {options.extractor} (SHA-256 {made_with[:12]}…, "
+            f"here {sha256[:12]}…)"
+        )
 
+    making = {}
+    with ThreadPoolExecutor(options.num_workers) as pool:
+        if real_source.images is None:
+            real = features_of_file(real_source.statistics, reference)
+        else:
+            batches = read_batches(real_source.images, options.extractor_batch_size, pool)
+            keep = bool(NEED_FEATURES_OF_REFERENCE & set(options.names))
+            real = extract_features(batches, real_source.count, model, pool, "reference", keep)
+        if sample_source.pipeline is None:
+            batches = read_batches(sample_source.images, options.extractor_batch_size, pool)
+        else:
+            batches = drawn_batches(sample_source.pipeline, sample_source.sampling, making)
+        keep = bool(options.bootstrap or NEED_FEATURES_OF_SAMPLES & set(options.names))
+        drawn = extract_features(batches, sample_source.count, model, pool, "samples", keep)
+    if statistics_file is not None:
+        made_with = {
+            "extractor": model.name,
+            "weights": sha256,
+            "resize": model.resize,
+            "image_size": options.image_size,
+            "num_images": real_source.count,
+            "sha256": real.sha256,
+        }
+        save_statistics(statistics_file, to_statistics(real, made_with))
+
+    bias = bias_of(drawn.statistics["features"], real.statistics["features"], real_source.count)
+    report = {
+        **compute_scores(options, drawn, real),
+        "biased": bool(bias),
+        "notes": [*bias, *real_source.notes, *sample_source.notes, *notes_on_images(drawn, real, model)],
+        "samples": samples,
+        "samples_sha256": drawn.sha256,
+        "num_samples": sample_source.count,
+        "reference": reference,
+        "reference_sha256": real.sha256,
+        "num_reference": real_source.count,
+        "image_size": options.image_size,
+        "extractor": model.name,
+        "weights": model.weights,
+        "weights_sha256": sha256,
+        "resize": model.resize,
+        "num_features": len(real.statistics["features"].mean),
+        "settings": options.settings(),
+    }
+    if sample_source.pipeline is not None:
+        report |= {
+            "model_sha256": folder_sha256(samples),
+            **sample_source.sampling.stamp(),
+            **describe_pipeline(sample_source.pipeline),
+            **making,
+        }
+    elif sample_source.stamp is not None:
+        stamp = sample_source.stamp
+        about_files = {"complete", "num_samples", "versions", "command", "device"}
+        report |= {key: value for key, value in stamp.items() if key not in about_files}
+        report["sampling"] = {key: stamp[key] for key in ("command", "versions", "device")}
+    return report | {"device": str(picked_device), "versions": {**versions(), "timm": timm.__version__}}
+
+
+@dataclass
+class ReferenceSource:
+    """Where a reference's features are to come from: its images, or else the statistics of a file."""
+
+    name: str
+    statistics: ReferenceStatistics
+    images: FolderImages | BatchImages | DatasetImages | None
+    count: int | None
+    notes: list[str]
+
+
+@dataclass
+class SampleSource:
+    """Where samples are to come from: images with the stamp of eval/sample.py, if they have one; or a pipeline."""
+
+    name: str
+    images: FolderImages | BatchImages | DatasetImages | None
+    stamp: dict | None
+    pipeline: SiTPipeline | None
+    sampling: SamplingOptions
+    count: int
+    notes: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C); of images that were opened as uniform ones."""
+        return self.images.shape if self.pipeline is None else image_shape(self.pipeline)
+
+
+def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
+    """Open a reference, and choose its statistics where they have all that the metrics need.
+
+    Raises:
+        ValueError: for something else than real images, or statistics that do not fit the options.
+    """
     if is_pipeline_folder(reference) or read_stamp(reference) is not None:
         raise ValueError(
             f"reference={reference!r} holds generated samples, or the pipeline that makes them; were samples and "
@@ -252,169 +367,108 @@ def evaluate(
     given = ReferenceStatistics()
     if Path(reference).suffix == ".npz" and Path(reference).is_file():
         given = load_statistics(reference)
-    needs_reference_features = bool(NEED_FEATURES_OF_REFERENCE & set(options.names))
-    notes = []
-    mismatch = statistics_mismatch(given, options) if given.stamp else "it holds no statistics"
-    complete = (
-        mismatch is None
-        and not (needs_reference_features and given.features is None)
-        and not ("sfid" in options.names and given.mu_s is None)
-        and given.mu is not None
-    )
-    reference_images = None
-    if not complete:
-        try:
-            reference_images = open_images("reference", reference, options.image_size, uniform=raw)
-        except ValueError as error:
-            if not given.stamp:
-                raise
-            lacking = mismatch or "kid, precision_recall and density_coverage need features, which it does not hold"
-            if mismatch is None and "sfid" in options.names and given.mu_s is None:
-                lacking = "sfid needs spatial statistics (mu_s, sigma_s), which it does not hold"
-            raise ValueError(
-                f"reference={reference!r} holds statistics and no images, and they cannot be used: {lacking}"
-            ) from error
-        if given.stamp and mismatch:
-            notes.append(f"the reference's own statistics are left out: {mismatch}")
-
-    pipeline = stamp = None
-    if is_pipeline_folder(samples):
-        pipeline = load_pipeline(samples, picked_device)
-        sampling.apply(pipeline)
-        sample_shape = image_shape(pipeline)
-        if options.image_size not in (None, sample_shape[0]):
-            raise ValueError(
-                f"image_size={options.image_size}: the images of {samples} are {sample_shape[0]} pixels wide"
-            )
-        if sampling.num_samples is None:
-            count = len(reference_images) if reference_images is not None else given.stamp.get("num_images")
-            if count is None:
-                raise ValueError(
-                    f"num_samples must be given: {reference!r} does not say how many images it was made of"
-                )
-            sampling = dataclasses.replace(sampling, num_samples=count)
-        num_samples = sampling.num_samples
-    else:
-        if sampling.num_samples is not None:
-            raise ValueError(
-                f"num_samples={sampling.num_samples}: {samples!r} is no pipeline folder; all its images are taken"
-            )
-        stamp = read_stamp(samples)
-        if stamp is not None and not stamp["complete"]:
-            raise ValueError(f"samples={samples!r} is incomplete; run its eval/sample.py command again to fill it in")
-        sample_images = open_images("samples", samples, options.image_size, uniform=raw)
-        notes += sample_images.notes
-        num_samples = len(sample_images)
-        if stamp is not None and stamp["num_samples"] != num_samples:
-            raise ValueError(
-                f"samples={samples!r} holds {num_samples} images, but {STAMP_FILE} says {stamp['num_samples']}; "
-                "images were added or removed"
-            )
-        sample_shape = sample_images.shape if raw else None
-    num_reference = given.stamp.get("num_images") if reference_images is None else len(reference_images)
-    for field_name, source, count in (("samples", samples, num_samples), ("reference", reference, num_reference)):
-        if count is not None and count < 2:
-            raise ValueError(f"{field_name}={source!r}: a covariance needs at least 2 images, not {count}")
-    check_counts(options, num_samples, num_reference)
-    if reference_images is not None:
-        notes += reference_images.notes
-    if raw and reference_images is not None:
-        if kind == "pixels":
-            check_pixel_dimensions(sample_shape)
-        if sample_shape != reference_images.shape:
-            shapes = ["×".join(map(str, shape)) for shape in (sample_shape, reference_images.shape)]
-            raise ValueError(
-                f"samples are {shapes[0]} (height × width × channels), reference images {shapes[1]}; give --image_size "
-                "for images of another size, or an --extractor that takes all: inception or timm:NAME"
-            )
-    model = build_extractor(options.extractor, options.weights, picked_device, options.outputs)
-    if reference_images is None and given.stamp.get("weights") not in (None, (model.weights or {}).get("sha256")):
+    lacking = why_not_enough(given, options)
+    if lacking is None:
+        return ReferenceSource(reference, given, None, given.stamp.get("num_images"), [])
+    try:
+        images = open_images("reference", reference, options.image_size, options.needs_uniform_images)
+    except ValueError as error:
+        if given.mu is None:
+            raise
         raise ValueError(
-            f"reference={reference!r} was made with other weights of {options.extractor} "
-            f"(SHA-256 {given.stamp['weights'][:12]}…, here {model.weights['sha256'][:12]}…)"
+            f"reference={reference!r} holds statistics and no images, and they cannot be used: {lacking}"
+        ) from error
+    notes = [] if given.mu is None else [f"the reference's own statistics are left out: {lacking}"]
+    return ReferenceSource(reference, given, images, len(images), [*notes, *images.notes])
+
+
+def open_samples(
+    samples: str,
+    options: MetricOptions,
+    sampling: SamplingOptions,
+    device: torch.device,
+    num_reference: int | None,
+) -> SampleSource:
+    """Open a pipeline or images to be scored.
+
+    Raises:
+        ValueError: for images that are not all there, or options that do not fit.
+    """
+    if is_pipeline_folder(samples):
+        pipeline = load_pipeline(samples, device)
+        sampling.apply(pipeline)
+        width = image_shape(pipeline)[0]
+        if options.image_size not in (None, width):
+            raise ValueError(f"image_size={options.image_size}: the images of {samples} are {width} pixels wide")
+        if sampling.num_samples is None and num_reference is None:
+            raise ValueError("num_samples must be given: the reference does not say how many images it was made of")
+        sampling = dataclasses.replace(sampling, num_samples=sampling.num_samples or num_reference)
+        return SampleSource(samples, None, None, pipeline, sampling, sampling.num_samples, [])
+    if sampling.num_samples is not None:
+        raise ValueError(
+            f"num_samples={sampling.num_samples}: {samples!r} is no pipeline folder; all its images are taken"
         )
-
-    with ThreadPoolExecutor(options.num_workers) as pool:
-        if reference_images is None:
-            real = features_of_file(given, reference)
-        else:
-            batches = read_batches(reference_images, options.extractor_batch_size, pool)
-            keep = needs_reference_features
-            real = extract_features(batches, len(reference_images), model, pool, "reference", keep)
-        making = {}
-        if pipeline is None:
-            batches = read_batches(sample_images, options.extractor_batch_size, pool)
-        else:
-            batches = drawn_batches(pipeline, sampling, making)
-        keep = bool(options.bootstrap or NEED_FEATURES_OF_SAMPLES & set(options.names))
-        drawn = extract_features(batches, num_samples, model, pool, "samples", keep)
-
-    if statistics_file is not None:
-        if reference_images is None:
-            raise ValueError(f"save_statistics={statistics_file!r}: {reference!r} holds statistics already")
-        made_with = {
-            "extractor": model.name,
-            "weights": (model.weights or {}).get("sha256"),
-            "resize": model.resize,
-            "image_size": options.image_size,
-            "num_images": real.statistics["features"].n,
-            "sha256": real.sha256,
-        }
-        save_statistics(statistics_file, to_statistics(real, made_with))
-
-    scores = compute_scores(options, drawn, real)
-    notes += notes_on_images(drawn, real, model)
-    bias = bias_of(drawn.statistics["features"], real.statistics["features"], num_reference)
-    report = {
-        **scores,
-        "biased": bool(bias),
-        "notes": [*bias, *notes],
-        "samples": samples,
-        "samples_sha256": drawn.sha256,
-        "num_samples": num_samples,
-        "reference": reference,
-        "reference_sha256": real.sha256,
-        "num_reference": num_reference,
-        "image_size": options.image_size,
-        "extractor": model.name,
-        "weights": model.weights,
-        "weights_sha256": (model.weights or {}).get("sha256"),
-        "resize": model.resize,
-        "num_features": len(real.statistics["features"].mean),
-        "settings": options.settings(),
-    }
-    if pipeline is not None:
-        report |= {"model_sha256": folder_sha256(samples), **sampling.stamp(), **describe_pipeline(pipeline), **making}
-    elif stamp is not None:
-        about_files = {"complete", "num_samples", "versions", "command", "device"}
-        report |= {key: value for key, value in stamp.items() if key not in about_files}
-        report["sampling"] = {key: stamp[key] for key in ("command", "versions", "device")}
-    return report | {"device": str(picked_device), "versions": {**versions(), "timm": timm.__version__}}
+    stamp = read_stamp(samples)
+    if stamp is not None and not stamp["complete"]:
+        raise ValueError(f"samples={samples!r} is incomplete; run its eval/sample.py command again to fill it in")
+    images = open_images("samples", samples, options.image_size, options.needs_uniform_images)
+    if stamp is not None and stamp["num_samples"] != len(images):
+        raise ValueError(
+            f"samples={samples!r} holds {len(images)} images, but {STAMP_FILE} says {stamp['num_samples']}; images "
+            "were added or removed"
+        )
+    return SampleSource(samples, images, stamp, None, sampling, len(images), images.notes)
 
 
-def statistics_mismatch(given: ReferenceStatistics, options: MetricOptions) -> str | None:
-    """Why a file's statistics do not fit these options; None where they do."""
-    if given.stamp["extractor"] != options.extractor:
-        return f"they are of --extractor {given.stamp['extractor']}, not {options.extractor}"
-    if "image_size" in given.stamp and given.stamp["image_size"] != options.image_size:
-        return f"they are of image_size={given.stamp['image_size']}, not {options.image_size}"
-    return None
-
-
-def check_counts(options: MetricOptions, num_samples: int, num_reference: int | None) -> None:
-    """Raise ValueError where there are too few images for a metric, before any long work."""
-    fewest = num_samples if num_reference is None else min(num_samples, num_reference)
+def check_sources(options: MetricOptions, samples: SampleSource, reference: ReferenceSource) -> None:
+    """Raise ValueError where there are too few images for a metric, or raw pixels that cannot be compared."""
+    for side, source in (("samples", samples), ("reference", reference)):
+        if source.count is not None and source.count < 2:
+            raise ValueError(f"{side}={source.name!r}: a covariance needs at least 2 images, not {source.count}")
+    fewest = min(source.count for source in (samples, reference) if source.count is not None)
     for metric, name in (("precision_recall", "neighbours"), ("density_coverage", "density_neighbours")):
         k = getattr(options, name)
         if metric in options.names and fewest <= k:
             raise ValueError(f"{name}={k}: {metric} needs more than {k} images on both sides, not {fewest}")
-    if "inception_score" in options.names and num_samples < options.splits:
-        raise ValueError(f"splits={options.splits} exceeds the {num_samples} samples; choose at most as many")
-    if "fid_infinity" in options.names and num_samples < 20:
-        raise ValueError(f"fid_infinity needs at least 20 samples, not {num_samples}")
+    if "inception_score" in options.names and samples.count < options.splits:
+        raise ValueError(f"splits={options.splits} exceeds the {samples.count} samples; choose at most as many")
+    if "fid_infinity" in options.names and samples.count < 20:
+        raise ValueError(f"fid_infinity needs at least 20 samples, not {samples.count}")
+    if not options.needs_uniform_images:
+        return
+    if options.extractor == "pixels":
+        check_pixel_dimensions(samples.shape)
+        F = int(np.prod(samples.shape))
+        if reference.images is None and F != len(reference.statistics.mu):
+            raise ValueError(
+                f"samples have {F} pixel values, the reference's statistics {len(reference.statistics.mu)}; give "
+                "samples of the size that the statistics were made with"
+            )
+    if reference.images is not None and samples.shape != reference.images.shape:
+        shapes = ["×".join(map(str, shape)) for shape in (samples.shape, reference.images.shape)]
+        raise ValueError(
+            f"samples are {shapes[0]} (height × width × channels), reference images {shapes[1]}; give --image_size "
+            "for images of another size, or an --extractor that takes all: inception or timm:NAME"
+        )
 
 
-def drawn_batches(pipeline, sampling: SamplingOptions, making: dict) -> Iterator[np.ndarray]:
+def why_not_enough(given: ReferenceStatistics, options: MetricOptions) -> str | None:
+    """Why a file's statistics do not suffice for these options; None where they do."""
+    if given.mu is None:
+        return "it holds no statistics"
+    if given.stamp["extractor"] != options.extractor:
+        return f"they are of --extractor {given.stamp['extractor']}, not {options.extractor}"
+    if "image_size" in given.stamp and given.stamp["image_size"] != options.image_size:
+        return f"they are of image_size={given.stamp['image_size']}, not {options.image_size}"
+    if "sfid" in options.names and given.mu_s is None:
+        return "sfid needs spatial statistics (mu_s, sigma_s), which it does not hold"
+    wanting = [name for name in options.names if name in NEED_FEATURES_OF_REFERENCE]
+    if wanting and given.features is None:
+        return f"{', '.join(wanting)} need features, which it does not hold"
+    return None
+
+
+def drawn_batches(pipeline: SiTPipeline, sampling: SamplingOptions, making: dict) -> Iterator[np.ndarray]:
     """Batches of samples, (B, H, W, C) uint8; tells `making` at the end what they cost."""
     seconds = 0.0
     with counting_rows(pipeline.transformer) as rows:

