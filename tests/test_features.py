@@ -147,7 +147,17 @@ def test_extractor_names():
     assert parse_extractor("dinov2") == ("timm", "vit_large_patch14_dinov2.lvd142m", 224)
     assert parse_extractor("timm:resnet18.a1_in1k") == ("timm", "resnet18.a1_in1k", None)
     check_extractor("dinov2", None)  # timm knows it
-    for name in ("vgg", "timm:", "timm:resnet18@big", "timm:resnet18@0", "inception:x", "torchscript:"):
+    assert parse_extractor("efficientnet-lite0@64") == ("efficientnet-lite0", "tf_efficientnet_lite0", 64)
+    for name in (
+        "vgg",
+        "efficientnet-lite0@big",
+        "efficientnet-lite1",
+        "timm:",
+        "timm:resnet18@big",
+        "timm:resnet18@0",
+        "inception:x",
+        "torchscript:",
+    ):
         with pytest.raises(ValueError, match="extractor="):
             parse_extractor(name)
     with pytest.raises(ValueError, match="sFID is defined on Inception's"):

