@@ -9,6 +9,7 @@ pictures, and report.html, one page that needs no other file. Reports that canno
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import os
@@ -260,16 +261,20 @@ def first_samples(run: Run, device: torch.device, columns: int) -> torch.Tensor:
     return torch.from_numpy(images / 255).permute(0, 3, 1, 2)
 
 
+def check_matplotlib() -> None:
+    """Raise ValueError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'sit-atconv[plots]'")
+
+
 def plot_curves(runs: list[Run]) -> dict[str, tuple[bytes, str]]:
     """FID against steps, training time and sampling time: by name, (PNG, SVG).
 
     Raises:
         ValueError: where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'sit-atconv[plots]'") from error
+    check_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(run.model for run in runs))

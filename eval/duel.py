@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from compare import load_run, write_comparison
+from compare import check_matplotlib, load_run, write_comparison
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from sample import sample
@@ -25,6 +25,7 @@ from sample import sample
 from sit_atconv.checkpoints import checkpoint_steps
 from sit_atconv.evaluation import SamplingOptions, load_pipeline, pick_device, write_json
 from sit_atconv.scores import MetricOptions, evaluate, summary
+from sit_atconv.training import TrainConfig
 from sit_atconv.validation import check_count
 
 TRAIN = Path(__file__).resolve().parents[1] / "train" / "train_sit.py"
@@ -85,9 +86,12 @@ class Duel:
             check_count(name, getattr(self, name))
         if not self.inference_steps:
             raise ValueError("inference_steps must name at least one number of solver steps")
+        training_options = {each.name for each in dataclasses.fields(TrainConfig)}
         for name, options in (("train", self.train), *self.models.items()):
             if own := sorted(OWN_TRAINING_OPTIONS & options.keys()):
                 raise ValueError(f"{name}: {', '.join(own)} are set by the duel itself; leave them out")
+            if unknown := sorted(key for key in options if key.partition(".")[0] not in training_options):
+                raise ValueError(f"{name}: train/train_sit.py has no options {', '.join(unknown)}")
         for name, options, known in (
             ("sampling", self.sampling, SamplingOptions),
             ("metrics", self.metrics, MetricOptions),
@@ -241,6 +245,7 @@ def run_duel(duel: Duel, command: str = "") -> Path:
     Raises:
         ValueError: where the folder holds another duel, or a part cannot be done.
     """
+    check_matplotlib()
     output = Path(duel.output)
     settings = output / "duel.yaml"
     described = {key: value for key, value in dataclasses.asdict(duel).items() if key not in ("launch", "device")}

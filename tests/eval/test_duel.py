@@ -147,6 +147,7 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
         ({"models": {"A": {}, "B/C": {}}}, "'B/C'"),
         ({"models": {"A": {"seed": 1}, "B": {}}}, "A: seed are set by the duel itself"),
         ({"models": models, "train": {"max_steps": 3}}, "train: max_steps are set by the duel itself"),
+        ({"models": {"A": {}, "B": {"mixed": "atconv"}}}, "B: train/train_sit.py has no options mixed"),
         ({"seeds": [0, 0]}, "seeds=[0, 0]"),
         ({"inference_steps": []}, "inference_steps"),
         ({"sampling": {"num_images": 3}}, "sampling: unknown options num_images"),
