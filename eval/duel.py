@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -148,6 +149,34 @@ def launcher(duel: Duel) -> list[str]:
     )
 
 
+def run_to_end(command: list[str]) -> int:
+    """Run a command and return its exit status.
+
+    A signal does not cut it short: training is given the time for its checkpoint, and only then the duel stops, too.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, when the command has ended.
+    """
+    process = subprocess.Popen(command)
+    stopped = False
+
+    def stop(number, frame):
+        nonlocal stopped
+        stopped = True
+        if number == signal.SIGTERM:  # Ctrl-C reaches the command by itself
+            process.terminate()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return status
+
+
 def train(duel: Duel, model: str, seed: int) -> None:
     """Train one model to the end, unless that was done.
 
@@ -159,7 +188,7 @@ def train(duel: Duel, model: str, seed: int) -> None:
         return
     command = train_command(duel, model, seed)
     print(shlex.join(command), flush=True)
-    status = subprocess.run(command, check=False).returncode
+    status = run_to_end(command)
     if status or not (run / "pipeline").is_dir():
         raise ValueError(f"training of {run} stopped with status {status}; start the duel again to go on")
 
@@ -224,7 +253,7 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) ->
     if duel.launch is None:
         command = shlex.join(["python", "eval/sample.py", *arguments])
         sample(str(pipeline), str(folder), SamplingOptions(**options), None, command)
-    elif subprocess.run([*launcher(duel), str(SAMPLE), *arguments], check=False).returncode:
+    elif run_to_end([*launcher(duel), str(SAMPLE), *arguments]):
         raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
     statistics = Path(duel.output) / "reference.npz"
     known = statistics.is_file()

@@ -256,9 +256,12 @@ def save_statistics(file: str | Path, statistics: ReferenceStatistics) -> None:
     check_new_file("save_statistics", file)
     arrays = {name: getattr(statistics, name) for name in ("mu", "sigma", "mu_s", "sigma_s", "features")}
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with Path(file).open("xb") as opened:
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.part")
+    with staged.open("wb") as opened:
         np.savez(opened, **arrays, stamp=np.array(json.dumps(statistics.stamp)))
+    staged.replace(file)  # whole as soon as it is there
 
 
 class ImagesHash:

@@ -1,10 +1,13 @@
 """eval/duel.py and eval/compare.py: a whole duel in small, interrupted and taken up again, and its report."""
 
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import compare
 import duel
@@ -34,17 +37,17 @@ def in_process(monkeypatch):
     """Trainings in this process, which starts faster than a new one; a list of what was started."""
     started = []
 
-    def run(command, check):
+    def run(command):
         started.append(command)
         AcceleratorState._reset_state(reset_partial_state=True)
         if len(started) == 2 and run.interrupt:
-            return SimpleNamespace(returncode=130)
+            return 130
         train_sit.main(command[2:])
         AcceleratorState._reset_state(reset_partial_state=True)
-        return SimpleNamespace(returncode=0)
+        return 0
 
     run.interrupt = True
-    monkeypatch.setattr(duel.subprocess, "run", run)
+    monkeypatch.setattr(duel, "run_to_end", run)
     monkeypatch.setattr(train_sit.signal, "signal", lambda *arguments: None)
     return started, run
 
@@ -160,6 +163,34 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
     for changes, part in cases:
         assert part in refusal(capsys, write_yaml(tmp_path / "duel.yaml", tmp_path / "new", **changes)), part
     assert not started and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_is_waited_for(number, tmp_path):
+    """The command ends by itself after the signal, as training does that writes its checkpoint first."""
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'stop').touch())\n"
+        "(folder / 'ready').touch()\n"
+        "while not (folder / 'stop').exists(): time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "(folder / 'checkpoint').touch()\n"
+    )
+
+    def send():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        if number == signal.SIGINT:  # a terminal sends it to all; here nobody tells the command
+            (tmp_path / "stop").touch()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        duel.run_to_end([sys.executable, "-c", code, str(tmp_path)])
+    thread.join()
+    assert (tmp_path / "checkpoint").exists()
 
 
 def test_training_hours(tmp_path):
