@@ -3,10 +3,15 @@
 B images of H × W pixels and C channels; images are uint8 (B, H, W, C), what a PNG would hold.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import numpy as np
@@ -14,9 +19,137 @@ import torch
 
 from . import __version__
 from .pipelines.pipeline_sit import SiTPipeline
-from .validation import check_count
+from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
+from .schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
+from .validation import check_choice, check_count
 
 MAX_PIXEL_DIMENSIONS = 4096  # a covariance of 4096² float64 is 128 MiB
+
+
+LABELINGS = ("balanced", "random")
+SAMPLERS = {"ode": InterpolantODEScheduler, "sde": InterpolantSDEScheduler}
+
+
+@dataclass
+class SamplingOptions:
+    """How images are drawn from a pipeline. Image i depends on its label and on (seed, i) alone.
+
+    Args:
+        num_samples: images to draw; as many as there are reference images where none is given.
+        labels: "balanced" (classes take turns) or "random" (uniform, a function of (seed, i)).
+        seed: of noise and random labels.
+        batch_size: images per forward pass.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        guidance_interval: guide while start ≤ t ≤ end only; t=0 noise, t=1 data.
+        guidance_channels: guide the first so many channels; all where none is given.
+        num_inference_steps: solver steps.
+        sampler: "ode" or "sde", in place of the pipeline's own scheduler.
+        solver: of that sampler, such as heun or dopri5, in place of the scheduler's own.
+    """
+
+    num_samples: int | None = None
+    labels: Literal["balanced", "random"] = "balanced"
+    seed: int = 0
+    batch_size: int = 64
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: int | None = None
+    num_inference_steps: int = 50
+    sampler: Literal["ode", "sde"] | None = None
+    solver: str | None = None
+
+    def stamp(self) -> dict:
+        """What a report says of them; sampler and solver stand in the scheduler's config."""
+        values = dataclasses.asdict(self)
+        for name in ("sampler", "solver"):
+            del values[name]
+        return {**values, "guidance_interval": list(self.guidance_interval)}
+
+    def apply(self, pipeline: SiTPipeline) -> None:
+        """Give the pipeline the sampler and solver asked for, and check that everything else can be done.
+
+        Raises:
+            ValueError: naming the option that cannot be used.
+        """
+        check_choice("labels", self.labels, LABELINGS)
+        if self.num_samples is not None:
+            check_count("num_samples", self.num_samples)
+        if self.sampler is not None or self.solver is not None:
+            scheduler_class = type(pipeline.scheduler) if self.sampler is None else SAMPLERS[self.sampler]
+            if scheduler_class not in SAMPLERS.values():
+                raise ValueError(f"solver={self.solver!r}: {scheduler_class.__name__} has none; give --sampler, too")
+            options = {} if self.solver is None else {"solver": self.solver}
+            if scheduler_class is not type(pipeline.scheduler):
+                options = {"solver": "euler" if self.sampler == "ode" else "euler_maruyama", **options}
+            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
+        check_sampling(
+            pipeline,
+            self.seed,
+            self.batch_size,
+            self.guidance_scale,
+            self.num_inference_steps,
+            tuple(self.guidance_interval),
+            self.guidance_channels,
+        )
+
+    def label_ids(self, indices: Sequence[int], num_classes: int) -> list[int]:
+        """The class of each image, whatever others are drawn."""
+        if self.labels == "balanced":
+            return [i % num_classes for i in indices]
+        return [int(np.random.default_rng((self.seed, i)).integers(num_classes)) for i in indices]
+
+
+def split_options(options: dict, *classes: type) -> list:
+    """Sort parsed command-line options into the dataclasses that they belong to."""
+    return [cls(**{each.name: options[each.name] for each in dataclasses.fields(cls)}) for cls in classes]
+
+
+def draw_images(pipeline: SiTPipeline, indices: Sequence[int], options: SamplingOptions) -> np.ndarray:
+    """Sample the images with these indices in one batch: (B, H, W, C) uint8, rounded as when a PNG is written.
+
+    Raises:
+        ValueError: for an image that is not finite.
+    """
+    labels = options.label_ids(indices, pipeline.transformer.config.num_classes)
+    return _draw(pipeline, indices, labels, options)
+
+
+def _draw(pipeline: SiTPipeline, indices: Sequence[int], labels: Sequence[int], options: SamplingOptions) -> np.ndarray:
+    images = pipeline(
+        list(labels),
+        guidance_scale=options.guidance_scale,
+        guidance_interval=tuple(options.guidance_interval),
+        guidance_channels=options.guidance_channels,
+        num_inference_steps=options.num_inference_steps,
+        generator=[image_generator(options.seed, i) for i in indices],
+        output_type="np",
+    ).images  # (B, H, W, C) float in [0, 1]
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise ValueError(
+            f"image {indices[bad]} (seed={options.seed}, class {labels[bad]}) is not finite; check the pipeline's "
+            "weights"
+        )
+    return (images * 255).round().astype(np.uint8)
+
+
+@contextmanager
+def counting_rows(model: torch.nn.Module):
+    """Count the images that pass through the network: a list whose one entry grows by B with each call of B images.
+
+    Per image drawn that is the number of network calls, of which guidance needs two at a time.
+    """
+    rows = [0]
+
+    def count(module, inputs, output):
+        rows[0] += len(output[0])
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -79,7 +212,13 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 
 def check_sampling(
-    pipeline: SiTPipeline, seed: int, batch_size: int, guidance_scale: float, num_inference_steps: int
+    pipeline: SiTPipeline,
+    seed: int,
+    batch_size: int,
+    guidance_scale: float,
+    num_inference_steps: int,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_channels: int | None = None,
 ) -> None:
     """Find out before any work whether `generate` can do this.
 
@@ -93,8 +232,8 @@ def check_sampling(
     pipeline.check_inputs(
         batch_size=batch_size,
         guidance_scale=guidance_scale,
-        guidance_interval=(0.0, 1.0),
-        guidance_channels=None,
+        guidance_interval=guidance_interval,
+        guidance_channels=guidance_channels,
         num_inference_steps=num_inference_steps,
         height=height,
         width=width,
@@ -123,20 +262,12 @@ def generate(
         ValueError: for arguments that the pipeline refuses, or an image that is not finite.
     """
     check_sampling(pipeline, seed, batch_size, guidance_scale, num_inference_steps)
+    options = SamplingOptions(
+        seed=seed, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, batch_size=batch_size
+    )
     for start in range(0, len(labels), batch_size):
-        batch = list(labels[start : start + batch_size])
-        images = pipeline(
-            batch,
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            generator=[image_generator(seed, start + i) for i in range(len(batch))],
-            output_type="np",
-        ).images  # (B, H, W, C) float in [0, 1]
-        finite = np.isfinite(images).all(axis=(1, 2, 3))
-        if not finite.all():
-            i = start + int(np.argmin(finite))
-            raise ValueError(f"image {i} (seed={seed}, class {labels[i]}) is not finite; check the pipeline's weights")
-        yield (images * 255).round().astype(np.uint8)
+        indices = range(start, min(start + batch_size, len(labels)))
+        yield _draw(pipeline, indices, [labels[i] for i in indices], options)
 
 
 def check_pixel_dimensions(shape: tuple[int, int, int]) -> None:
@@ -163,6 +294,26 @@ def describe_pipeline(pipeline: SiTPipeline) -> dict:
     }
 
 
+def folder_sha256(folder: str | Path) -> str:
+    """A SHA-256 of the names and bytes of all files in a folder but hidden ones, such as those of a pipeline."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = file.relative_to(folder)
+        if not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            digest.update(f"{name.as_posix()} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Versions of what made the numbers."""
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "sit_atconv": __version__}
@@ -187,3 +338,12 @@ def write_report(file: str | Path, report: dict) -> None:
     with file.open("x", encoding="utf-8") as opened:
         json.dump(report, opened, indent=2, ensure_ascii=False)
         opened.write("\n")
+
+
+def write_json(file: str | Path, value: dict) -> None:
+    """Write JSON so that the file is whole at any moment; what was there is replaced."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.part")
+    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.replace(file)

