@@ -89,7 +89,7 @@ def class_accuracy(
     samples_per_class: int = 100,
     seed: int = 0,
     guidance_scale: float = 1.0,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     batch_size: int = 100,
     grid: str | None = None,
 ) -> dict:
@@ -101,7 +101,7 @@ def class_accuracy(
         samples_per_class: images to draw of each class.
         seed: of the pipeline's noise; image i depends on (seed, i) alone, classes take turns.
         guidance_scale: of classifier-free guidance; 1 is none.
-        num_inference_steps: solver steps.
+        num_inference_steps: solver steps; the pipeline's default where None.
         batch_size: images per forward pass.
         grid: a new PNG file for a picture of the first samples, one class a row.
 
@@ -114,6 +114,8 @@ def class_accuracy(
     """
     check_count("samples_per_class", samples_per_class)
     check_new_file("grid", grid)
+    if num_inference_steps is None:
+        num_inference_steps = pipeline.default_num_inference_steps
     check_sampling(pipeline, seed, batch_size, guidance_scale, num_inference_steps)
     check_dataset(pipeline, dataset)
     classifier, real_accuracy = fit_classifier(dataset)

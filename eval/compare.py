@@ -8,27 +8,24 @@ pictures, and report.html, one page that needs no other file. Reports that canno
 """
 
 import base64
+import functools
 import html
-import importlib.util
 import io
 import json
-import os
 import re
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before PyTorch is imported: its profiler reports on itself
-
 import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from latency import measure, quartiles
 from PIL import Image
 
 from sit_atconv import SiTPipeline, metrics
+from sit_atconv.benchmarking import measure, peak_memory, quartiles
 from sit_atconv.evaluation import SamplingOptions, draw_images, load_pipeline, pick_device, versions
 from sit_atconv.images import save_grid
 from sit_atconv.macs import count_macs
@@ -195,23 +192,6 @@ def paired_differences(runs: list[Run]) -> list[dict]:
     return rows
 
 
-def peak_tensor_memory(model: torch.nn.Module, inputs: tuple, device: torch.device) -> int:
-    """Bytes that one forward pass allocates at most beyond weights and inputs."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        model(*inputs)
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        output = model(*inputs)
-    del output
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return int(max(np.cumsum(changes), default=0))
-
-
 @torch.no_grad()
 def measure_models(
     pipelines: dict[str, SiTPipeline], device: torch.device, batch_size: int, repeats: int
@@ -230,7 +210,8 @@ def measure_models(
         torch.rand(batch_size, generator=generator).to(device),
         torch.randint(config.num_classes, (batch_size,), generator=generator).to(device),
     )
-    times = measure(models, inputs, repeats, 3, device)
+    calls = {name: functools.partial(model, *inputs) for name, model in models.items()}
+    times = measure(calls, repeats, 3, device)
     baseline = np.array(next(iter(times.values())))
     return [
         {
@@ -239,7 +220,7 @@ def measure_models(
             "macs": count_macs(model, side, side),
             "ms": quartiles(times[name]),
             "ratio": quartiles(np.array(times[name]) / baseline),
-            "peak_bytes": peak_tensor_memory(model, inputs, device),
+            "peak_bytes": peak_memory(calls[name], device),
         }
         for name, model in models.items()
     ]
@@ -261,19 +242,8 @@ def first_samples(run: Run, device: torch.device, columns: int) -> torch.Tensor:
     return torch.from_numpy(images / 255).permute(0, 3, 1, 2)
 
 
-def check_matplotlib() -> None:
-    """Raise ValueError where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'sit-atconv[plots]'")
-
-
 def plot_curves(runs: list[Run]) -> dict[str, tuple[bytes, str]]:
-    """FID against steps, training time and sampling time: by name, (PNG, SVG).
-
-    Raises:
-        ValueError: where matplotlib is not installed.
-    """
-    check_matplotlib()
+    """FID against steps, training time and sampling time: by name, (PNG, SVG)."""
     import matplotlib
     from matplotlib.figure import Figure
 

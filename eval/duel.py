@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from compare import check_matplotlib, load_run, write_comparison
+from compare import load_run, write_comparison
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from sample import sample
@@ -62,7 +62,7 @@ class Duel:
     seeds: list[int] = field(default_factory=lambda: [0])
     max_steps: int = 1600
     evaluate_every: int = 400
-    inference_steps: list[int] = field(default_factory=lambda: [50])
+    inference_steps: list[int] = field(default_factory=lambda: [25])
     train: dict = field(default_factory=dict)
     sampling: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
@@ -274,7 +274,6 @@ def run_duel(duel: Duel, command: str = "") -> Path:
     Raises:
         ValueError: where the folder holds another duel, or a part cannot be done.
     """
-    check_matplotlib()
     output = Path(duel.output)
     settings = output / "duel.yaml"
     described = {key: value for key, value in dataclasses.asdict(duel).items() if key not in ("launch", "device")}

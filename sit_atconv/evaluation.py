@@ -42,7 +42,7 @@ class SamplingOptions:
         guidance_scale: of classifier-free guidance; 1 is none.
         guidance_interval: guide while start ≤ t ≤ end only; t=0 noise, t=1 data.
         guidance_channels: guide the first so many channels; all where none is given.
-        num_inference_steps: solver steps.
+        num_inference_steps: solver steps; the pipeline's default where none is given.
         sampler: "ode" or "sde", in place of the pipeline's own scheduler.
         solver: of that sampler, such as heun or dopri5, in place of the scheduler's own.
     """
@@ -54,7 +54,7 @@ class SamplingOptions:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_channels: int | None = None
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     sampler: Literal["ode", "sde"] | None = None
     solver: str | None = None
 
@@ -80,8 +80,10 @@ class SamplingOptions:
                 raise ValueError(f"solver={self.solver!r}: {scheduler_class.__name__} has none; give --sampler, too")
             options = {} if self.solver is None else {"solver": self.solver}
             if scheduler_class is not type(pipeline.scheduler):
-                options = {"solver": "euler" if self.sampler == "ode" else "euler_maruyama", **options}
+                options = {"solver": "midpoint" if self.sampler == "ode" else "euler_maruyama", **options}
             pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
+        if self.num_inference_steps is None:
+            self.num_inference_steps = pipeline.default_num_inference_steps
         check_sampling(
             pipeline,
             self.seed,

@@ -7,7 +7,6 @@ of the ADM evaluations does, TensorFlow's old bilinear filter, so that its featu
 
 import difflib
 import functools
-import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .evaluation import file_sha256, flatten_pixels
+from .hashing import tensors_sha256
 
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name that clean-fid opens
 INCEPTION_SIZE = (299, 299)
@@ -345,12 +345,3 @@ def resize_clean(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 def describe_resize(size: tuple[int, int]) -> str:
     """The words for `resize_clean` in a report."""
     return f"clean-fid's: PIL bicubic in float32, to {size[0]}×{size[1]}"
-
-
-def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
-    """A SHA-256 of names, types, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -204,17 +204,6 @@ def test_training_hours(tmp_path):
     assert hours == pytest.approx({10: 1 / 3600, 20: 3 / 3600})
 
 
-def test_peak_memory_counts_what_is_alive_at_once():
-    def model(x):
-        y = x + 1  # 4 MB
-        z = y * 2  # 8 MB
-        del y
-        return z[:10] + 1
-
-    peak = compare.peak_tensor_memory(model, (torch.zeros(1_000_000),), torch.device("cpu"))
-    assert peak == pytest.approx(8e6, rel=0.01)
-
-
 def test_folders_that_are_no_runs(tmp_path, capsys):
     for arguments, part in (
         ([str(tmp_path / "a"), str(tmp_path / "b")], "is no run folder"),
