@@ -167,9 +167,8 @@ def test_torchao_quantisation(pipe, folder):
     torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("pool", ["strips", "grid"])
-def test_torch_export_leaves_batch_and_grid_free(pool, tiny_transformer):
-    model = tiny_transformer(mixer="hybrid", kernel_pool=pool)
+def test_torch_export_leaves_batch_and_grid_free(tiny_transformer):
+    model = tiny_transformer(mixer="hybrid")
     exported = export_transformer(model).module()
     with torch.no_grad():
         for size in SIZES:
