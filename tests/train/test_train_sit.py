@@ -78,7 +78,7 @@ def test_run_folder_is_complete(tmp_path):
 def test_pipeline_holds_the_ema_not_the_raw_weights(tmp_path):
     pipeline = run(tmp_path / "run", "--learning_rate", "0.01", "--lr_warmup_steps", "0")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
-    assert_same(weights(pipeline), load_file(checkpoint / "ema.safetensors"))
+    assert_same(weights(pipeline), load_file(checkpoint / "ema-decay-0.995.safetensors"))
     raw = load_file(checkpoint / "model.safetensors")
     assert not torch.equal(raw["proj_out.weight"], weights(pipeline)["proj_out.weight"])
 
@@ -96,7 +96,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     run(tmp_path / "parts", *options, steps=3)
     parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=6)
     assert_same(weights(whole), weights(parts))
-    for name in ("model", "ema", "optimizer"):
+    for name in ("model", "ema-decay-0.995", "optimizer"):
         file = Path("checkpoints", "step-00000006", f"{name}.safetensors")
         assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file))
 
@@ -151,12 +151,6 @@ def test_killed_saves_are_swept(tmp_path):
     )
     run(tmp_path / "run", "--resume", "auto", steps=2)
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
-
-
-def test_diverged_loss_stops_the_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_sit.InterpolantLoss, "_weighted_error", lambda self, output, *_: output * float("nan"))
-    assert "the loss is nan at step 2" in refusal(capsys, "--output_dir", str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_vae_with_missing_weights_is_refused(tmp_path, capsys, photos):
