@@ -99,8 +99,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # of this process alone, unlike flock's: data workers that outlive a killed run by seconds do not hold it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise ValueError(f"output_dir={str(folder)!r}: another process is training in it") from error
         except OSError:  # a file system without locks
             pass

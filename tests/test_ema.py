@@ -120,7 +120,7 @@ def test_reconstruction_refuses_what_it_cannot_do(trajectory, tmp_path):
     folder, *_ = trajectory
     with pytest.raises(ValueError, match="step=33"):
         reconstruct(folder, 0.1, step=33)
-    with pytest.raises(ValueError, match="std=0.4"):
+    with pytest.raises(ValueError, match=r"std=0\.4"):
         reconstruct(folder, 0.4)
     with pytest.raises(ValueError, match="holds no snapshots"):
         reconstruct(tmp_path / "nothing", 0.1)

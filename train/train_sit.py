@@ -287,7 +287,6 @@ def train(config: TrainConfig) -> Path:
                 group["lr"] = learning_rate(config, step - 1)
             parts = list(zip(*(tensor.chunk(config.gradient_accumulation_steps) for tensor in batch), strict=True))
             sums = torch.zeros(2 + 2 * TIME_BINS, device=device)  # stop, alignment, losses by time and their number
-            sums[0].fill_(float(stop.requested))
             for i, part in enumerate(parts):
                 # DDP adds up gradients over processes in the last part's backward pass alone.
                 with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
@@ -299,6 +298,7 @@ def train(config: TrainConfig) -> Path:
 
             # One small sum tells all processes whether one was asked to stop or met a loss that is not finite; the
             # gradient and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
+            sums[0].fill_(float(stop.requested))
             sums = accelerator.reduce(sums, "sum")
             grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
             applied = (grad_norm.isfinite() & sums.isfinite().all()).float()
