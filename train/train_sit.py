@@ -99,6 +99,7 @@ def train(config: TrainConfig) -> Path:
         OSError: where a checkpoint cannot be written, as on a full disk.
     """
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other on CPUs
         mixed_precision=config.mixed_precision,
         log_with=config.trackers or None,
         project_dir=config.output_dir,

@@ -1,11 +1,13 @@
 """What may go wrong in a run, and what it must not cost. The table in docs/training.md lists these cases."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 import train_sit
 from safetensors.torch import load_file
 
-from sit_atconv.faults import only_writer
+from sit_atconv.faults import SAME_REQUEST, StopSignals, only_writer
 from sit_atconv.losses import InterpolantLoss
 
 TINY = [
@@ -299,56 +301,110 @@ def test_stop_within_accumulation_waits_for_the_update(tmp_path):
     assert_same_state(tmp_path / "whole", tmp_path / "run", 6)
 
 
-def launch(processes: int, folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [train_sit.__file__, "--output_dir", str(folder), "--max_steps", "100000", *TINY, *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+ONE_PROCESS = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
+ONE_PROCESS += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+TWO_PROCESSES = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def wait_for_steps(folder: Path, timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text()):
-        assert time.monotonic() < deadline, "the run does not start"
-        time.sleep(0.1)
+def stop_launcher(launcher: list[str], folder: Path, *arguments: str) -> str:
+    """Start an endless run, send its launcher SIGTERM once it trains, and return what it printed."""
+    log = folder / "metrics.jsonl"
+    lines = log.stat().st_size if log.exists() else 0
+    command = [sys.executable, "-m", *launcher, train_sit.__file__, "--output_dir", str(folder), *TINY, *arguments]
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen([*command, "--max_steps", "100000"], start_new_session=True, **output) as process:
+        try:
+            while not (log.exists() and log.stat().st_size > lines):
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.1)
+            asked = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            printed, _ = process.communicate(timeout=60)  # ends when the last process has closed its output
+            assert time.monotonic() - asked < 30
+            assert process.returncode != 0
+            return printed
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def descendants(pid: int) -> list[int]:
-    lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]  # one a thread
-    children = [int(child) for children in lists for child in children]
-    return [descendant for child in children for descendant in (child, *descendants(child))]
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system to report the launcher's end")
+def test_sigterm_to_the_launcher_leaves_one_checkpoint_to_resume_from(tmp_path):
+    """accelerate's launcher of one process passes nothing on and ends; torchrun's passes it on to each process."""
+    printed = stop_launcher(ONE_PROCESS, tmp_path / "run")
+    [first] = checkpoints(tmp_path / "run")
+    assert f"stopped after step {int(first[5:])}" in printed
+    printed = stop_launcher(TWO_PROCESSES, tmp_path / "run", "--resume", "latest")
+    [_, second] = checkpoints(tmp_path / "run")
+    assert f"from step {int(first[5:])}" in printed
+    assert f"stopped after step {int(second[5:])}" in printed
+    starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert [start["processes"] for start in starts] == [1, 2]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_launcher_and_workers(tmp_path):
-    """SIGTERM to the launcher of two processes: one checkpoint; resumed, one of them dies: the job fails."""
-    launcher = launch(2, tmp_path / "run")
-    try:
-        wait_for_steps(tmp_path / "run")
-        asked = time.monotonic()
-        launcher.send_signal(signal.SIGTERM)
-        output, _ = launcher.communicate(timeout=60)
-        assert time.monotonic() - asked < 30
-        assert launcher.returncode != 0
-        [checkpoint] = checkpoints(tmp_path / "run")
-        assert f"stopped after step {int(checkpoint[5:])}" in output
+def test_signal_to_one_process_stops_all(tmp_path, processes):
+    def member(rank: int) -> None:
+        assert stop_after(2, tmp_path / "run", rank=1 - rank) == tmp_path / "run"  # the second one gets it
 
-        launcher = launch(2, tmp_path / "run", "--resume", "latest")
-        lines = (tmp_path / "run" / "metrics.jsonl").stat().st_size
-        while (tmp_path / "run" / "metrics.jsonl").stat().st_size <= lines:
-            assert launcher.poll() is None
-            time.sleep(0.1)
-        workers = [
-            pid for pid in descendants(launcher.pid) if b"train_sit" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
-        assert len(workers) == 2
-        os.kill(workers[1], signal.SIGKILL)
-        launcher.communicate(timeout=60)
-        assert launcher.returncode not in (0, None)
-        assert checkpoints(tmp_path / "run") == [checkpoint]
-        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    finally:
-        for pid in [*descendants(launcher.pid), launcher.pid] if launcher.poll() is None else ():
-            os.kill(pid, signal.SIGKILL)
+    assert processes(2, member) == [0, 0]
+    assert checkpoints(tmp_path / "run") == ["step-00000002"]
+
+
+def test_dead_process_ends_the_others(tmp_path, processes):
+    original = train_sit.time_bin_sums
+
+    def member(rank: int) -> None:
+        calls = []
+
+        def dying(*arguments):
+            calls.append(None)
+            if rank == 1 and len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments)
+
+        train_sit.time_bin_sums = dying
+        run(tmp_path / "run", "--checkpoint_every", "1", steps=1000)
+
+    codes = processes(2, member)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, -signal.SIGKILL)  # by itself, not by the test's patience
+    assert checkpoints(tmp_path / "run") == ["step-00000001", "step-00000002"]
+
+
+def _stubborn(pipe) -> None:
+    with StopSignals() as stop:
+        pipe.send("ready")
+        threading.Event().wait(1)  # the main thread is busy
+        while True:
+            pipe.send(stop.requested)
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_means_now_and_an_echo_does_not(number):
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_stubborn, args=(theirs,))
+    child.start()
+    assert ours.recv() == "ready"
+    os.kill(child.pid, number)
+    os.kill(child.pid, number)  # the same request, from the terminal and from the launcher
+    assert ours.poll(5)
+    assert ours.recv() is True
+    assert child.is_alive()
+    time.sleep(SAME_REQUEST)
+    os.kill(child.pid, number)
+    child.join(5)
+    assert child.exitcode == 128 + number
+
+
+def test_signals_work_as_before_after_a_run(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(tmp_path / "run", steps=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_stopped_run_has_its_own_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_sit, "train", lambda config: Path(config.output_dir))
+    with pytest.raises(SystemExit) as stopped:
+        train_sit.main(["--output_dir", str(tmp_path / "run")])
+    assert stopped.value.code == 143
