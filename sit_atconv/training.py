@@ -370,12 +370,15 @@ def _take_over_weights(new: SiTTransformer2DModel, trained: SiTTransformer2DMode
 def activation_bytes(model: SiTTransformer2DModel) -> int:
     """Float32 bytes that the forward pass of one image keeps for the backward pass, from shapes alone."""
     size = model.config.sample_size
+    tokens, heads = (size // model.config.patch_size) ** 2, model.config.num_attention_heads
     weights = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in model.named_parameters()}
     own = {weight.untyped_storage()._cdata for weight in weights.values()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
+        # one matrix a head: scores, which fused attention does not keep
+        scores = tensor.shape[-2:] == (tokens, tokens) and tensor.numel() == heads * tokens**2
+        if tensor.untyped_storage()._cdata not in own and not scores:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
@@ -410,7 +413,7 @@ def describe_plan(
 
     # weights, gradients and AdamW's two moments; each average, and the change of one while it is updated
     state = 16 * (trained + extra) + 4 * trained * (len(config.ema_decays) + len(config.ema_stds) + 1)
-    activations = activation_bytes(transformer) / (1 if mixed_precision == "no" else 2)
+    activations = activation_bytes(transformer) / (1 if mixed_precision == "no" else 1.5)  # norms stay in float32
     if config.gradient_checkpointing:
         blocks = transformer.config.num_layers
         tokens = (size // transformer.config.patch_size) ** 2
@@ -422,14 +425,14 @@ def describe_plan(
     exaflop = 6 * macs * config.batch_size * config.max_steps / 1e18
     lines = [
         f"data        {len(dataset):,} images of {len(dataset.classes)} classes, {dataset.image_size}² pixels",
-        f"model       {config.preset or config.init_from}, {trained / 1e6:.2f} M parameters"
+        f"model       {config.preset or config.init_from}, {transformer.config.mixer}, {trained / 1e6:.2f} M parameters"
         + (f" + {extra / 1e6:.2f} M of the projector" if extra else "")
         + f", {macs / 1e9:.2f} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
         f"accumulation steps × {per_device} images, {mixed_precision} precision",
         f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.3g} EFLOP forward and backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
-        f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder come on top",
+        f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",
     ]
     return "\n".join(lines)
 

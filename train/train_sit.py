@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import warnings
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
 from jsonargparse import ArgumentParser
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -106,6 +108,12 @@ def train(config: TrainConfig) -> Path:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
     )
     device, main = accelerator.device, accelerator.is_main_process
+    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "on CPUs accelerate's launcher starts one process, whatever --num_processes; for several use "
+            "torchrun --nproc_per_node N train/train_sit.py",
+            stacklevel=2,
+        )
     share = config.gradient_accumulation_steps * accelerator.num_processes
     if config.batch_size % share:
         raise ValueError(
@@ -151,7 +159,7 @@ def train(config: TrainConfig) -> Path:
         )
     )
     if config.dry_run:
-        config = dataclasses.replace(config, batch_size=share, max_steps=1)
+        config = dataclasses.replace(config, batch_size=share, max_steps=1, num_workers=min(config.num_workers, 1))
     writes = main and not config.dry_run
     accelerator.wait_for_everyone()
 
@@ -162,6 +170,13 @@ def train(config: TrainConfig) -> Path:
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # Inputs stay in float32, times above all, and gradients are summed in it, as under DDP.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
     model, optimizer = accelerator.prepare(trained, optimizer)
     averages = WeightAverages(transformer.parameters(), config.ema_decays, config.ema_stds)
     start_step, window = 0, Window()

@@ -248,11 +248,6 @@ def test_config_file_and_command_line(tmp_path):
     assert (config.batch_size, config.mixer, config.model) == (8, "attention", {"kernel_size": 5})
 
 
-@pytest.mark.parametrize("file", sorted(Path(train_sit.__file__).with_name("configs").glob("*.yaml")), ids=str)
-def test_shipped_configs_parse(file):
-    train_sit.parse_arguments(["--config", str(file), "--data", "digits"])
-
-
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -329,3 +324,29 @@ def test_generated_digits_are_recognised(tmp_path, mixer):
         assert images.shape == (4, height, width, 1)
         assert 0.1 < images.mean() < 0.6
         assert images.std() > 0.2
+
+
+def test_alignment_is_learned_and_its_projector_left_out_of_the_pipeline(tmp_path):
+    options = ["--repa", "test_vit.r160_in1k", "--repa_weights", "random", "--repa_depth", "1", "--log_every", "3"]
+    pipeline = run(tmp_path / "run", *options, "--gradient_checkpointing", "true", "--checkpoint_every", "3", steps=6)
+    assert not any("projector" in name for name in weights(pipeline))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
+    assert load_file(checkpoint / "projector.safetensors")["0.weight"].shape == (2048, 96)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["alignment_loss"] < lines[0]["alignment_loss"] < 0.3  # a negative cosine
+    whole = load_file(checkpoint / "projector.safetensors")
+    for name in ("checkpoints/step-00000006", "pipeline"):
+        shutil.rmtree(tmp_path / "run" / name)
+    run(tmp_path / "run", *options, "--gradient_checkpointing", "true", "--resume", "latest", steps=6)
+    assert_same(load_file(checkpoint / "projector.safetensors"), whole)
+
+
+def test_fine_tuning_starts_from_the_pipeline(tmp_path):
+    pipeline = run(tmp_path / "run", "--learning_rate", "0.01")
+    options = ["--output_dir", str(tmp_path / "tuned"), "--init_from", str(pipeline), "--max_steps", "1"]
+    options += ["--batch_size", "16", "--sample_steps", "1", "--learning_rate", "1e-9", "--lr_warmup_steps", "0"]
+    tuned = train_sit.train(train_sit.parse_arguments(options))
+    before, after = weights(pipeline), weights(tuned)
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-7)
