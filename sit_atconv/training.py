@@ -421,16 +421,18 @@ def describe_plan(
         activations = activations / blocks + blocks * tokens * width * 4
     activations *= per_device
     state /= processes if sharded else 1
+    gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
+    precision = "float32" if mixed_precision == "no" else mixed_precision
     epochs = config.max_steps * config.batch_size / len(dataset)
     exaflop = 6 * macs * config.batch_size * config.max_steps / 1e18
     lines = [
         f"data        {len(dataset):,} images of {len(dataset.classes)} classes, {dataset.image_size}² pixels",
         f"model       {config.preset or config.init_from}, {transformer.config.mixer}, {trained / 1e6:.2f} M parameters"
         + (f" + {extra / 1e6:.2f} M of the projector" if extra else "")
-        + f", {macs / 1e9:.2f} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
+        + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
-        f"accumulation steps × {per_device} images, {mixed_precision} precision",
-        f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.3g} EFLOP forward and backward",
+        f"accumulation steps × {per_device} images, {precision}",
+        f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
         f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",
     ]
