@@ -72,8 +72,12 @@ def _say(text: str) -> None:
 
 
 def _signal_when_parent_dies(number: int) -> None:
-    """On Linux, have this process get a signal when its launcher is gone: some launchers pass none on."""
-    if sys.platform == "linux":
+    """On Linux, have this process get a signal when its launcher is gone: some launchers pass none on.
+
+    A run that was started without one goes on when its shell ends, as under nohup.
+    """
+    launched = {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    if launched and sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 

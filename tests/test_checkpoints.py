@@ -179,7 +179,8 @@ def test_failing_write_leaves_the_old_checkpoint(tmp_path):
     verify_checkpoint(tmp_path / "step-00000001")
 
 
-def _save_forever(folder: Path, step: int) -> None:
+def _save_forever(folder: Path, step: int, ready) -> None:
+    ready.set()
     while True:
         step += 1
         save_checkpoint(folder, step, tensors(step), {"step": step}, keep=2)
@@ -188,13 +189,16 @@ def _save_forever(folder: Path, step: int) -> None:
 def test_fifty_random_kills_never_cost_the_newest_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     context = multiprocessing.get_context("fork")
-    step = 1
-    save(tmp_path, step)
-    leftovers = 0
+    start = time.perf_counter()
+    save(tmp_path, 1)
+    one_save = time.perf_counter() - start
+    step, leftovers = 1, 0
     for _ in range(50):
-        child = context.Process(target=_save_forever, args=(tmp_path, step))
+        ready = context.Event()
+        child = context.Process(target=_save_forever, args=(tmp_path, step, ready))
         child.start()
-        time.sleep(rng.uniform(0.005, 0.05))
+        ready.wait()
+        time.sleep(rng.uniform(0, min(2 * one_save, 0.1)))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         leftovers += any(path.name.startswith(".staging") for path in tmp_path.iterdir())
@@ -206,7 +210,7 @@ def test_fifty_random_kills_never_cost_the_newest_checkpoint(tmp_path):
         assert state["step"] == step
         assert (loaded["model"]["a"] == step).all()
         assert (loaded["optimizer"]["a|exp_avg"] == torch.arange(64) + step).all()
-    assert leftovers > 10  # the kills did fall into saves
-    assert step > 10
+    assert leftovers > 5  # the kills did fall into saves
+    assert step > 3  # and between them
     save(tmp_path, step + 1, keep=2)
     assert names(tmp_path) == [f"step-{step:08d}", f"step-{step + 1:08d}"]

@@ -1,8 +1,5 @@
 import json
 import shutil
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -89,39 +86,11 @@ def test_same_seed_gives_the_same_weights(tmp_path):
     assert not torch.equal(weights(other)["proj_out.weight"], weights(first)["proj_out.weight"])
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    options = ("--checkpoint_every", "3", "--lr_schedule", "constant")
-    whole = run(tmp_path / "whole", *options, steps=6)
-    run(tmp_path / "parts", *options, steps=3)
-    parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=6)
-    assert_same(weights(whole), weights(parts))
-    for name in ("model", "ema-decay-0.995", "optimizer"):
-        file = Path("checkpoints", "step-00000006", f"{name}.safetensors")
-        assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file))
-
-
 def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
     plain = weights(run(tmp_path / "plain"))
     parts = weights(run(tmp_path / "parts", "--gradient_accumulation_steps", "4", "--gradient_checkpointing", "true"))
     for name, value in plain.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
-
-
-def test_interrupt_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train/train_sit.py", "--output_dir", str(tmp_path / "run")])
-    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
-    original = train_sit.draw_per_sample
-
-    def interrupting(*arguments):
-        if not timer.is_alive() and not timer.finished.is_set():
-            timer.start()
-        return original(*arguments)
-
-    monkeypatch.setattr(train_sit, "draw_per_sample", interrupting)
-    assert run(tmp_path / "run", steps=100_000) == tmp_path / "run"
-    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
-    assert int(checkpoint.name.removeprefix("step-")) >= 1
-    assert not (tmp_path / "run" / "pipeline").exists()
 
 
 def test_resume_of_a_finished_run_writes_the_pipeline(tmp_path):
