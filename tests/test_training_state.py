@@ -1,3 +1,4 @@
+import copy
 import multiprocessing
 import os
 import socket
@@ -9,10 +10,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.checkpoints import newest_good_checkpoint, read_checkpoint, save_checkpoint
 from sit_atconv.ema import WeightAverages
 from sit_atconv.sharding import whole
-from sit_atconv.training_state import gather_state, restore_state
+from sit_atconv.training_state import gather_average, gather_state, restore_state
 
 
 class Run:
@@ -81,10 +83,18 @@ def test_another_model_is_refused_before_anything_changes(tmp_path, tiny_transfo
         other.restore(path)
 
 
+def _sample(model: torch.nn.Module) -> torch.Tensor:
+    pipeline = SiTPipeline(model, InterpolantODEScheduler(), None, id2label={0: "a"})
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(0)
+    return pipeline([0, 1], num_inference_steps=2, generator=noise, output_type="pt").images
+
+
 def _sharded(rank: int, port: int, folder: Path, model: torch.nn.Module) -> None:
     os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
+    plain = copy.deepcopy(model)
     run = Run(model, mesh)
     run.restore(folder / "step-00000002")  # of one process
     run.step(3)
@@ -92,6 +102,12 @@ def _sharded(rank: int, port: int, folder: Path, model: torch.nn.Module) -> None
     run.step(4, applied=0.0)
     after = run.tensors()
     assert_close(before, after, rtol=0, atol=0)  # a skipped step
+    weights = gather_average(run.model, run.averages.first, main=True)
+    with run.averages.in_place_of(run.model):
+        sharded_images = _sample(run.model)
+    whole_model = type(plain)(**plain.config)
+    whole_model.load_state_dict(weights)
+    torch.testing.assert_close(_sample(whole_model.eval()), sharded_images, rtol=1e-4, atol=1e-5)
     tensors = run.tensors(main=rank == 0)
     if rank == 0:
         save_checkpoint(folder, 3, tensors, {"step": 3})

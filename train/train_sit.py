@@ -183,7 +183,7 @@ def train(config: TrainConfig) -> Path:
     if checkpoint is not None:
         tensors, state = read_checkpoint(checkpoint)
         restore_state(tensors, modules, averages, optimizer)
-        if accelerator.scaler is not None:
+        if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         start_step, window = state["step"], Window(**state["window"])
         accelerator.print(f"continuing {run} from step {start_step}")

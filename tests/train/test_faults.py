@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import train_sit
+from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv.faults import SAME_REQUEST, StopSignals, only_writer
@@ -68,20 +69,34 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: (line["loss"], line["loss_by_time"], line["grad_norm"]) for line in lines if "loss" in line}
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def photos(tmp_path):
+    """40 pictures in two classes, each half black, half coloured: a flip shows."""
+    folder = tmp_path / "photos"
+    for i in range(40):
+        file = folder / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (8, 8))
+        picture.paste((6 * i, 255 - 6 * i, 99), (0, 0, 4, 8))
+        picture.save(file)
+    return folder
+
+
+# resume
 
 
 @pytest.mark.parametrize(
     "stop, options",
     [
         (3, ()),  # within an epoch, and between two lines of the log
-        (7, ("--batch_size", "299", "--horizontal_flip", "true")),  # 1,797 images: in the second epoch
+        (4, ("--data", "photos", "--image_size", "8", "--horizontal_flip", "true")),  # 40 images: in the fourth epoch
         (3, ("--num_workers", "2")),
         (3, ("--gradient_accumulation_steps", "4", "--ema_decay", "[0.9, 0.99]", "--ema_stds", "[0.1]")),
     ],
     ids=["mid-epoch", "later-epoch", "workers", "accumulation-and-averages"],
 )
-def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, stop, options):
+def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, monkeypatch, photos, stop, options):
+    monkeypatch.chdir(photos.parent)
     options = (*options, "--lr_schedule", "constant", "--ema_snapshot_every", "4")
     run(tmp_path / "whole", *options, steps=stop + 3)
     run(tmp_path / "parts", *options, "--checkpoint_every", str(stop), steps=stop + 1)
@@ -146,19 +161,12 @@ def test_another_run_is_refused_with_the_difference(tmp_path, capsys, change):
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_another_data_set_of_the_same_name_is_refused(tmp_path, capsys):
-    from PIL import Image
-
-    photos = tmp_path / "photos"
-    for name in ("a", "b"):
-        (photos / name).mkdir(parents=True)
-        for i in range(16):
-            Image.new("RGB", (8, 8), (i, 0, 0)).save(photos / name / f"{i}.png")
+def test_another_data_set_of_the_same_name_is_refused(tmp_path, capsys, photos):
     options = ["--data", str(photos), "--image_size", "8"]
     run(tmp_path / "run", *options, steps=2)
     Image.new("RGB", (8, 8)).save(photos / "b" / "new.png")
     message = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--resume", "latest", *options)
-    assert "images: 32 -> 33" in message
+    assert "images: 40 -> 41" in message
 
 
 def test_harmless_changes_are_accepted(tmp_path):
@@ -168,7 +176,7 @@ def test_harmless_changes_are_accepted(tmp_path):
     assert (tmp_path / "run" / "pipeline").exists()
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# damage
 
 
 def test_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path):
@@ -214,7 +222,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
     assert checkpoints(tmp_path / "run") == ["step-00000002"]
 
 
-# --- numbers that are not finite --------------------------------------------------------------------------------------
+# numbers that are not finite
 
 
 def spoil(monkeypatch, steps: set[int], value: float = float("nan"), rank: int = 0) -> None:
@@ -288,7 +296,7 @@ def test_bad_loss_of_one_process_stops_the_update_of_all(tmp_path, monkeypatch, 
     assert (tmp_path / "two" / "metrics.jsonl").read_text().count('"skipped": true') == 1
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------
+# signals
 
 
 def test_stop_within_accumulation_waits_for_the_update(tmp_path):
