@@ -29,22 +29,21 @@ class StepReports:
     """
 
     def __init__(self, device: torch.device):
-        self._lag = 1 if device.type == "cuda" else 0
+        self.lag = 1 if device.type == "cuda" else 0
         self._sent: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, step: int, numbers: torch.Tensor) -> None:
         """Start to copy the numbers (n,) of a step."""
-        if self._lag == 0:
-            self._sent.append((step, numbers, None))
-            return
-        event = torch.cuda.Event()
-        copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
-        event.record()
-        self._sent.append((step, copy, event))
+        event = None
+        if numbers.is_cuda:
+            numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._sent.append((step, numbers, event))
 
     def arrived(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
         """The steps that have not been read yet, but for the newest unless `wait`."""
-        while len(self._sent) > (0 if wait else self._lag):
+        while len(self._sent) > (0 if wait else self.lag):
             step, numbers, event = self._sent.popleft()
             if event is not None:
                 event.synchronize()

@@ -234,7 +234,7 @@ def prepare_run_folder(config: TrainConfig) -> bool:
         raise ValueError(f"resume=latest: {folder}/checkpoints holds no checkpoint; leave --resume out to start a run")
     starts_over = config.resume == "auto" and not checkpoints and not _changes(config, folder)
     if config.resume is None or not checkpoints:
-        if not starts_over and folder.exists() and any(folder.iterdir()):
+        if not starts_over and folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise ValueError(
                 f"output_dir={str(folder)!r} holds another run; choose another --output_dir, or continue that run with "
                 "--resume latest"

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from sit_atconv.faults import SAME_REQUEST, StopSignals, only_writer
 from sit_atconv.losses import InterpolantLoss
+from sit_atconv.runlog import StepReports
 
 TINY = [
     "--model.num_layers",
@@ -253,6 +254,33 @@ def test_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys, value
     assert all(line["loss"] < 10 for line in lines if "loss" in line)
     final = load_file(tmp_path / "run" / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(weight.isfinite().all() for weight in final.values())
+
+
+def test_reading_reports_late_changes_nothing(tmp_path, monkeypatch):
+    """As on a GPU, where the host looks at a step after it has queued the next one."""
+
+    class Late(StepReports):
+        def __init__(self, device):
+            super().__init__(device)
+            self.lag = 1
+
+    def spoiled_run(name: str) -> None:
+        with monkeypatch.context() as patch:
+            spoil(patch, {2, 3})
+            run(tmp_path / name, "--checkpoint_every", "3", steps=5)
+
+    spoiled_run("prompt")
+    monkeypatch.setattr(train_sit, "StepReports", Late)
+    spoiled_run("late")
+    for step in (3, 5):
+        assert_same_state(tmp_path / "prompt", tmp_path / "late", step)
+    assert losses(tmp_path / "prompt") == losses(tmp_path / "late")
+    stop_after(3, tmp_path / "stopped")
+    assert checkpoints(tmp_path / "stopped") == ["step-00000004"]  # one step later
+    run(tmp_path / "stopped", "--resume", "latest", steps=6)
+    monkeypatch.undo()
+    run(tmp_path / "whole", steps=6)
+    assert_same_state(tmp_path / "whole", tmp_path / "stopped", 6)
 
 
 def test_too_many_in_a_row_stop_the_run_and_name_the_checkpoint(tmp_path, capsys, monkeypatch):

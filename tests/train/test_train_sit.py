@@ -114,6 +114,7 @@ def test_resume_auto_starts_over_without_a_checkpoint(tmp_path, capsys):
 
 def test_killed_saves_are_swept(tmp_path):
     (tmp_path / "run" / "checkpoints" / ".staging-step-00000001").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / "config.yaml").write_text(
         yaml.safe_dump(vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), *TINY])))
     )
