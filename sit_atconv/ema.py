@@ -109,7 +109,10 @@ def profile_weights(decays: Sequence[float], stds: Sequence[float]) -> dict:
             raise ValueError(f"ema_decay={decay} must be in [0, 1)")
         profiles[f"decay-{decay:g}"] = lambda step, decay=decay: exponential_weight(decay, step)
     for std in stds:
-        power_exponent(std)
+        try:
+            power_exponent(std)
+        except ValueError as error:
+            raise ValueError(f"ema_stds={list(stds)}: {error}") from error
         profiles[f"std-{std:g}"] = lambda step, std=std: power_weight(std, step)
     if len(profiles) < max(1, len(decays) + len(stds)):
         raise ValueError(f"ema_decay={list(decays)}, ema_stds={list(stds)}: give at least one profile, each once")

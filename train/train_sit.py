@@ -4,6 +4,10 @@
     accelerate launch train/train_sit.py --mixer attention             # the baseline
     accelerate launch train/train_sit.py --config train/configs/folder_pixels.yaml --data PHOTOS
     accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS
+    … --dry_run true                                                   # does everything fit?
+    … --resume auto                                                    # go on where it was stopped
+
+docs/training.md describes what a run writes and what it survives.
 
 t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, S latent size.
 """
