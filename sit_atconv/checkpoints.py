@@ -1,95 +1,213 @@
-"""Checkpoints of a training run: tensors as safetensors, everything else as JSON; nothing in them can run code.
+"""Checkpoints that a kill, a full disk or a flipped bit cannot cost: tensors as safetensors, everything else as JSON.
 
-A checkpoint is written into a staging folder and renamed when complete, so that a visible one is a whole one.
+A checkpoint is a folder. It is written under a staging name, each file is hashed into `manifest.json` and synced to the
+disk, and only then is the folder renamed to `step-…`; so a visible one is a whole one. Reading checks every hash before
+anything is handed out, and no format in it can run code.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 STAGING = ".staging-"
+MANIFEST, STATE = "manifest.json", "state.json"
+CORRUPT = ".corrupt"  # ending of a checkpoint that failed its hashes and was passed over
+
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name
 
 
 def checkpoint_steps(folder: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints in `folder`, as (step, path), oldest first."""
-    return sorted((int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*"))
+    """The visible checkpoints in `folder`, as (step, path), oldest first."""
+    return sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if re.fullmatch(r"\d+", path.name[5:]))
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: torch.nn.Module,
-    ema: EMAModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    keep: int,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    keep: int | None = None,
+    keep_every: int | None = None,
 ) -> Path:
-    """Publish `folder`/step-…, then remove all but the newest `keep` checkpoints."""
+    """Publish `folder`/step-…, then remove old checkpoints.
+
+    Args:
+        folder: of all checkpoints of a run.
+        step: of this one.
+        tensors: by file, then by name.
+        state: all else, of what JSON can hold.
+        keep: how many of the newest checkpoints stay; all where None.
+        keep_every: checkpoints at multiples of this step are milestones and always stay.
+
+    Raises:
+        OSError: where it cannot be written, as on a full disk; the older checkpoints are untouched.
+    """
     target = folder / f"step-{step:08d}"
     staging = folder / f"{STAGING}{target.name}"
-    for leftover in folder.glob(f"{STAGING}*"):  # of saves that were killed
-        shutil.rmtree(leftover)
-    staging.mkdir(parents=True)
-    names = [name for name, _ in model.named_parameters()]
-    optimizer_state = optimizer.state_dict()["state"]
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, staging / "model.safetensors")
-    save_file(dict(zip(names, ema.shadow_params, strict=True)), staging / "ema.safetensors")
-    save_file(
-        {f"{names[i]}|{key}": value for i, state in optimizer_state.items() for key, value in state.items()},
-        staging / "optimizer.safetensors",
-    )
-    state = {"step": step, "ema_step": ema.optimization_step, "scaler": scaler.state_dict() if scaler else None}
-    (staging / "state.json").write_text(json.dumps(state, indent=2))
-    for file in staging.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
-    for _, old in checkpoint_steps(folder)[:-keep]:
-        shutil.rmtree(old)
+    sweep(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_space(folder, sum(value.nbytes for part in tensors.values() for value in part.values()))
+        staging.mkdir()
+        for part, values in tensors.items():
+            _save_tensors(values, staging / f"{part}.safetensors")
+        (staging / STATE).write_text(json.dumps(state, indent=2))
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(staging.iterdir())
+        }
+        (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2))
+        for path in (*staging.iterdir(), staging):
+            sync(path)
+        if target.exists():  # one that failed its hashes, or the same step of a run that went on from an older one
+            _discard(target)
+        staging.rename(target)
+        sync(folder)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if keep is not None:
+        passing = [path for at, path in checkpoint_steps(folder) if keep_every is None or at % keep_every]
+        for path in passing[:-keep]:
+            if path != target:
+                _discard(path)
     return target
 
 
-def load_checkpoint(
-    path: Path,
-    model: torch.nn.Module,
-    ema: EMAModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> int:
-    """Restore everything from a checkpoint and return its step.
+def sweep(folder: Path) -> None:
+    """Remove what saves that were killed have left behind."""
+    for leftover in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(leftover)
+
+
+def newest_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; None where there is no checkpoint.
+
+    Newer ones that are not are warned about and renamed to step-….corrupt, so that they are kept but never counted.
 
     Raises:
-        ValueError: naming a file that is missing or cannot be read; nothing has been changed by then.
+        ValueError: where there are checkpoints but none is good, naming the broken file of each.
+    """
+    broken: dict[Path, str] = {}
+    good = None
+    for _, path in reversed(checkpoint_steps(folder)):
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            broken[path] = str(error)
+            continue
+        good = path
+        break
+    if broken and good is None:
+        raise ValueError("; ".join(broken.values()) + "; no checkpoint is left to continue from")
+    for path, reason in broken.items():
+        warnings.warn(f"{reason}; falling back to {good}", stacklevel=2)
+        if (aside := path.with_name(path.name + CORRUPT)).exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+    return good
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        ValueError: naming the first file that is missing, truncated or changed.
+    """
+    for name, entry in _manifest(path).items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"checkpoint {path}: {name} is missing")
+        if file.stat().st_size != entry["bytes"]:
+            raise ValueError(f"checkpoint {path}: {name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+        if sha256(file) != entry["sha256"]:
+            raise ValueError(f"checkpoint {path}: {name} is not as it was written, its SHA-256 differs")
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Read a verified checkpoint onto the CPU: its tensors by file and name, and the rest of its state.
+
+    Raises:
+        ValueError: naming a file that cannot be read.
     """
     tensors = {}
-    try:
-        for part in ("model", "ema", "optimizer"):
-            tensors[part] = load_file(path / f"{part}.safetensors")
-        state = json.loads((path / "state.json").read_text())
-    except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    for name in _manifest(path):
+        try:
+            if name == STATE:
+                state = json.loads((path / name).read_text())
+            else:
+                tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ValueError(f"checkpoint {path}: {name} cannot be read: {error}") from error
+    return tensors, state
 
-    names = [name for name, _ in model.named_parameters()]
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for part in ("model", "ema"):
-        if {name: value.shape for name, value in tensors[part].items()} != shapes:
-            raise ValueError(f"checkpoint {path}: {part}.safetensors holds another model")
-    model.load_state_dict(tensors["model"])
-    for shadow, name in zip(ema.shadow_params, names, strict=True):
-        shadow.copy_(tensors["ema"][name])
-    ema.optimization_step = state["ema_step"]
-    optimizer_state = optimizer.state_dict()
-    optimizer_state["state"] = {}
-    for key, value in tensors["optimizer"].items():
-        name, _, slot = key.rpartition("|")
-        optimizer_state["state"].setdefault(names.index(name), {})[slot] = value
-    optimizer.load_state_dict(optimizer_state)
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    return state["step"]
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(file: Path, text: str) -> None:
+    """Replace a text file such that a reader, or a kill, finds the old or the new one, whole."""
+    staging = file.with_name(f"{STAGING}{file.name}")
+    staging.write_text(text, encoding="utf-8")
+    sync(staging)
+    staging.replace(file)
+
+
+def _manifest(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        well_formed = STATE in files and all(
+            re.fullmatch(r"[\w.-]+\.(safetensors|json)", name) and {"bytes", "sha256"} <= entry.keys()
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path}: {MANIFEST} is missing or cannot be read: {error}") from error
+    if not well_formed:
+        raise ValueError(f"checkpoint {path}: {MANIFEST} does not list what a checkpoint holds")
+    return files
+
+
+def _save_tensors(values: Mapping[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file({name: value.contiguous() for name, value in values.items()}, file)
+    except SafetensorError as error:  # its form of an I/O error
+        raise OSError(f"{file.name} cannot be written: {error}") from error
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"the disk is full: {folder} has {free / 1e9:.2f} GB left, a checkpoint takes {needed / 1e9:.2f} GB"
+        )
+
+
+def _discard(path: Path) -> None:
+    """Remove a visible checkpoint: first from sight, so that a kill leaves no half of one."""
+    hidden = path.with_name(f"{STAGING}old-{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)

@@ -4,40 +4,73 @@
     accelerate launch train/train_sit.py --mixer attention             # the baseline
     accelerate launch train/train_sit.py --config train/configs/folder_pixels.yaml --data PHOTOS
     accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS
+    … --dry_run true                                                   # does everything fit?
+    … --resume auto                                                    # go on where it was stopped
+
+docs/training.md describes what a run writes and what it survives.
 
 t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, S latent size.
 """
 
 import dataclasses
-import importlib.util
-import json
 import os
 import shlex
-import signal
 import sys
-import time
-from contextlib import nullcontext
+import warnings
+from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
 
 import torch
-from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.optimizer import AcceleratedOptimizer
 from jsonargparse import ArgumentParser
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from sit_atconv import Interpolant, InterpolantLoss, InterpolantODEScheduler, SiTPipeline
-from sit_atconv.checkpoints import load_checkpoint, save_checkpoint
+from sit_atconv import Interpolant, InterpolantLoss, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.checkpoints import checkpoint_steps, newest_good_checkpoint, read_checkpoint, save_checkpoint, sweep
 from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
+from sit_atconv.ema import WeightAverages
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
+from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, only_writer
 from sit_atconv.hub import finish_folder, prepare_repository
 from sit_atconv.images import save_grid
-from sit_atconv.labels import name_synsets
 from sit_atconv.latents import encode, load_vae
-from sit_atconv.training import TrainConfig, build_transformer, learning_rate, prepare_run_folder, save_config
+from sit_atconv.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.runlog import (
+    TIME_BINS,
+    MetricsFile,
+    StepReports,
+    Stopwatch,
+    Window,
+    memory_gb,
+    plot_metrics,
+    record_start,
+    scalars,
+    time_bin_sums,
+    tracker_config,
+    tracker_options,
+)
+from sit_atconv.sharding import whole
+from sit_atconv.training import (
+    TrainConfig,
+    build_pipeline,
+    build_transformer,
+    check_continues,
+    describe_dataset,
+    describe_plan,
+    learning_rate,
+    prepare_run_folder,
+    save_config,
+    save_pipeline,
+)
+from sit_atconv.training_state import gather_average, gather_state, restore_state
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
+WAIT_FOR_OTHERS = timedelta(hours=1)  # until a process gives up on the others; the main one may write a checkpoint
+STOPPED = 143  # exit code of a run that was asked to stop, as a terminated process has it
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
@@ -54,60 +87,28 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     return TrainConfig(**options)
 
 
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a request to stop at the next step; the second one acts at once."""
-
-    def __init__(self):
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request)
-
-    def _request(self, number, frame):
-        self.requested = True
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        if accelerator.num_processes == 1:
-            return self.requested
-        flag = torch.tensor(float(self.requested), device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum") > 0)
-
-
-def build_pipeline(config: TrainConfig, transformer, vae, dataset: ImageDataset) -> SiTPipeline:
-    """The pipeline that samples what is being trained."""
-    scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)
-    return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(dataset.classes))))
-
-
-def write_sample_grid(config: TrainConfig, pipeline: SiTPipeline, file: Path) -> None:
-    """Draw the first classes from the same noise each time, one class a row."""
-    pipeline.set_progress_bar_config(disable=True)
-    rows = []
-    for label in range(min(GRID_CLASSES, pipeline.transformer.config.num_classes)):
-        images = pipeline(
-            [label] * GRID_COLUMNS,
-            guidance_scale=config.sample_guidance_scale,
-            num_inference_steps=config.sample_steps,
-            generator=[image_generator(config.seed, label * GRID_COLUMNS + i) for i in range(GRID_COLUMNS)],
-            output_type="pt",
-        ).images
-        rows.append(images.cpu())
-    save_grid(torch.cat(rows), file, columns=GRID_COLUMNS)
-
-
 def train(config: TrainConfig) -> Path:
     """Run the training and return the folder of the finished pipeline (or the run folder, where it was stopped).
 
     Raises:
-        ValueError: naming what in the configuration, the data or the output folder cannot be used.
+        ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
+        FloatingPointError: where too many steps in a row had to be skipped.
+        OSError: where a checkpoint cannot be written, as on a full disk.
     """
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other on CPUs
         mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if importlib.util.find_spec("tensorboard") else None,
+        log_with=config.trackers or None,
         project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
     )
     device, main = accelerator.device, accelerator.is_main_process
+    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "on CPUs accelerate's launcher starts one process, whatever --num_processes; for several use "
+            "torchrun --nproc_per_node N train/train_sit.py",
+            stacklevel=2,
+        )
     share = config.gradient_accumulation_steps * accelerator.num_processes
     if config.batch_size % share:
         raise ValueError(
@@ -129,24 +130,65 @@ def train(config: TrainConfig) -> Path:
         )
     interpolant = Interpolant(config.path, config.prediction)
     loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
-    checkpoint = prepare_run_folder(config)
-    if main and config.push_to_hub is not None:
-        prepare_repository(config.push_to_hub)
+    trained, modules, encoder = transformer, {"model": transformer}, None
+    if config.repa is not None:
+        if dataset.is_latents:
+            raise ValueError(
+                f"repa={config.repa!r} looks at images, but data={config.data!r} holds their latents alone"
+            )
+        grid = 2 * (transformer.config.sample_size // transformer.config.patch_size,)
+        encoder = TargetEncoder(config.repa, config.repa_weights, grid, device)
+        trained = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
+        modules["projector"] = trained.projector
+    run = Path(config.output_dir)
+    continues = prepare_run_folder(config) and not config.dry_run
+    checkpoint = on_main_process(
+        accelerator, lambda: newest_good_checkpoint(run / "checkpoints") if continues else None
+    )
+    data = on_main_process(accelerator, lambda: describe_dataset(dataset))
+    if checkpoint is not None:
+        check_continues(config, data, checkpoint)
+    accelerator.print(
+        describe_plan(
+            config,
+            dataset,
+            transformer,
+            modules.get("projector"),
+            accelerator.num_processes,
+            accelerator.distributed_type == DistributedType.FSDP,
+            accelerator.mixed_precision,
+        )
+    )
+    if config.dry_run:
+        config = dataclasses.replace(config, batch_size=share, max_steps=1, num_workers=min(config.num_workers, 1))
+    writes = main and not config.dry_run
+    if config.push_to_hub is not None and not config.dry_run:
+        on_main_process(accelerator, lambda: prepare_repository(config.push_to_hub))
     accelerator.wait_for_everyone()
 
-    run = Path(config.output_dir)
-    if main:
-        save_config(config)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.compile:
+        transformer.compile_repeated_blocks(fullgraph=True)
     optimizer = torch.optim.AdamW(
-        transformer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        trained.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    model, optimizer = accelerator.prepare(transformer, optimizer)
-    ema = EMAModel(transformer.parameters(), decay=config.ema_decay, foreach=True)
-    start_step = 0
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # Inputs stay in float32, times above all, and gradients are summed in it, as under DDP.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+    model, optimizer = accelerator.prepare(trained, optimizer)
+    averages = WeightAverages(transformer.parameters(), config.ema_decays, config.ema_stds)
+    start_step, window = 0, Window()
     if checkpoint is not None:
-        start_step = load_checkpoint(checkpoint, transformer, ema, optimizer, accelerator.scaler)
+        tensors, state = read_checkpoint(checkpoint)
+        restore_state(tensors, modules, averages, optimizer)
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        start_step, window = state["step"], Window(**state["window"])
         accelerator.print(f"continuing {run} from step {start_step}")
 
     shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
@@ -169,103 +211,169 @@ def train(config: TrainConfig) -> Path:
         num_workers=config.num_workers,
         collate_fn=view.collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
     )
-    if main:
-        accelerator.init_trackers("tensorboard")
-        count = sum(p.numel() for p in transformer.parameters())
-        classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
-        print(f"{len(dataset)} images {classes}, {count / 1e6:.2f} M parameters, into {run}")
 
-    def samples_to_file(file: Path) -> None:
-        ema.store(transformer.parameters())
-        ema.copy_to(transformer.parameters())
-        write_sample_grid(config, build_pipeline(config, transformer, vae, dataset), file)
-        ema.restore(transformer.parameters())
-
-    def checkpoint_now(step: int) -> None:
-        if main:
-            save_checkpoint(
-                run / "checkpoints", step, transformer, ema, optimizer, accelerator.scaler, config.keep_checkpoints
-            )
-        accelerator.wait_for_everyone()
-
-    def micro_batch_loss(part: dict[str, torch.Tensor]) -> torch.Tensor:
+    def per_sample_losses(part: dict[str, torch.Tensor]):
+        """The loss (B,) of each image, its time (B,), and how far off its aligned features are (B,)."""
         part = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
         latents = part["x"]  # (B, C, S, S)
         if encoding:
             with torch.no_grad():
                 latents = encode(vae, latents, part["posterior"])
         dropout = part["dropout"] < transformer.config.class_dropout_prob  # (B,)
+        t = loss_fn.time_from_normal(part["time"])
+        projected = None
 
         def model_fn(x_t, t):
-            return model(x_t, t, part["label"], class_dropout=dropout).sample
+            nonlocal projected
+            output = model(x_t, t, part["label"], class_dropout=dropout, return_dict=False)
+            projected = output[1] if encoder else None
+            return output[0]
 
-        return loss_fn(model_fn, latents, x_0=part["noise"], t=loss_fn.time_from_normal(part["time"])).mean()
+        losses = loss_fn(model_fn, latents, x_0=part["noise"], t=t)
+        return losses, t, alignment_loss(projected, encoder(part["x"])) if encoder else torch.zeros_like(losses)
 
-    stop = Stop()
-    metrics = open_metrics(run / "metrics.jsonl", start_step) if main else None
-    progress = tqdm(
-        initial=start_step, total=config.max_steps, desc="training", unit="step", disable=not main, dynamic_ncols=True
-    )
-    loss_sum, last_log_step, last_log_time = torch.zeros((), device=device), start_step, time.perf_counter()
-    model.train()
-    for step, batch in enumerate(loader, start=start_step + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step - 1)
-        loss_of_step = torch.zeros((), device=device)
-        broken_images.add(batch.pop("broken"))
-        chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
-        parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
-        for i, part in enumerate(parts):
-            # DDP adds up gradients over processes in the last part's backward pass alone.
-            with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
-                loss = micro_batch_loss(part) / len(parts)
-                accelerator.backward(loss)
-            loss_of_step += loss.detach()
-        loss_sum += loss_of_step
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(transformer.parameters())
-        progress.update(1)
+    def write_samples(step: int) -> None:
+        with averages.in_place_of(transformer):
+            pipeline = build_pipeline(config, transformer, vae, dataset.classes)
+            images = sample_grid(config, pipeline, accelerator)
+        if main:
+            save_grid(images, run / "samples" / f"step-{step:08d}.png", columns=GRID_COLUMNS)
 
-        if step % config.log_every == 0 or step == config.max_steps:
-            loss = (accelerator.reduce(loss_sum, "mean") / (step - last_log_step)).item()
-            now = time.perf_counter()
-            speed = (step - last_log_step) * config.batch_size / (now - last_log_time)
-            loss_sum, last_log_step, last_log_time = torch.zeros_like(loss_sum), step, now
-            values = {
-                "loss": loss,
-                "grad_norm": float(grad_norm) if torch.isfinite(grad_norm) else None,
-                "learning_rate": learning_rate(config, step - 1),
-                "images_per_second": speed,
-            }
-            if main:
-                metrics.write(json.dumps({"step": step, **values}) + "\n")
-                progress.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
-                accelerator.log(values, step=step)
-        stopping = stop.agreed(accelerator)
-        checkpointing = step % config.checkpoint_every == 0 or step == config.max_steps or stopping
-        if (checkpointing or step % config.log_every == 0) and not torch.isfinite(loss_of_step):
+    def checkpoint_now(step: int) -> None:
+        tensors = gather_state(modules, averages, optimizer, main)
+        state = {
+            "step": step,
+            "data": data,
+            "classes": dataset.classes,
+            "transformer": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
+            "window": dataclasses.asdict(window),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        }
+        on_main_process(
+            accelerator,
+            lambda: save_checkpoint(
+                run / "checkpoints", step, tensors, state, config.keep_checkpoints, config.keep_every
+            ),
+        )
+
+    def snapshot_averages(step: int) -> None:
+        names = [f"std-{std:g}" for std in config.ema_stds]
+        tensors = {name: gather_average(transformer, averages.averages[name], main) for name in names}
+        on_main_process(accelerator, lambda: save_checkpoint(run / "ema", step, tensors, {"step": step}))
+
+    def account(step: int, report: list[float]) -> bool:
+        """Take in what a step reported; whether some process was asked to stop."""
+        stop, applied, grad_norm, alignment, *bins = report
+        if applied:
+            window.add(bins, grad_norm, alignment)
+            return stop > 0
+        window.skip()
+        accelerator.print(f"\nstep {step} is skipped: its loss or gradient is not finite")
+        if writes:
+            metrics.write(step, skipped=True)
+        if window.skipped_in_a_row >= config.max_skipped_steps:
+            good = [path for _, path in checkpoint_steps(run / "checkpoints")]
             raise FloatingPointError(
-                f"the loss is {loss_of_step.item()} at step {step}; lower --learning_rate, or train in bf16. "
-                "Checkpoints hold the state before."
+                f"the loss or its gradient was not finite in {window.skipped_in_a_row} steps in a row, up to step "
+                f"{step}; lower --learning_rate, or train in bf16. The last good checkpoint is "
+                + (f"{good[-1]}" if good else "none: the run had not saved one yet")
             )
-        if main and (step % config.sample_every == 0 or step == config.max_steps):
-            samples_to_file(run / "samples" / f"step-{step:08d}.png")
-        if checkpointing:
-            checkpoint_now(step)
-        if stopping and step < config.max_steps:
-            progress.close()
-            accelerator.print(f"stopped after step {step}; continue with the same command and --resume latest")
-            accelerator.end_training()
-            return run
-    progress.close()
+        return stop > 0
 
+    metrics = None
+    with ExitStack() as stack:
+        if not config.dry_run:
+            on_main_process(accelerator, lambda: start_run_folder(config, stack, accelerator, start_step))
+            accelerator.init_trackers(
+                "tensorboard" if "tensorboard" in config.trackers else run.name,
+                tracker_config(config),
+                tracker_options(config),
+            )
+        if writes:
+            metrics = stack.enter_context(MetricsFile(run / "metrics.jsonl", start_step))
+        stop = stack.enter_context(StopSignals())
+        progress = stack.enter_context(
+            tqdm(initial=start_step, total=config.max_steps, desc="training", disable=not main, dynamic_ncols=True)
+        )
+        reports, watch, last_log_step, stopping = StepReports(device), Stopwatch(), start_step, False
+        batches = iter(loader)
+        model.train()
+        for step in range(start_step + 1, config.max_steps + 1):
+            batch = watch.next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step - 1)
+            broken_images.add(batch.pop("broken"))
+            chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
+            parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
+            sums = torch.zeros(2 + 2 * TIME_BINS, device=device)  # stop, alignment, losses by time and their number
+            for i, part in enumerate(parts):
+                # DDP adds up gradients over processes in the last part's backward pass alone.
+                with accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
+                    losses, t, alignment = per_sample_losses(part)
+                    loss = (losses.mean() + config.repa_coefficient * alignment.mean()) / len(parts)
+                    accelerator.backward(loss)
+                sums[1] += alignment.detach().sum() / config.batch_size
+                sums[2:] += time_bin_sums(losses.detach(), t)
+
+            # One small sum tells all processes whether one was asked to stop or met a loss that is not finite; the
+            # gradient and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
+            sums[0].fill_(float(stop.requested))
+            sums = accelerator.reduce(sums, "sum")
+            grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+            applied = (grad_norm.isfinite() & sums.isfinite().all()).float()
+            masked_step(optimizer, applied, accelerator.scaler)
+            optimizer.zero_grad()
+            averages.update(transformer.parameters(), step, applied)
+            reports.send(step, torch.cat([sums[:1], torch.stack([applied, grad_norm.to(applied)]), sums[1:]]))
+            progress.update(1)
+
+            logging = step % config.log_every == 0 or step == config.max_steps
+            checkpointing = step % config.checkpoint_every == 0 or step == config.max_steps
+            for reported, report in reports.arrived(wait=logging or checkpointing):
+                stopping |= account(reported, report)
+            if config.dry_run:
+                break
+            if stopping:  # a second look brings the report of this step, too
+                for reported, report in reports.arrived(wait=True):
+                    account(reported, report)
+            if logging:
+                speed = watch.read((step - last_log_step) * config.batch_size)
+                last_log_step = step
+                values = {
+                    **window.close(),
+                    "learning_rate": learning_rate(config, step - 1),
+                    **speed,
+                    "memory_gb": memory_gb(device),
+                }
+                if main:
+                    metrics.write(step, **values)
+                    progress.set_postfix(loss=values["loss"], images_per_s=round(values["images_per_second"]))
+                accelerator.log(scalars(values), step=step)
+            with watch.paused():
+                if config.ema_stds and (step % config.ema_snapshot_every == 0 or step == config.max_steps):
+                    snapshot_averages(step)
+                if checkpointing or stopping:
+                    checkpoint_now(step)
+                    if main:
+                        plot_metrics(run / "metrics.jsonl", run / "loss.png")
+                if step == config.max_steps or (step % config.sample_every == 0 and not stopping):
+                    write_samples(step)
+            if stopping and step < config.max_steps:
+                accelerator.print(f"\nstopped after step {step}; continue with the same command and --resume latest")
+                accelerator.end_training()
+                return run
+
+    if config.dry_run:
+        accelerator.print(f"dry run: one step with {share} images is done, nothing was written")
+        return run
+    weights = gather_average(transformer, averages.first, main)
     if main:
-        ema.copy_to(transformer.parameters())
-        build_pipeline(config, transformer, vae, dataset).save_pretrained(run / "pipeline")
+        averaged = SiTTransformer2DModel.from_config(transformer.config)
+        averaged.load_state_dict(weights)
         samples = run / "samples" / f"step-{config.max_steps:08d}.png"
+        save_pipeline(build_pipeline(config, averaged, vae, dataset.classes), run / "pipeline")
         uploaded = finish_folder(run / "pipeline", dataclasses.asdict(config), samples, config.push_to_hub)
         if uploaded is not None:
             print(f"uploaded: {uploaded}")
@@ -275,11 +383,49 @@ def train(config: TrainConfig) -> Path:
     return run / "pipeline"
 
 
-def open_metrics(file: Path, start_step: int) -> TextIO:
-    """Open the log to append to, without the lines of steps that are about to be done again."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= start_step))
-    return file.open("a", buffering=1)
+def sample_grid(config: TrainConfig, pipeline: SiTPipeline, accelerator: Accelerator) -> torch.Tensor:
+    """Draw the first classes from the same noise each time, one class a row: (rows · GRID_COLUMNS, C, H, W) in [0, 1].
+
+    Processes take turns with the rows, so that none waits for another; all make the same number of network calls.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    rows = min(GRID_CLASSES, pipeline.transformer.config.num_classes)
+    drawn = []
+    for first in range(0, rows, accelerator.num_processes):
+        label = (first + accelerator.process_index) % rows
+        images = pipeline(
+            [label] * GRID_COLUMNS,
+            guidance_scale=config.sample_guidance_scale,
+            num_inference_steps=config.sample_steps,
+            generator=[image_generator(config.seed, label * GRID_COLUMNS + i) for i in range(GRID_COLUMNS)],
+            output_type="pt",
+        ).images
+        drawn.append(accelerator.gather(images.contiguous()).cpu())
+    return torch.cat(drawn)[: rows * GRID_COLUMNS]
+
+
+def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """AdamW's update where `applied` () is 1, nothing where it is 0, by the mechanism that fused kernels have for fp16.
+
+    The gradients have been unscaled by now.
+    """
+    fused = optimizer.optimizer
+    fused.grad_scale, fused.found_inf = None, 1 - applied
+    fused.step()
+    if scaler is not None:
+        scaler.update()
+
+
+def start_run_folder(config: TrainConfig, stack: ExitStack, accelerator: Accelerator, start_step: int) -> None:
+    """Lock the run folder and write down what is being run."""
+    run = Path(config.output_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(only_writer(run))
+    save_config(config)
+    sweep(run / "checkpoints")
+    record_start(
+        run / "starts.jsonl", start_step, accelerator.num_processes, accelerator.device, accelerator.mixed_precision
+    )
 
 
 def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
@@ -296,14 +442,17 @@ def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; a mistake in it ends with one line and exit code 2."""
+    """Command line; a mistake in it ends with one line and exit code 2, a stop on request with 143."""
     try:
-        train(parse_arguments(arguments))
-    except (ValueError, FloatingPointError) as error:
+        config = parse_arguments(arguments)
+        finished = train(config)
+    except (ValueError, FloatingPointError, OSError) as error:
         # Every process finds the same mistake, and one says so; but only one may have met the broken image.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BrokenImageError):
             print(f"train_sit.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    if finished.name != "pipeline" and not config.dry_run:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

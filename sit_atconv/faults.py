@@ -1,0 +1,131 @@
+"""What keeps a run's processes together when something goes wrong: stop signals, and failures of the main process."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: as Slurm warns, and when the launcher is gone
+SAME_REQUEST = 1.0  # seconds; a terminal and the launcher both pass on one Ctrl-C
+
+
+class StopSignals:
+    """Turns the first stop signal into a request, and the second one into an end at once.
+
+    Python runs signal handlers between two lines of the main thread, which never come while that waits for a process
+    that is gone. A thread therefore reads the signals. As a context manager it puts the former handlers back.
+
+    Attributes:
+        requested: whether a stop was asked for.
+    """
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> "StopSignals":
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._pid = os.getpid()
+        threading.Thread(target=self._watch, daemon=True).start()
+        _signal_when_parent_dies(signal.SIGUSR1)
+        return self
+
+    def __exit__(self, *_) -> None:
+        _signal_when_parent_dies(0)
+        signal.set_wakeup_fd(self._fd)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._write.close()
+
+    def _watch(self) -> None:
+        first = None
+        while received := self._read.recv(1):
+            if received[0] not in STOP_SIGNALS:
+                continue
+            if first is None:
+                first, self.requested = time.monotonic(), True
+                name = signal.Signals(received[0]).name
+                _say(f"{name}: stopping after this step with a checkpoint; once more to stop now")
+            elif time.monotonic() - first > SAME_REQUEST and received[0] != signal.SIGUSR1:
+                _say("stopping now, without a checkpoint")
+                os._exit(128 + received[0])
+        self._read.close()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"\ntrain_sit.py: {text}\n")
+    sys.stderr.flush()
+
+
+def _signal_when_parent_dies(number: int) -> None:
+    """On Linux, have this process get a signal when its launcher is gone: some launchers pass none on.
+
+    A run that was started without one goes on when its shell ends, as under nohup.
+    """
+    launched = {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    if launched and sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def ignore_stop_signals(worker_id: int = 0) -> None:
+    """For data workers, `worker_init_fn`: a signal to the whole job must not end them before the run has stopped."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; the system frees it when the process ends, however that happens.
+
+    Raises:
+        ValueError: where another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            # of this process alone, unlike flock's: data workers that outlive a killed run by seconds do not hold it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"output_dir={str(folder)!r}: another process is training in it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Run `function` on the main process and return its result, or raise its error, on all of them.
+
+    Raises:
+        ValueError, OSError: as `function`; with its message on the main process's peers.
+    """
+    outcome: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

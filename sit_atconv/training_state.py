@@ -1,0 +1,94 @@
+"""The tensors of a training run: gathered for a checkpoint, and put back."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .checkpoints import Tensors
+from .ema import WeightAverages
+from .sharding import local, shard_like, whole, whole_like
+
+EMA = "ema-"  # first part of the names of files with averages
+OPTIMIZER = "optimizer"
+
+
+def gather_average(transformer: nn.Module, average: list[torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
+    """One average of the transformer as whole CPU tensors by name, on the main process; every process must call it."""
+    gathered = {}
+    for (name, parameter), shard in zip(transformer.named_parameters(), average, strict=True):
+        tensor = whole_like(shard, parameter)
+        if main:
+            gathered[name] = tensor.cpu()
+    return gathered
+
+
+def gather_state(
+    modules: Mapping[str, nn.Module], averages: WeightAverages, optimizer: torch.optim.Optimizer, main: bool
+) -> Tensors:
+    """Everything that a run needs to go on, as whole CPU tensors on the main process.
+
+    Every process must call it: sharded tensors are put together one by one.
+
+    Args:
+        modules: what is trained, by the name of its file; "model" is the transformer, whose weights are averaged.
+        averages: of the transformer.
+        optimizer: of all modules' parameters.
+        main: whether this process keeps what is gathered.
+    """
+    gathered = {part: {} for part in modules} | {OPTIMIZER: {}}
+    for part, module in modules.items():
+        for name, value in module.state_dict().items():
+            tensor = whole(value)
+            if main:
+                gathered[part][name] = tensor.cpu()
+        for name, parameter in module.named_parameters():
+            for slot, value in optimizer.state[parameter].items():
+                tensor = whole(value)
+                if main:
+                    gathered[OPTIMIZER][f"{part}.{name}|{slot}"] = tensor.cpu()
+    for profile, average in averages.averages.items():
+        gathered[f"{EMA}{profile}"] = gather_average(modules["model"], average, main)
+    return gathered
+
+
+def restore_state(
+    tensors: Tensors, modules: Mapping[str, nn.Module], averages: WeightAverages, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put back what `gather_state` gathered, on any number of processes.
+
+    Raises:
+        ValueError: where the tensors are of another model or other averages; nothing has been changed by then.
+    """
+    parameters = {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
+    expected = {part: _shapes(module.state_dict()) for part, module in modules.items()}
+    expected |= {f"{EMA}{profile}": _shapes(dict(modules["model"].named_parameters())) for profile in averages.averages}
+    if missing := sorted((expected.keys() | {OPTIMIZER}) ^ tensors.keys()):
+        raise ValueError(f"the checkpoint and this run differ in: {', '.join(missing)}")
+    for part, shapes in expected.items():
+        if _shapes(tensors[part]) != shapes:
+            raise ValueError(f"{part}.safetensors of the checkpoint holds another model")
+    optimizer_state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors[OPTIMIZER].items():
+        name, _, slot = key.rpartition("|")
+        optimizer_state.setdefault(name, {})[slot] = value
+    if optimizer_state and optimizer_state.keys() != parameters.keys():
+        raise ValueError(f"{OPTIMIZER}.safetensors of the checkpoint holds another model")
+
+    with torch.no_grad():
+        for part, module in modules.items():
+            for name, value in module.state_dict().items():
+                value.copy_(shard_like(tensors[part][name], value))
+        for profile, average in averages.averages.items():
+            for (name, parameter), shard in zip(modules["model"].named_parameters(), average, strict=True):
+                shard.copy_(local(shard_like(tensors[f"{EMA}{profile}"][name], parameter)))
+        for name, slots in optimizer_state.items():
+            parameter = parameters[name]
+            optimizer.state[parameter] = {
+                slot: shard_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                for slot, value in slots.items()
+            }
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import export_average
+import pytest
+import torch
+import train_sit
+from safetensors.torch import load_file
+
+from sit_atconv import SiTPipeline
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--output_dir", str(folder), "--max_steps", "6", "--model.num_layers", "1", "--batch_size", "16"]
+    options += ["--ema_decay", "[0.9, 0.5]", "--ema_stds", "[0.05, 0.1]", "--ema_snapshot_every", "2"]
+    options += ["--checkpoint_every", "3", "--sample_steps", "1", "--log_with", "none"]
+    train_sit.train(train_sit.parse_arguments(options))
+    return folder
+
+
+def weights(pipeline: Path) -> dict[str, torch.Tensor]:
+    return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options, file",
+    [
+        ([], "checkpoints/step-00000006/ema-decay-0.9.safetensors"),
+        (["--average", "decay-0.5"], "checkpoints/step-00000006/ema-decay-0.5.safetensors"),
+        (["--average", "decay-0.5", "--step", "3"], "checkpoints/step-00000003/ema-decay-0.5.safetensors"),
+        (["--std", "0.1"], "ema/step-00000006/std-0.1.safetensors"),
+        (["--std", "0.05", "--step", "4"], "ema/step-00000004/std-0.05.safetensors"),
+    ],
+)
+def test_pipeline_holds_the_average_asked_for(run, tmp_path, options, file):
+    export_average.main([str(run), "--out", str(tmp_path / "out"), *options])
+    expected = load_file(run / file)
+    for name, value in weights(tmp_path / "out").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    if not options:
+        assert SiTPipeline.from_pretrained(tmp_path / "out")(["3"], num_inference_steps=1).images[0].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--average", "decay-0.7"], "tracks decay-0.5, decay-0.9, std-0.05, std-0.1"),
+        (["--std", "0.5"], "std=0.5 must lie between"),
+        (["--step", "5"], r"checkpoints [3, 6]"),
+        (["--std", "0.1", "--average", "decay-0.5"], "two different things"),
+    ],
+)
+def test_what_a_run_does_not_hold_is_said(run, tmp_path, capsys, options, expected):
+    with pytest.raises(SystemExit):
+        export_average.main([str(run), "--out", str(tmp_path / "out"), *options])
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_average.main([str(run), "--out", str(tmp_path)])
+    assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""The configs that are shipped build what their heads say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_sit
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from sit_atconv.data import open_dataset
+from sit_atconv.latents import load_vae
+from sit_atconv.macs import closed_form_macs
+from sit_atconv.training import build_transformer
+
+CONFIGS = Path(train_sit.__file__).with_name("configs")
+RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.name)
+IMAGENET = sorted(CONFIGS.glob("imagenet*.yaml"), key=lambda path: path.name)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """256 pictures in two classes, and a small autoencoder with the factor and channels of Stable Diffusion's."""
+    folder = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    for i in range(256):
+        file = folder / "photos" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(file)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def arguments(recipe: Path, sources: Path, *options: str) -> list[str]:
+    vae = ["--vae", str(sources / "vae")] if "\nvae:" in recipe.read_text() else []
+    return ["--config", str(recipe), "--data", str(sources / "photos"), *vae, *options]
+
+
+def test_every_size_resolution_and_mixer_is_there():
+    names = {path.stem for path in IMAGENET}
+    assert names == {f"imagenet{px}_{size}" for px in (256, 512) for size in ("s", "b", "l", "xl")}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_builds(recipe, sources):
+    config = train_sit.parse_arguments(arguments(recipe, sources))
+    dataset = open_dataset(config.data, config.image_size)
+    vae = None if config.vae is None else load_vae(config.vae)
+    with torch.device("meta"):
+        transformer = build_transformer(config, dataset, vae)
+    assert transformer.config.mixer == "atconv"
+    assert f"--config train/configs/{recipe.name}" in recipe.read_text()
+
+
+@pytest.mark.parametrize("recipe", IMAGENET, ids=lambda path: path.stem)
+@pytest.mark.parametrize("label, mixer", [("ATConv", "atconv"), ("attention", "attention")])
+def test_paper_settings_and_the_costs_of_the_head(recipe, label, mixer, sources):
+    config = train_sit.parse_arguments(arguments(recipe, sources, "--mixer", mixer))
+    assert (config.batch_size, config.learning_rate, config.weight_decay) == (256, 1e-4, 0.0)
+    assert (config.ema_decay, config.max_steps, config.lr_schedule) == (0.9999, 400_000, "constant")
+    size = config.image_size // 8
+    with torch.device("meta"):
+        model = train_sit.SiTTransformer2DModel.from_preset(config.preset, mixer=mixer, sample_size=size)
+    macs = closed_form_macs(model.config, size, size)
+    row = re.search(rf"#   {label} +([\d.]+) M +([\d.]+) GMACs +([\d.]+) EFLOP +about +(\d+) h", recipe.read_text())
+    parameters, gmacs, exaflop, hours = map(float, row.groups())
+    assert parameters == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.05)
+    assert gmacs == pytest.approx(macs / 1e9, abs=0.005)
+    assert exaflop == pytest.approx(2 * 3 * macs * 256 * 400_000 / 1e18, abs=0.05)
+    assert hours == pytest.approx(exaflop * 1e18 / (8 * 0.4 * 312e12) / 3600, abs=0.55)
+
+
+def test_dry_run_takes_a_step_and_writes_nothing(sources, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_sit.main(
+        [*arguments(CONFIGS / "imagenet256_s.yaml", sources, "--dry_run", "true", "--mixed_precision", "no")]
+    )
+    printed = capsys.readouterr().out
+    assert "256 images of 2 classes, 256² pixels" in printed
+    assert "4.57 GMACs an image on 32² latents" in printed
+    assert "400,000 steps" in printed
+    assert "one step with 1 images is done" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_finds_what_is_wrong(sources, capsys):
+    with pytest.raises(SystemExit):
+        train_sit.main(arguments(CONFIGS / "imagenet256_s.yaml", sources, "--dry_run", "true", "--batch_size", "257"))
+    assert "batch_size=257 exceeds the 256 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_configs_are_understood(file, monkeypatch):
+    loaded = load_config_from_file(str(file))
+    assert loaded.num_processes == 8
+    args = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    args, defaults, _ = _validate_launch_command(args)
+    assert args.num_processes == 8
+    assert defaults.mixed_precision == "bf16"
+    if "fsdp" in file.stem:
+        assert args.use_fsdp
+        assert int(args.fsdp_version) == 2
+        assert args.fsdp_transformer_layer_cls_to_wrap == "SiTBlock"
+    else:
+        assert args.multi_gpu
