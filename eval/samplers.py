@@ -23,7 +23,7 @@ from sit_atconv.evaluation import balanced_labels, check_new_file, load_pipeline
 from sit_atconv.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
 from sit_atconv.validation import check_count
 
-STEPS = (10, 25, 50, 100)
+BUDGETS = (10, 20, 30, 50, 100, 200)  # network calls
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 FINE = {"solver": "dopri8", "rtol": 1e-6, "atol": 1e-7}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -38,7 +38,7 @@ DIFFUSERS = {
 def compare_samplers(
     pipeline: SiTPipeline,
     num_images: int = 16,
-    steps: list[int] | None = None,
+    budgets: list[int] | None = None,
     guidance_scale: float = 1.0,
     seed: int = 0,
 ) -> list[dict]:
@@ -47,7 +47,7 @@ def compare_samplers(
     Args:
         pipeline: of a model of the linear path, which diffusers' schedulers know alone.
         num_images: in the batch, labels balanced over the classes.
-        steps: step counts of the fixed-step samplers; `STEPS` where None.
+        budgets: network calls that the fixed-step samplers spend at most, each as one row; `BUDGETS` where None.
         guidance_scale: of every sampler.
         seed: of the noise.
 
@@ -76,25 +76,29 @@ def compare_samplers(
 
     runs = []
     for solver in (*FIXED_STEP, *MULTISTEP):
-        for n in steps or STEPS:
-            runs.append((solver, f"{n} steps", InterpolantODEScheduler.from_config(config, solver=solver), n))
+        scheduler = InterpolantODEScheduler.from_config(config, solver=solver)
+        for n in budgets or BUDGETS:
+            runs.append((solver, scheduler, n // scheduler.order))
     for solver in ADAPTIVE:
         for rtol in TOLERANCES:
             scheduler = InterpolantODEScheduler.from_config(config, solver=solver, rtol=rtol, atol=rtol / 10)
-            runs.append((solver, f"rtol {rtol:g}", scheduler, 1))
+            runs.append((solver, scheduler, None))
     for name, (scheduler_class, options) in DIFFUSERS.items():
-        for n in steps or STEPS:
-            scheduler = scheduler_class(**options)
-            scheduler.register_to_config(path=config["path"], prediction=config["prediction"])
-            runs.append((f"diffusers {name}", f"{n} steps", scheduler, n))
+        scheduler = scheduler_class(**options)
+        scheduler.register_to_config(path=config["path"], prediction=config["prediction"])
+        for n in budgets or BUDGETS:
+            runs.append((f"diffusers {name}", scheduler, n // scheduler.order))
 
     original = pipeline.scheduler
     handle = pipeline.transformer.register_forward_hook(count)
     try:
         fine = sample(InterpolantODEScheduler.from_config(config, **FINE))
         rows = []
-        for name, setting, scheduler, n in tqdm(runs, desc="samplers", unit="run"):
-            error = (sample(scheduler, n) - fine).square().mean().sqrt().item()
+        for name, scheduler, n in tqdm(runs, desc="samplers", unit="run"):
+            if n == 0:
+                continue  # a step costs more than the budget
+            setting = f"rtol {scheduler.config.rtol:g}" if n is None else f"{n} steps"
+            error = (sample(scheduler, n or 1) - fine).square().mean().sqrt().item()
             rows.append({"sampler": name, "setting": setting, "network_calls": calls, "rms_error": error})
     finally:
         handle.remove()

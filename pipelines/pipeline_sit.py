@@ -27,7 +27,7 @@ from sit_atconv.solvers import after_step
 from sit_atconv.validation import check_choice, check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is below half a grey level by then
+DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is within a fifth of a grey level by then
 
 
 class SiTPipeline(DiffusionPipeline):

@@ -253,14 +253,22 @@ def combine(weights: tuple[float, ...], velocities: list[torch.Tensor]) -> torch
 
 
 def after_step(callback: Callback | None, index: int, t: float, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Show the state to the callback: (the state to go on with, whether the callback asked to stop)."""
+    """Show the state to the callback: (the state to go on with, whether the callback asked to stop).
+
+    The state is another tensor exactly where the callback changed it, be it in place.
+    """
     if callback is None:
         return x, False
+    uncounted = x.is_inference()  # PyTorch counts the changes of all other tensors
+    before = x.clone() if uncounted else x._version
     try:
         replaced = callback(index, t, x)
     except StopIteration:
         return x, True
-    return (x if replaced is None else replaced), False
+    if replaced is not None and replaced is not x:
+        return replaced, False
+    unchanged = torch.equal(x, before) if uncounted else x._version == before
+    return (x if unchanged else x.view_as(x)), False
 
 
 def stage_times(tableau: Tableau, t: float, t_next: float) -> list[float]:

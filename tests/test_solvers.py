@@ -277,5 +277,15 @@ def test_multistep_callback_replaces_and_stops(method, x):
     expected = solve_multistep(oscillating_growth, torch.full_like(x, 2.0), grid[6:11], method)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
+    def in_place(i, t, state):
+        if i == 5:
+            state.fill_(2.0)
+        if i == 9:
+            raise StopIteration
+
+    with torch.inference_mode():
+        torch.testing.assert_close(solve_multistep(oscillating_growth, x.clone(), grid, method, in_place), result)
+    torch.testing.assert_close(solve_multistep(oscillating_growth, x.clone(), grid, method, in_place), result)
+
     last = solve_multistep(oscillating_growth, x, grid, method, lambda i, t, x: x + 1 if i == 11 else None)
     torch.testing.assert_close(last, solve_multistep(oscillating_growth, x, grid, method) + 1)

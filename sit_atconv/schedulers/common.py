@@ -72,7 +72,16 @@ class InterpolantSchedulerMixin:
         if latents.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"latents are {latents.dtype}; the solver's state must be float32 (or float64)")
 
-    def _check_step(self, sample: torch.Tensor) -> None:
+    def _check_step(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> None:
         if self._step_index >= len(self.timesteps):
             raise ValueError("no timestep is left; call set_timesteps(num_inference_steps) before the loop")
+        # Not by value, which would wait for a GPU: an entry of `timesteps` is known by where it lies.
+        expected = self.timesteps[self._step_index]
+        if isinstance(timestep, torch.Tensor) and timestep.device == self.timesteps.device:
+            same_memory = timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr()
+            if same_memory and timestep.data_ptr() != expected.data_ptr():
+                raise ValueError(
+                    f"timestep is not entry {self._step_index} of timesteps, whose turn it is; go through them in "
+                    "order, from the first"
+                )
         self._check_state(sample, 1)

@@ -56,8 +56,10 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
 
     @property
     def order(self) -> int:
-        """Network calls a step, as diffusers counts them; 1 where the solver has no fixed number."""
-        return len(FIXED_STEP[self.config.solver].c) if self.config.solver in FIXED_STEP else 1
+        """Network calls a step, as diffusers counts them; 1 where the solver chooses its steps."""
+        if self.config.solver in FIXED_STEP:
+            return len(FIXED_STEP[self.config.solver].c)
+        return 5 if self.config.solver == "implicit_adams" else 1  # which iterates, mostly four times
 
     @property
     def is_adaptive(self) -> bool:
@@ -154,11 +156,11 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
 
         Args:
             model_output: the network's output at `sample` and `timestep`.
-            timestep: the entry of `timesteps` whose turn it is; they are gone through in order.
+            timestep: the entry of `timesteps` whose turn it is; they are gone through in order, from the first.
             sample: what this method returned last, or the noise.
             return_dict: return an `InterpolantSchedulerOutput` or a tuple.
         """
-        self._check_step(sample)
+        self._check_step(sample, timestep)
         tableau = FIXED_STEP[self.config.solver]
         index, stage = divmod(self._step_index, self.order)
         if stage == 0:

@@ -186,7 +186,7 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return_dict: bool = True,
     ) -> InterpolantSchedulerOutput | tuple[torch.Tensor]:
         """One step from `sample`, x_t (B, C, H, W) float32, given the network's output at x_t."""
-        self._check_step(sample)
+        self._check_step(sample, timestep)
         model_output = model_output.to(sample.dtype)
         t = self._grid[self._step_index].to(sample.dtype)
         if self._step_index == len(self._grid) - 1:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchdiffeq
 
-from sit_atconv import Interpolant, InterpolantODEScheduler
+from sit_atconv import Interpolant, InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.interpolants import PREDICTIONS
 from sit_atconv.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
 
@@ -129,6 +129,37 @@ def test_step_loop_equals_solve(path, prediction, solver, latents):
     for t in scheduler.timesteps:
         x = scheduler.step(model_fn(x, t), t, x, return_dict=False)[0]
     torch.testing.assert_close(x, scheduler.solve(model_fn, latents, 1))
+
+
+@pytest.mark.parametrize("scheduler", [InterpolantODEScheduler(), InterpolantSDEScheduler()])
+def test_steps_are_gone_through_in_order(scheduler, latents):
+    """A loop that leaves out the first steps would silently run with the times of others."""
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps[1:]:
+        with pytest.raises(ValueError, match="timestep is not entry 0 of timesteps"):
+            scheduler.step(latents, t, latents)
+    scheduler.step(latents, scheduler.timesteps[0].clone(), latents)  # what it is told elsewhere cannot be checked
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+@pytest.mark.parametrize("solver", ["midpoint", "dopri5", "explicit_adams"])
+def test_latents_changed_in_place_are_as_replaced_ones(solver, inference_mode, latents):
+    """A solver that keeps velocities between its steps must notice that the state is another one."""
+
+    def in_place(step, t, x):
+        if step == 1:
+            x[:, :, :2] = 1.0
+
+    def replacing(step, t, x):
+        return torch.cat([torch.ones_like(x[:, :, :2]), x[:, :, 2:]], dim=2) if step == 1 else None
+
+    scheduler = InterpolantODEScheduler(solver=solver)
+    with torch.inference_mode(inference_mode):
+        expected = scheduler.solve(lambda x, t: torch.sin(3 * x), latents.clone(), 8, callback=replacing)
+        calls = scheduler.num_model_calls
+        result = scheduler.solve(lambda x, t: torch.sin(3 * x), latents.clone(), 8, callback=in_place)
+    torch.testing.assert_close(result, expected)
+    assert scheduler.num_model_calls == calls
 
 
 def test_half_precision_outputs_keep_the_state_in_float32(latents, assert_close):
