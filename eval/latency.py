@@ -15,17 +15,19 @@ from its launch until the device is done. Measurements:
     forward        one forward pass of the whole model
     training       forward and backward pass; below float32, under autocast with float32 weights
     checkpointing  the same with gradient checkpointing, against the model without
-    sampling       the pipeline from labels to images, VAE included
+    sampling       the pipeline from labels to images, VAE included (never compiled); midpoint steps of two calls
     sde            an SDE solve, against one that calls the network twice a step, as for drift and score apart
 """
 
+import importlib
+import importlib.util
 import itertools
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -37,13 +39,13 @@ from diffusers import AutoencoderKL
 from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from torch import nn
+from torch.nn.attention import SDPBackend
 from tqdm.auto import tqdm
 
 import sit_atconv
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.benchmarking import (
     copy_bandwidth,
-    count_operations,
     matrix_rate,
     measure,
     peak_memory,
@@ -53,6 +55,7 @@ from sit_atconv.benchmarking import (
 )
 from sit_atconv.guidance import GuidedModel
 from sit_atconv.latents import decode, load_vae
+from sit_atconv.macs import count_operations
 from sit_atconv.models.transformer_sit import PRESETS
 from sit_atconv.validation import check_choice, check_count, check_positive
 
@@ -129,7 +132,7 @@ class Options:
         warmup: rounds that run first and are not counted.
         repeats: rounds that are counted; each runs every model once.
         max_seconds: for each setting; no round is begun after that, once 3 have been counted.
-        steps: solver steps of "sampling".
+        steps: solver steps of "sampling", of the midpoint method: two network calls each.
         sde_steps: solver steps of "sde".
         vae: of "sampling": a folder or a name on the Hub; where null, Stable Diffusion's architecture with random
             weights, which is as fast.
@@ -188,7 +191,8 @@ class Options:
         own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
         if all(values is None for values in own):
             return PLANS[self.device]
-        presets = tuple(self.presets or family("S/2"))
+        default = family("S/2")[:2] if self.measurements == ["operator"] else family("S/2")
+        presets = tuple(self.presets or default)
         default_dtype = "bfloat16" if self.device == "cuda" else "float32"
         combinations = itertools.product(
             self.measurements or ["forward"],
@@ -325,7 +329,7 @@ def make_calls(
     vae = nn.Module.to(vae, device, DTYPES[setting.dtype]).eval()
     calls = {}
     for name, net in nets.items():
-        pipeline = SiTPipeline(net, InterpolantODEScheduler(), vae)
+        pipeline = SiTPipeline(net, InterpolantODEScheduler(solver="midpoint"), vae)
         pipeline.set_progress_bar_config(disable=True)
         size = dict(height=setting.image_size, width=setting.image_size)
         calls[name] = partial(
@@ -359,7 +363,8 @@ def measure_setting(
         for name, call in calls.items():
             for model in models.values():
                 model.zero_grad(set_to_none=True)
-            memory[name] = peak_memory(call, device)
+            # What CUDA graphs use is set aside for good, and would be counted as nothing.
+            memory[name] = None if options.cuda_graphs else peak_memory(call, device)
     for model in models.values():
         model.zero_grad(set_to_none=True)
 
@@ -386,24 +391,36 @@ def measure_setting(
     return rows
 
 
+def without_memory(setting: Setting) -> dict:
+    """The row of a setting in which the device had not enough memory for its models one after the other."""
+    row = asdict(setting) | {"name": ", ".join(setting.presets), "error": "out of memory"}
+    del row["presets"]
+    return row
+
+
 def markdown_table(results: list[dict]) -> str:
     """The results as a Markdown table; in brackets, the quartiles."""
     header = ["measurement", "model", "image px", "batch", "dtype", "GMACs/image", "ms [quartiles]"]
-    header += ["ratio to baseline", "images/s", "roofline", "peak MiB", "VAE"]
+    header += ["rounds", "ratio to baseline", "images/s", "roofline", "peak beyond weights, MiB", "VAE"]
     rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2)]
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.0f} %"
 
     for r in results:
+        setting = [r["measurement"], r["name"], r["image_size"], r["batch_size"], r["dtype"]]
+        if "error" in r:
+            rows.append([*setting, "", r["error"], *[""] * (len(header) - 7)])
+            continue
         low, ms, high = (f"{value:.4g}" for value in r["ms"])
         ratio_low, ratio, ratio_high = (f"{value:.3f}" for value in r["ratio"])
         macs = r.get("macs_per_image")
-        rows.append([r["measurement"], r["name"], r["image_size"], r["batch_size"], r["dtype"]])
-        rows[-1] += ["" if macs is None else f"{macs / 1e9:.2f}", f"{ms} [{low}–{high}]"]
+        rows.append([*setting, "" if macs is None else f"{macs / 1e9:.2f}", f"{ms} [{low}–{high}]"])
+        rows[-1] += [len(r["times_ms"])]
         rows[-1] += ["" if r["baseline"] == r["name"] else f"{ratio} [{ratio_low}–{ratio_high}]"]
         rows[-1] += [f"{r['images_per_second']:.4g}", share(r.get("roofline_share"))]
-        rows[-1] += [f"{r['peak_bytes'] / 2**20:.1f}", share(r.get("vae_share"))]
+        peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
+        rows[-1] += [peak, share(r.get("vae_share"))]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
@@ -414,7 +431,7 @@ def plot(results: list[dict]) -> Figure | None:
     """
     groups = {}
     for row in results:
-        if row["measurement"] == "forward":
+        if row["measurement"] == "forward" and "error" not in row:
             groups.setdefault((row["baseline"], row["batch_size"], row["dtype"]), []).append(row)
     if not groups:
         return None
@@ -452,18 +469,27 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def environment(device: torch.device) -> dict:
+def attention_backend(dtype: torch.dtype, device: torch.device) -> str:
+    """The implementation that PyTorch picks for self-attention of this dtype, such as FLASH_ATTENTION."""
+    q = torch.randn(1, 16, 256, 72, device=device).to(dtype)
+    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name
+
+
+def environment(device: torch.device, dtypes: Sequence[str]) -> dict:
     """What else a time depends on."""
+    triton = importlib.util.find_spec("triton") and importlib.import_module("triton")
     return {
         "device": device.type,
         "device_name": device_name(device),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "flash_attention": torch.backends.cuda.flash_sdp_enabled() if device.type == "cuda" else True,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
+        "attention": {name: attention_backend(DTYPES[name], device) for name in dtypes},
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "triton": triton.__version__ if triton else None,
         "diffusers": diffusers.__version__,
         "sit_atconv": sit_atconv.__version__,
     }
@@ -514,15 +540,16 @@ def main(argv: list[str] | None = None) -> int:
     device, plan = torch.device(options.device), options.plan
     now = datetime.now(timezone.utc)
     folder = Path(options.output or f"runs/latency-{now:%Y%m%d-%H%M%S}")
+    dtypes = list(dict.fromkeys(setting.dtype for setting in plan))
     rates = {
-        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dict.fromkeys(s.dtype for s in plan)},
+        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dtypes},
         "bytes_per_second": copy_bandwidth(device),
     }
     report = {
         "command": shlex.join(["python", "eval/latency.py", *argv]),
         "date": now.isoformat(timespec="seconds"),
         "options": asdict(options),
-        "environment": environment(device),
+        "environment": environment(device, dtypes),
         "rates": rates,
         "interrupted": True,  # until all is measured; the files are written after every setting
         "results": [],
@@ -535,7 +562,12 @@ def main(argv: list[str] | None = None) -> int:
                 models.clear()  # two groups of large models may not fit together
                 models, built = build_models(setting.presets, DTYPES[weights], device), (setting.presets, weights)
             limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
-            report["results"] += measure_setting(models, setting, options, device, limits)
+            try:
+                report["results"] += measure_setting(models, setting, options, device, limits)
+            except torch.OutOfMemoryError:  # the settings to come may fit
+                report["results"].append(without_memory(setting))
+                models, built = {}, None
+                torch.cuda.empty_cache()
             report["interrupted"] = i + 1 < len(plan)
             write_results(folder, report)
     except KeyboardInterrupt:

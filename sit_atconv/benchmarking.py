@@ -8,14 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
 MIN_REPEATS = 3  # that are counted, however long they take
@@ -51,14 +44,15 @@ def measure(
         repeats: times per callable; within a repeat, in the order of `turns`.
         warmup: rounds before that, not counted.
         device: on which they run.
-        max_seconds: no round is begun after that time, once 3 have been counted.
+        max_seconds: no round is begun after that time, once 3 have been counted. Warm-up does not count.
 
     Returns:
         Milliseconds by name: (repeats,) each, so that entry i of all is from the same repeat.
     """
     times = {name: [] for name in callables}
-    begin = time.perf_counter()
     for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
+        if repeat == 0:
+            begin = time.perf_counter()
         if repeat >= MIN_REPEATS and time.perf_counter() - begin > max_seconds:
             break
         for name in turns(list(callables), repeat):
@@ -124,53 +118,6 @@ def peak_memory(fn: Callable[[], object], device: torch.device) -> int:
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return int(np.cumsum([nbytes for _, nbytes in changes]).max(initial=0))
-
-
-class _FlashAttention(TorchFunctionMode):
-    """Counts attention as one operation that reads q, k, v and writes its result, whatever the device makes of it."""
-
-    def __init__(self, operations: list[tuple[int, int]]):
-        super().__init__()
-        self.operations = operations
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        q, k, v = args[:3]  # (B, heads, N, head_dim)
-        out = torch.empty_like(q)
-        self.operations.append((4 * q.numel() * k.shape[-2], sum(x.nbytes for x in (q, k, v, out))))
-        return out
-
-
-class _Operations(TorchDispatchMode):
-    """Counts each matrix product and convolution: floating-point operations, and bytes read and written once."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
-            self.operations.append((count(*args, **kwargs, out_val=out), sum(tensor.nbytes for tensor in tensors)))
-        return out
-
-
-def count_operations(module: nn.Module, *inputs) -> list[tuple[int, int]]:
-    """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
-
-    Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
-    Bytes are those of operands and result; everything else (norms, activations, sums) is taken to be fused into them.
-    """
-    weights = {name: weight.to("meta") for name, weight in module.state_dict().items()}
-    inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), inputs)
-    counter = _Operations()
-    with torch.no_grad(), counter, _FlashAttention(counter.operations):
-        functional_call(module, weights, inputs)
-    return counter.operations
 
 
 def roofline_ms(operations: list[tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> float:

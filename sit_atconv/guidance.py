@@ -39,14 +39,20 @@ class LabelledModel:
 
     def prepare(self, times: Sequence[float]) -> None:
         """Compute ahead, and at once, what time and class do to the blocks at the times of a fixed-step solve."""
-        # Hooks that move or gather weights do so for `forward` alone.
-        hooked = hasattr(self.transformer, "_hf_hook") or self.transformer._forward_pre_hooks
+        # Hooks that move or gather weights, accelerate's, diffusers' and PyTorch's, do so for `forward` alone.
+        hooked = any(
+            hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") or module._forward_pre_hooks
+            for module in self.transformer.modules()
+        )
         if hooked or not times:
             return
         times = list(dict.fromkeys(torch.tensor(times, dtype=torch.float32).tolist()))
         unique = sorted(set(self.labels.tolist()))
         elements = len(times) * len(unique) * sum(self.transformer.modulation_sizes)
-        if elements * self.transformer.dtype.itemsize > MODULATION_BYTES:
+        limit = MODULATION_BYTES
+        if self.labels.device.type == "cuda":
+            limit = min(limit, torch.cuda.mem_get_info(self.labels.device)[0] // 8)
+        if elements * self.transformer.dtype.itemsize > limit:
             return
         unique_labels = torch.tensor(unique, device=self.labels.device)
         self.index = torch.searchsorted(unique_labels, self.labels)  # of each label in unique_labels
@@ -58,11 +64,12 @@ class LabelledModel:
         step = self.steps.get(t.item()) if self.steps and not t.ndim else None
         if step is not None:
             modulation = self.modulations[step, self.index[rows]]
-            return self.transformer(x, None, None, return_dict=False, modulation=modulation)[0].float()
+            output = self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
+            return output.to(torch.float32, copy=True)  # solvers keep it, and CUDA graphs write to the same place again
         if not t.ndim and t.device != x.device:
             # Filled in there: copying one number to a GPU would make the CPU wait for all that the GPU has yet to do.
             t = torch.full((len(x),), t.item(), device=x.device)
-        return self.transformer(x, t, self.labels[rows], return_dict=False)[0].float()
+        return self.transformer(x, t, self.labels[rows], return_dict=False)[0].to(torch.float32, copy=True)
 
 
 class GuidedModel:

@@ -10,8 +10,13 @@ Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W to
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from .models.transformer_sit import FREQUENCIES, SiTTransformer2DModel, mixer_per_block
 from .validation import check_count
@@ -31,18 +36,61 @@ def count_macs(model: SiTTransformer2DModel, height: int, width: int, batch_size
         ValueError: for a batch below 1, or a size that the patch does not divide.
     """
     check_count("batch_size", batch_size)
-    weights = {name: weight.to("meta") for name, weight in model.state_dict().items()}
     with torch.device("meta"):
         x = torch.empty(batch_size, model.config.in_channels, height, width, dtype=model.dtype)  # (B, C, H·p, W·p)
         t = torch.empty(batch_size)
         labels = torch.empty(batch_size, dtype=torch.long)
-    counter = FlopCounterMode(display=False)
-    # On the meta device attention is two matmuls; the counter knows no flash attention of CPUs and would count it as 0.
-    with torch.no_grad(), counter:
-        functional_call(model, weights, (x, t, labels))
-    flops = counter.get_total_flops()
+    flops = sum(flops for flops, _ in count_operations(model, x, t, labels))
     assert flops % 2 == 0, "a multiply-accumulate is two operations"
     return flops // 2
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Counts attention as one operation that reads q, k, v and writes its result, whatever the device makes of it."""
+
+    def __init__(self, operations: list[tuple[int, int]]):
+        super().__init__()
+        self.operations = operations
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args[:3]  # (B, heads, N, head_dim)
+        out = torch.empty_like(q)
+        self.operations.append((4 * q.numel() * k.shape[-2], sum(x.nbytes for x in (q, k, v, out))))
+        return out
+
+
+class _Operations(TorchDispatchMode):
+    """Counts each matrix product and convolution: floating-point operations, and bytes read and written once."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+            self.operations.append((count(*args, **kwargs, out_val=out), sum(tensor.nbytes for tensor in tensors)))
+        return out
+
+
+def count_operations(module: nn.Module, *inputs) -> list[tuple[int, int]]:
+    """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
+
+    Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
+    Bytes are those of operands and result; everything else (norms, activations, sums) is taken to be fused into them.
+    """
+    weights = {name: weight.to("meta") for name, weight in module.state_dict().items()}
+    inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), inputs)
+    counter = _Operations()
+    eager = torch.compiler.set_stance("force_eager")  # compiled blocks hide what they do
+    with torch.no_grad(), eager, counter, _FlashAttention(counter.operations):
+        functional_call(module, weights, inputs)
+    return counter.operations
 
 
 def closed_form_macs(config: Mapping, height: int, width: int) -> int:

@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from sit_atconv import ATConv, SiTTransformer2DModel, benchmarking
-from sit_atconv.benchmarking import count_operations, measure, peak_memory, roofline_ms, summarize, turns
-from sit_atconv.macs import count_macs
+from sit_atconv import benchmarking
+from sit_atconv.benchmarking import measure, peak_memory, roofline_ms, summarize, turns
 
 CPU = torch.device("cpu")
 
@@ -55,7 +54,7 @@ def test_measure_leaves_out_warmup_and_counts_milliseconds(recorded):
     assert len(log) == 3 * (3 + 4)
 
 
-@pytest.mark.parametrize(("max_seconds", "rounds"), [(0.0, 3), (2.75 * 5.5, 5), (1e9, 9)])
+@pytest.mark.parametrize(("max_seconds", "rounds"), [(0.0, 3), (2.75 * 4.5, 5), (1e9, 9)])
 def test_measure_ends_after_its_time(max_seconds, rounds, recorded):
     callables, _ = recorded  # a round takes 2.75 s
     assert len(measure(callables, repeats=9, warmup=1, device=CPU, max_seconds=max_seconds)["a"]) == rounds
@@ -109,31 +108,6 @@ def test_checkpointing_saves_memory(tiny_transformer):
     model.enable_gradient_checkpointing()
     model.zero_grad(set_to_none=True)
     assert peak_memory(step, CPU) < plain / 2
-
-
-@pytest.mark.parametrize("preset", ["SiT-Nano/2", "SiT-ATConv-Nano/2", "SiT-ATConv-Nano/2-Hybrid"])
-def test_operations_add_up_to_the_macs(preset):
-    with torch.device("meta"):
-        model = SiTTransformer2DModel.from_preset(preset)
-    inputs = torch.randn(2, 4, 16, 24), torch.rand(2), torch.zeros(2, dtype=torch.long)
-    operations = count_operations(model, *inputs)
-    assert sum(flops for flops, _ in operations) == 2 * count_macs(model, 16, 24, batch_size=2)
-
-
-def test_attention_moves_no_matrix_of_its_weights(tiny_transformer):
-    """Flash attention reads q, k, v and writes the result: 4·N·D numbers, and no N² of them."""
-    mixer = tiny_transformer(mixer="attention").blocks[0].mixer  # D = 16
-    qkv, attention, out = count_operations(mixer, torch.randn(1, 100, 16), (10, 10))
-    assert qkv == (2 * 100 * 16 * 48, 4 * (100 * 16 + 16 * 48 + 48 + 100 * 48))
-    assert attention == (4 * 100 * 100 * 16, 4 * 4 * 100 * 16)
-    assert out == (2 * 100 * 16 * 16, 4 * (100 * 16 + 16 * 16 + 16 + 100 * 16))
-
-
-def test_counting_leaves_the_module_alone():
-    module = ATConv(8)
-    before = {name: weight.clone() for name, weight in module.state_dict().items()}
-    count_operations(module, torch.randn(1, 12, 8), (3, 4))
-    assert all(torch.equal(before[name], weight) for name, weight in module.state_dict().items())
 
 
 def test_roofline_in_closed_form():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sit_atconv import SiTTransformer2DModel
-from sit_atconv.macs import closed_form_macs, count_macs
+from sit_atconv import ATConv, SiTTransformer2DModel
+from sit_atconv.macs import closed_form_macs, count_macs, count_operations
 
 TINY = dict(sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_classes=10)
 
@@ -105,3 +105,35 @@ def test_sizes_that_the_patch_does_not_divide_are_refused():
             count()
     with pytest.raises(ValueError, match="batch_size=0"):
         count_macs(model, 8, 8, batch_size=0)
+
+
+@pytest.mark.parametrize("preset", ["SiT-Nano/2", "SiT-ATConv-Nano/2", "SiT-ATConv-Nano/2-Hybrid"])
+def test_operations_add_up_to_the_macs(preset):
+    with torch.device("meta"):
+        model = SiTTransformer2DModel.from_preset(preset)
+    inputs = torch.randn(2, 4, 16, 24), torch.rand(2), torch.zeros(2, dtype=torch.long)
+    operations = count_operations(model, *inputs)
+    assert sum(flops for flops, _ in operations) == 2 * count_macs(model, 16, 24, batch_size=2)
+
+
+def test_attention_moves_no_matrix_of_its_weights(tiny_transformer):
+    """Flash attention reads q, k, v and writes the result: 4·N·D numbers, and no N² of them."""
+    mixer = tiny_transformer(mixer="attention").blocks[0].mixer  # D = 16
+    qkv, attention, out = count_operations(mixer, torch.randn(1, 100, 16), (10, 10))
+    assert qkv == (2 * 100 * 16 * 48, 4 * (100 * 16 + 16 * 48 + 48 + 100 * 48))
+    assert attention == (4 * 100 * 100 * 16, 4 * 4 * 100 * 16)
+    assert out == (2 * 100 * 16 * 16, 4 * (100 * 16 + 16 * 16 + 16 + 100 * 16))
+
+
+def test_compiled_blocks_are_counted(tiny_transformer):
+    model = tiny_transformer(mixer="hybrid")
+    expected = count_macs(model, 8, 8)
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    assert count_macs(model, 8, 8) == expected
+
+
+def test_counting_leaves_the_module_alone():
+    module = ATConv(8)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    count_operations(module, torch.randn(1, 12, 8), (3, 4))
+    assert all(torch.equal(before[name], weight) for name, weight in module.state_dict().items())

@@ -394,7 +394,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             `.sample`, (B, out_channels, height, width).
 
         Raises:
-            ValueError: for a size that the patch does not divide, or labels of the wrong type, number or range.
+            ValueError: for a size that the patch does not divide, labels of the wrong type, number or range, or
+                modulation of another shape.
         """
         B, C, height, width = hidden_states.shape
         p = self.config.patch_size
@@ -417,6 +418,10 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             condition = F.silu(self._embed_times(t, x.dtype) + labels)  # (B, D)
             of_blocks = [None] * len(self.blocks)
         else:
+            if modulation.shape != (B, sum(self.modulation_sizes)):
+                raise ValueError(
+                    f"modulation has shape {tuple(modulation.shape)}, but must be ({B}, {sum(self.modulation_sizes)})"
+                )
             condition = None
             *of_blocks, of_output = modulation.split(self.modulation_sizes, dim=-1)
 
