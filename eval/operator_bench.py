@@ -11,7 +11,6 @@ them tells the most where other programs share the machine.
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from math import isqrt
 
@@ -19,6 +18,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from sit_atconv import ATConv
+from sit_atconv.benchmarking import measure, quartiles
 from sit_atconv.models.depthwise_conv import (
     channels_last_depthwise_conv,
     depthwise_conv,
@@ -33,28 +33,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHAPES = [[1, 256, 1152], [1, 1024, 384], [1, 4096, 384], [4, 256, 384]]
 
 
-def measure(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every way in every round, after three rounds that do not count."""
-    times = {name: [] for name in ways}
-    for round_ in range(-3, rounds):
-        for name in list(ways) if round_ % 2 else list(ways)[::-1]:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            ways[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_ >= 0:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
 def markdown_table(title: str, times: dict[str, list[float]]) -> str:
     """Median and best milliseconds, and each one's ratio to the first, with the quartiles of the rounds' ratios."""
     baseline = next(iter(times.values()))
     rows = [f"| {title} | median ms | ratio | best ms | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, values in times.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(values, baseline, strict=True)], n=4)
+        low, middle, high = quartiles([a / b for a, b in zip(values, baseline, strict=True)])
         rows.append(f"| {name} | {statistics.median(values):.3f} | {middle:.3f} [{low:.3f}–{high:.3f}] ")
         rows[-1] += f"| {min(values):.3f} | {min(values) / min(baseline):.3f} |"
     return "\n".join(rows) + "\n"
@@ -88,13 +72,13 @@ def bench_shape(shape: list[int], dtype: torch.dtype, device: torch.device, roun
     title = f"{B}×{N}×{C}"
     with torch.no_grad():
         ways = {name: lambda conv=conv: conv(tokens, kernels, grid) for name, conv in convolutions.items()}
-        print(markdown_table(f"{title}: convolution", measure(ways, rounds, device)), flush=True)
+        print(markdown_table(f"{title}: convolution", measure(ways, rounds, 3, device)), flush=True)
         ways = {name: lambda mixer=mixer: mixer(tokens, grid) for name, mixer in mixers.items()}
-        print(markdown_table(f"{title}: mixer", measure(ways, rounds, device)), flush=True)
+        print(markdown_table(f"{title}: mixer", measure(ways, rounds, 3, device)), flush=True)
     ways = {name: differentiated(conv, tokens, kernels) for name, conv in convolutions.items()}
-    print(markdown_table(f"{title}: convolution, forward + backward", measure(ways, rounds, device)), flush=True)
+    print(markdown_table(f"{title}: convolution, forward + backward", measure(ways, rounds, 3, device)), flush=True)
     ways = {name: differentiated(mixer, tokens) for name, mixer in mixers.items()}
-    print(markdown_table(f"{title}: mixer, forward + backward", measure(ways, rounds, device)), flush=True)
+    print(markdown_table(f"{title}: mixer, forward + backward", measure(ways, rounds, 3, device)), flush=True)
 
 
 def bench(
@@ -111,7 +95,7 @@ def bench(
         shapes: (B, N, C) each; N is a square.
         device: cpu or cuda.
         dtype: of tokens, kernels and weights: float32, bfloat16 or float16.
-        rounds: rounds that are counted, at least 2.
+        rounds: rounds that are counted.
         threads: CPU threads within an operation; PyTorch's choice where null.
         compile: add what torch.compile makes of the convolution and of the mixers.
 
@@ -128,8 +112,6 @@ def bench(
         raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu")
     check_choice("dtype", dtype, DTYPES)
     check_count("rounds", rounds)
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds} must be at least 2, for quartiles")
     if threads is not None:
         check_count("threads", threads)
         torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 Batch, height and width stay free in both.
 
-Shapes: B batch, C channels, (H, W) token grid, N = H·W tokens, k kernel size.
+Shapes: B batch, C channels, (H, W) token grid.
 """
 
 import copy
@@ -14,7 +14,6 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from .evaluation import check_new_file
-from .models.atconv import ATConv, naive_depthwise_conv
 from .models.transformer_sit import SiTTransformer2DModel
 
 INPUTS, OUTPUT = ("hidden_states", "timestep", "class_labels"), "sample"
@@ -32,37 +31,11 @@ class _Sample(nn.Module):
         return self.transformer(hidden_states, timestep, class_labels, return_dict=False)[0]
 
 
-class _ATConvOfAnySize(ATConv):
-    """ATConv in operations that ONNX can write for any batch and grid.
-
-    ONNX knows neither pooling into bins that depend on N nor a number of groups that depends on B.
-    """
-
-    def pool(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        k, (H, W) = self.kernel_size, grid
-        if self.kernel_pool == "strips":
-            return averages(k * k, H * W, tokens) @ tokens  # (B, k², C)
-        rows = averages(k, H, tokens)[:, None, :, None] * averages(k, W, tokens)[None, :, None, :]  # (k, k, H, W)
-        return rows.reshape(k * k, H * W) @ tokens
-
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        y = naive_depthwise_conv(self.value_proj(tokens), self.kernels(tokens, grid), grid)
-        return self.out_proj(y)
-
-
-def averages(bins: int, size: int, like: torch.Tensor) -> torch.Tensor:
-    """Adaptive average pooling as a matrix (bins, size): bin i covers ⌊i·size/bins⌋ to ⌈(i + 1)·size/bins⌉."""
-    i = torch.arange(bins, device=like.device)[:, None]
-    start, end = i * size // bins, ((i + 1) * size + bins - 1) // bins
-    position = torch.arange(size, device=like.device)
-    inside = ((position >= start) & (position < end)).to(like.dtype)
-    return inside / (end - start).to(like.dtype)
-
-
 def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
-    B is free from 1, height and width from 2 patches on. The model is taken as it is evaluated, and is not changed.
+    B is free from 1, height and width from 2 patches on. The model is taken as it is evaluated, and is not changed. The
+    program of a model on a GPU holds the operator `sit_atconv::depthwise_conv`, and needs this package where it runs.
     """
     p, config = transformer.config.patch_size, transformer.config
     batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))
@@ -90,10 +63,7 @@ def export_onnx(transformer: SiTTransformer2DModel, file: str | Path) -> None:
     check_new_file("file", file)
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install 'sit-atconv[onnx]'")
-    transformer = copy.deepcopy(transformer).eval()
-    for module in transformer.modules():
-        if type(module) is ATConv:
-            module.__class__ = _ATConvOfAnySize
-    program = export_transformer(transformer)
+    # On a CPU, where all of it is plain operations: on GPUs the convolution is an operator of this package.
+    program = export_transformer(copy.deepcopy(transformer).cpu())
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=[OUTPUT], verbose=False).save(str(file))

@@ -175,20 +175,6 @@ def test_torch_export_leaves_batch_and_grid_free(tiny_transformer):
             torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
 
 
-@pytest.mark.parametrize("pool", ["strips", "grid"])
-def test_atconv_for_onnx_is_the_same_operator(pool):
-    from sit_atconv import ATConv
-    from sit_atconv.export import _ATConvOfAnySize
-
-    torch.manual_seed(0)
-    operator = ATConv(6, kernel_pool=pool)
-    rewritten = _ATConvOfAnySize(6, kernel_pool=pool)
-    rewritten.load_state_dict(operator.state_dict())
-    for grid in ((1, 1), (2, 3), (5, 4), (16, 7)):
-        tokens = torch.randn(2, grid[0] * grid[1], 6)
-        torch.testing.assert_close(rewritten(tokens, grid), operator(tokens, grid))
-
-
 def test_onnx_agrees_for_every_size(tiny_transformer, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -17,23 +17,23 @@ KERNEL_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "sil
 KERNEL_POOLS = ("strips", "grid")
 
 
-def averaging_matrix(length: int, bins: int, device: torch.device) -> torch.Tensor:
-    """Adaptive average pooling as a matrix: (bins, length) float32, row i the weights of the mean that bin i takes.
+def pooling_bins(length: int, bins: int, device: torch.device) -> torch.Tensor:
+    """Which places the bins of adaptive pooling cover: (bins, length) bool.
 
     Bin i covers the places ⌊i·length/bins⌋ … ⌈(i+1)·length/bins⌉ − 1: bins overlap where they do not fit.
     """
     i = torch.arange(bins, device=device)[:, None]
     place = torch.arange(length, device=device)
     start, stop = i * length // bins, ((i + 1) * length + bins - 1) // bins  # (bins, 1)
-    return ((start <= place) & (place < stop)) / (stop - start)
+    return (start <= place) & (place < stop)
 
 
 def pooling_matrix(grid: tuple[int, int], k: int, kernel_pool: str, device: torch.device) -> torch.Tensor:
-    """The k² means over the tokens of a grid (H, W), as `ATConv.pool` takes them: (k², H·W) float32."""
+    """Which tokens of a grid (H, W) the k² means of `ATConv.pool` are taken over: (k², H·W) bool."""
     if kernel_pool == "strips":
-        return averaging_matrix(grid[0] * grid[1], k * k, device)
-    rows, columns = (averaging_matrix(length, k, device) for length in grid)
-    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (k, k, H, W) -> (k², H·W)
+        return pooling_bins(grid[0] * grid[1], k * k, device)
+    rows, columns = (pooling_bins(length, k, device) for length in grid)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (k, k, H, W) -> (k², H·W)
 
 
 @functools.lru_cache(maxsize=16)
@@ -92,7 +92,10 @@ class ATConv(nn.Module):
         tracing = torch.compiler.is_compiling()
         if tokens.device.type == "cuda" or tracing:
             make = pooling_matrix if tracing else cached_pooling_matrix
-            return make(grid, k, self.kernel_pool, tokens.device).to(tokens.dtype) @ tokens
+            bins = make(grid, k, self.kernel_pool, tokens.device)
+            # Ones are exact in any dtype; weights of a mean would be off by up to 0.4 % in bfloat16.
+            sums = (bins.to(tokens.dtype) @ tokens).to(torch.promote_types(tokens.dtype, torch.float32))  # (B, k², C)
+            return (sums / bins.sum(dim=1, keepdim=True)).to(tokens.dtype)
         planes = tokens.transpose(1, 2)  # (B, C, N)
         if self.kernel_pool == "strips":
             pooled = F.adaptive_avg_pool1d(planes, k * k)
@@ -108,10 +111,8 @@ class ATConv(nn.Module):
         """
         context = self.pool(tokens, grid)  # (B, k², C)
         g = KERNEL_ACTIVATIONS[self.kernel_activation](self.kernel_proj(context))
-        # From the left, (k², k²)·(B, k², C), nothing is transposed, and the convolution finds channels side by side.
-        kernels = self.kernel_gen.weight @ g + self.kernel_gen.bias[:, None]  # (B, k², C)
-        kernels = kernels - torch.sigmoid(self.inhibition) * kernels.mean(dim=1, keepdim=True)
-        return kernels.transpose(1, 2)
+        kernels = self.kernel_gen(g.transpose(1, 2))  # (B, C, k²)
+        return kernels - torch.sigmoid(self.inhibition)[:, None] * kernels.mean(dim=-1, keepdim=True)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W), H·W = N. Returns (B, N, C)."""

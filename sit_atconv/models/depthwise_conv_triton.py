@@ -142,9 +142,8 @@ def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, bat
             BLOCK_H=rows,
             BLOCK_W=columns,
             BLOCK_C=BLOCK_C,
-            num_warps=max(
-                1, rows * columns // 8
-            ),  # 16 sums a thread: on sm_90 64 registers forward, 94 backward, no spills
+            # 16 sums a thread: on sm_90 64 registers forward, 94 backward, no spills
+            num_warps=max(1, rows * columns // 8),
         )
 
 
@@ -154,7 +153,8 @@ def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, wid
     Tokens that are not contiguous are copied; kernels are read with any strides, fastest where channels are adjacent.
     """
     tokens = tokens.contiguous()
-    B, _, C = tokens.shape
+    B, N, C = tokens.shape
+    assert height * width == N, "or the kernel would read beyond the tokens"
     out = torch.empty_like(tokens)
     tile = choose_tile(B, height, width, C)
     sizes = (height, width, C, round(kernels.shape[-1] ** 0.5), *tile)
@@ -222,6 +222,7 @@ def register_operator() -> None:
     backward.register_autograd(differentiate_twice, setup_context=save)
 
 
-# A pipeline folder brings its own copy of this code: the first one to be imported registers the operator for all.
+# A pipeline folder brings its own copy of this code, and the first one to be imported registers the operator for all:
+# what these operators take and return must stay as it is. Others would need another name.
 if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv"):
     register_operator()

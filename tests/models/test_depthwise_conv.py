@@ -113,6 +113,17 @@ def test_triton_kernels(B, grid, C, k, dtype, assert_close):
 
 
 @needs_triton
+def test_triton_kernels_on_the_tiles_of_large_batches(monkeypatch, assert_close):
+    """8×8 tokens, which small inputs are cut up from so that more programs run."""
+    monkeypatch.setattr(depthwise_conv_triton, "ENOUGH_PROGRAMS", 1)
+    grid = (9, 10)
+    assert depthwise_conv_triton.choose_tile(1, *grid, 70) == (8, 8)
+    inputs = draw(1, grid, 70, 3, torch.float32, DEVICE)
+    for a, b in zip(results(triton_conv, *inputs, grid), expected_results(*inputs, grid), strict=True):
+        assert_close(a, b, TOLERANCES[torch.float32])
+
+
+@needs_triton
 def test_triton_kernels_take_any_strides_and_kernels_in_float32(assert_close):
     """As ATConv's are under autocast: tokens in 16 bits, kernels in 32 and with the taps outermost."""
     grid = (4, 3)
@@ -305,12 +316,25 @@ def test_compiled_kernels_on_a_gpu(B, grid, C, k, dtype, assert_close):
 
 
 @needs_gpu
-def test_compiled_model_on_a_gpu(assert_close):
+def test_compiled_operator_on_a_gpu(assert_close):
     grid = (9, 7)
     inputs = draw(2, grid, 64, 3, torch.float32, "cuda")
     compiled = torch.compile(depthwise_conv, fullgraph=True)
     for a, b in zip(results(compiled, *inputs, grid), expected_results(*inputs, grid), strict=True):
         assert_close(a, b, 2e-6)
+
+
+@needs_gpu
+def test_compiled_model_on_a_gpu(tiny_transformer, assert_close):
+    """Forward and backward through Inductor, which asserts the strides that the operator promised."""
+    model = tiny_transformer(mixer="hybrid", num_attention_heads=4, attention_head_dim=16).to("cuda")
+    x, t, y = torch.randn(3, 3, 16, 8, device="cuda"), torch.rand(3, device="cuda"), torch.arange(3, device="cuda")
+    expected = model(x, t, y).sample
+    (gradient,) = torch.autograd.grad(expected.square().sum(), model.proj_out.weight)
+    output = torch.compile(model, fullgraph=True)(x, t, y).sample
+    (compiled,) = torch.autograd.grad(output.square().sum(), model.proj_out.weight)
+    assert_close(output, expected, 1e-3)
+    assert_close(compiled, gradient, 1e-3)
 
 
 @needs_gpu
