@@ -52,6 +52,7 @@ from sit_atconv.benchmarking import (
     quartiles,
     roofline_ms,
     summarize,
+    time_by_operation,
 )
 from sit_atconv.guidance import GuidedModel
 from sit_atconv.latents import decode, load_vae
@@ -383,6 +384,8 @@ def measure_setting(
             else:
                 inputs = make_inputs(model, setting.image_size, setting.batch_size, device)
                 operations = count_operations(model, *inputs)
+            with torch.inference_mode():
+                row["operations"] = time_by_operation(calls[name], device)
             row["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
             row["roofline_share"] = roofline_ms(operations, *rates) / ms
         if setting.measurement == "sampling" and model is not None:
@@ -422,6 +425,18 @@ def markdown_table(results: list[dict]) -> str:
         peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
         rows[-1] += [peak, share(r.get("vae_share"))]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def profile_table(results: list[dict]) -> str:
+    """Where the forward passes of the smallest and the largest image spend their time, as a Markdown table."""
+    profiled = [r for r in results if r["measurement"] == "forward" and "operations" in r]
+    sizes = {r["image_size"] for r in profiled}
+    lines = ["| model | image px | share of the time by operation |", "| --- | ---: | --- |"]
+    for r in profiled:
+        if r["image_size"] in (min(sizes), max(sizes)):
+            shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in r["operations"].items())
+            lines.append(f"| {r['name']} | {r['image_size']} | {shares} |")
+    return "\n".join(lines)
 
 
 def plot(results: list[dict]) -> Figure | None:
@@ -521,6 +536,8 @@ def report_text(report: dict) -> str:
         "",
         markdown_table(report["results"]),
     ]
+    if any("operations" in row for row in report["results"]):
+        lines += ["", "By PyTorch's profiler:", "", profile_table(report["results"])]
     return "\n".join(lines) + "\n"
 
 

@@ -120,6 +120,19 @@ def peak_memory(fn: Callable[[], object], device: torch.device) -> int:
     return int(np.cumsum([nbytes for _, nbytes in changes]).max(initial=0))
 
 
+def time_by_operation(fn: Callable[[], object], device: torch.device, count: int = 8) -> dict[str, float]:
+    """What PyTorch's profiler finds a call to spend its time on: the largest shares by name, then "other"."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with _quiet_stderr(), profile(activities=activities) as profiler:
+        fn()
+        synchronize(device)
+    clock = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    spent = sorted(((getattr(event, clock), event.key) for event in profiler.key_averages()), reverse=True)
+    total = sum(time for time, _ in spent)
+    shares = {name: time / total for time, name in spent[:count]}
+    return {**shares, "other": 1 - sum(shares.values())}
+
+
 def roofline_ms(operations: list[tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> float:
     """The least time for these operations one after the other: each is bound by arithmetic or by memory."""
     return 1e3 * sum(max(flops / flops_per_second, nbytes / bytes_per_second) for flops, nbytes in operations)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sit_atconv import benchmarking
-from sit_atconv.benchmarking import measure, peak_memory, roofline_ms, summarize, turns
+from sit_atconv.benchmarking import measure, peak_memory, roofline_ms, summarize, time_by_operation, turns
 
 CPU = torch.device("cpu")
 
@@ -108,6 +108,14 @@ def test_checkpointing_saves_memory(tiny_transformer):
     model.enable_gradient_checkpointing()
     model.zero_grad(set_to_none=True)
     assert peak_memory(step, CPU) < plain / 2
+
+
+def test_time_is_told_by_operation():
+    a = torch.randn(600, 600)
+    shares = time_by_operation(lambda: (a @ a).sigmoid(), CPU, count=2)
+    assert next(iter(shares)) == "aten::mm"
+    assert list(shares)[-1] == "other" and len(shares) == 3
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_roofline_in_closed_form():
