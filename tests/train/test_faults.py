@@ -18,6 +18,7 @@ import torch
 import train_sit
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -167,12 +168,14 @@ def test_another_run_is_refused_with_the_difference(tmp_path, capsys, change):
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_other_precision_is_refused(tmp_path, capsys):
-    """Also where it is accelerate that was set up in another way."""
+def test_other_precision_is_refused(tmp_path, capsys, monkeypatch):
+    """Also where nobody asked for it: here accelerate has been set up in another way."""
     run(tmp_path / "run", steps=2)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
-    arguments = ("--output_dir", str(tmp_path / "run"), "--resume", "latest", "--mixed_precision", "bf16")
-    assert "mixed_precision: 'no' -> 'bf16'" in refusal(capsys, *arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    message = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--resume", "latest")
+    assert "mixed_precision: 'no' -> 'bf16'" in message
 
 
 def test_the_same_pictures_and_vae_elsewhere_are_the_same_run(tmp_path, capsys, photos):
