@@ -115,10 +115,10 @@ def only_writer(folder: Path) -> Iterator[None]:
             # of this process alone, unlike flock's: data workers that outlive a killed run by seconds do not hold it
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"output_dir={str(folder)!r}: another process is training in it") from error
+            raise ValueError(f"output_dir={str(folder)!r}: another process is writing to it") from error
         except OSError as error:
             warnings.warn(
-                f"{folder} is on a file system without locks ({error}): see to it that nothing else trains in it",
+                f"{folder} is on a file system without locks ({error}): see to it that nothing else writes to it",
                 stacklevel=3,  # through contextlib, to the caller
             )
         yield

@@ -282,7 +282,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
     run(tmp_path / "run", steps=2)
 
     def second(rank: int) -> None:
-        with pytest.raises(ValueError, match="another process is training in it"):
+        with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
     with only_writer(tmp_path / "run"):
@@ -296,7 +296,7 @@ def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, proc
     monkeypatch.setattr(train_sit, "newest_good_checkpoint", lambda folder: pytest.fail("looked before it locked"))
 
     def second(rank: int) -> None:
-        with pytest.raises(ValueError, match="another process is training in it"):
+        with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
     with only_writer(tmp_path / "run"):
