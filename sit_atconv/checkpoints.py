@@ -12,6 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,11 @@ def save_checkpoint(
         for part, values in tensors.items():
             _save_tensors(values, staging / f"{part}.safetensors")
         (staging / STATE).write_text(json.dumps(state, indent=2))
-        files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(staging.iterdir())
-        }
+        written = sorted(staging.iterdir())
+        with ThreadPoolExecutor() as pool:
+            files = dict(zip((file.name for file in written), pool.map(_hash_and_sync, written), strict=True))
         (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2))
-        for path in (*staging.iterdir(), staging):
+        for path in (staging / MANIFEST, staging):
             sync(path)
         if target.exists():  # one that failed its hashes, or the same step of a run that went on from an older one
             _discard(target)
@@ -123,14 +124,18 @@ def verify_checkpoint(path: Path) -> None:
     Raises:
         ValueError: naming the first file that is missing, truncated or changed.
     """
-    for name, entry in _manifest(path).items():
+    files = _manifest(path)
+    for name, entry in files.items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"checkpoint {path}: {name} is missing")
         if file.stat().st_size != entry["bytes"]:
             raise ValueError(f"checkpoint {path}: {name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
-        if sha256(file) != entry["sha256"]:
-            raise ValueError(f"checkpoint {path}: {name} is not as it was written, its SHA-256 differs")
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(sha256, [path / name for name in files])
+        for (name, entry), found in zip(files.items(), hashes, strict=True):
+            if found != entry["sha256"]:
+                raise ValueError(f"checkpoint {path}: {name} is not as it was written, its SHA-256 differs")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
@@ -189,6 +194,12 @@ def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     if not well_formed:
         raise ValueError(f"checkpoint {path}: {MANIFEST} does not list what a checkpoint holds")
     return files
+
+
+def _hash_and_sync(file: Path) -> dict[str, Any]:
+    entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    sync(file)
+    return entry
 
 
 def _save_tensors(values: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,14 @@ from accelerate.utils import broadcast_object_list
 T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: as Slurm warns, and when the launcher is gone
-SAME_REQUEST = 1.0  # seconds; a terminal and the launcher both pass on one Ctrl-C
+SAME_REQUEST = 3.0  # seconds; a terminal, srun and the launcher may each pass on one request
 
 
 class StopSignals:
-    """Turns the first stop signal into a request, and the second one into an end at once.
+    """Turns the first stop signal into a request, and the same signal once more into an end at once.
+
+    Within `SAME_REQUEST` seconds it is taken for an echo, also where a person has pressed Ctrl-C twice. A signal of
+    another kind, as schedulers send one after the other, does not end the run at once, and SIGUSR1 never does.
 
     Python runs signal handlers between two lines of the main thread, which never come while that waits for a process
     that is gone. A thread therefore reads the signals. As a context manager it puts the former handlers back.
@@ -52,17 +56,22 @@ class StopSignals:
         self._write.close()
 
     def _watch(self) -> None:
-        first = None
+        first: dict[int, float] = {}  # when each signal came
         while received := self._read.recv(1):
             if received[0] not in STOP_SIGNALS:
                 continue
-            if first is None:
-                first, self.requested = time.monotonic(), True
+            now = time.monotonic()
+            if not self.requested:
+                self.requested = True
                 name = signal.Signals(received[0]).name
-                _say(f"{name}: stopping after this step with a checkpoint; once more to stop now")
-            elif time.monotonic() - first > SAME_REQUEST and received[0] != signal.SIGUSR1:
+                _say(
+                    f"{name}: stopping after this step with a checkpoint; once more, after {SAME_REQUEST:g} seconds, "
+                    "to stop without one"
+                )
+            elif now - first.get(received[0], now) > SAME_REQUEST and received[0] != signal.SIGUSR1:
                 _say("stopping now, without a checkpoint")
                 os._exit(128 + received[0])
+            first.setdefault(received[0], now)
         self._read.close()
 
 
@@ -106,26 +115,33 @@ def only_writer(folder: Path) -> Iterator[None]:
             # of this process alone, unlike flock's: data workers that outlive a killed run by seconds do not hold it
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"output_dir={str(folder)!r}: another process is training in it") from error
-        except OSError:  # a file system without locks
-            pass
+            raise ValueError(f"output_dir={str(folder)!r}: another process is writing to it") from error
+        except OSError as error:
+            warnings.warn(
+                f"{folder} is on a file system without locks ({error}): see to it that nothing else writes to it",
+                stacklevel=3,  # through contextlib, to the caller
+            )
         yield
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run `function` on the main process and return its result, or raise its error, on all of them.
+    """Run `function` on the main process and return its result on all of them; where it fails, none goes on.
 
     Raises:
-        ValueError, OSError: as `function`; with its message on the main process's peers.
+        Exception: on the main process, as `function`.
+        ValueError, OSError, RuntimeError: on its peers, with that message: the first two as `function`, else the third.
     """
     outcome: list = [None, None]
+    failure = None
     if accelerator.is_main_process:
         try:
             outcome[0] = function()
-        except (ValueError, OSError) as error:
-            outcome[1] = error
+        except Exception as error:  # whatever it is, the others wait for it
+            failure = error
+            kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
+            outcome[1] = kind(str(error))  # not every error can be sent
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise outcome[1]
+        raise failure or outcome[1]
     return outcome[0]

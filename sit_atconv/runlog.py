@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -222,11 +224,24 @@ def record_start(file: Path, step: int, processes: int, device: torch.device, mi
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
         "mixed_precision": mixed_precision,
         "host": platform.node(),
+        "pid": os.getpid(),
         "folder": os.getcwd(),
         "versions": versions,
+        "commit": code_commit(),
     }
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(start) + "\n")
+
+
+def code_commit(file: Path = Path(__file__)) -> str | None:
+    """The commit of the git checkout that tracks `file`, ending in -dirty where tracked files differ from it."""
+    try:
+        for command in (f"ls-files --error-unmatch {file.name}", "describe --always --exclude=* --abbrev=40 --dirty"):
+            command = ["git", "-C", str(file.parent), *command.split()]
+            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout, or installed into somebody else's
+        return None
+    return output.strip()
 
 
 def scalars(values: dict) -> dict[str, float]:
@@ -246,5 +261,16 @@ def tracker_config(config) -> dict[str, int | float | str | bool]:
 
 
 def tracker_options(config) -> dict[str, dict]:
-    """What W&B and trackio are told besides the project's name, the run folder's: where to put their files."""
-    return {"wandb": {"dir": config.output_dir}} if config.log_with == "wandb" else {}
+    """What W&B and trackio are told besides the project's name, the run folder's: which run to start, or to continue.
+
+    Its id is in tracker_id.txt in the run folder, which is written where it is not there.
+    """
+    if config.log_with not in ("wandb", "trackio"):
+        return {}
+    file = Path(config.output_dir) / "tracker_id.txt"
+    if not file.exists():
+        write_text_atomically(file, uuid.uuid4().hex[:8])
+    run = file.read_text(encoding="utf-8").strip()
+    if config.log_with == "wandb":
+        return {"wandb": {"dir": config.output_dir, "id": run, "resume": "allow"}}
+    return {"trackio": {"name": run, "resume": "allow"}}

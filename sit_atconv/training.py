@@ -16,6 +16,7 @@ from torch.func import functional_call
 from .checkpoints import STAGING, STATE, checkpoint_steps, sync, write_text_atomically
 from .data import ImageDataset, source_name
 from .ema import profile_weights
+from .hashing import tensors_sha256
 from .labels import name_synsets
 from .latents import vae_scale_factor
 from .losses import TIME_SAMPLINGS, WEIGHTINGS
@@ -25,8 +26,11 @@ from .pipelines.pipeline_sit import SiTPipeline
 from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from .validation import check_choice, check_count, check_positive
 
-# What may differ when a run is continued. Everything else would make it another run.
+# What may differ when a run is continued. Everything else would make it another run. Data and VAE may lie elsewhere:
+# what is in them is compared with the checkpoint's.
 CHANGEABLE_ON_RESUME = {
+    "data",
+    "vae",
     "resume",
     "dry_run",
     "output_dir",
@@ -262,13 +266,14 @@ def prepare_run_folder(config: TrainConfig) -> bool:
 def _changes(config: TrainConfig, folder: Path) -> list[str]:
     """What sets this run apart from the one in `folder`."""
     try:
-        saved = yaml.safe_load((folder / "config.yaml").read_text())
+        # an option that is younger than the run had its default in it
+        saved = dataclasses.asdict(TrainConfig()) | yaml.safe_load((folder / "config.yaml").read_text())
     except FileNotFoundError:
         return [f"{folder} holds no config.yaml"]
     return [
-        f"{name}: {saved.get(name)!r} -> {value!r}"
+        f"{name}: {saved[name]!r} -> {value!r}"
         for name, value in dataclasses.asdict(config).items()
-        if name not in CHANGEABLE_ON_RESUME and saved.get(name) != value
+        if name not in CHANGEABLE_ON_RESUME and saved[name] != value
     ]
 
 
@@ -280,19 +285,23 @@ def save_config(config: TrainConfig) -> None:
     write_text_atomically(folder / "config.yaml", text)
 
 
-def describe_dataset(dataset: ImageDataset) -> dict[str, Any]:
-    """What tells one data set from another, as JSON holds it. It may look at every file: do it once."""
+def describe_data(dataset: ImageDataset, vae: torch.nn.Module | None) -> dict[str, Any]:
+    """What tells one data set and its VAE from others, wherever they lie, as JSON holds it.
+
+    It may look at every file: do it once.
+    """
     return {
         "images": len(dataset),
         "classes": len(dataset.classes),
         "image_size": dataset.image_size,
         "channels": dataset.channels,
         "fingerprint": dataset.fingerprint(),
+        "vae_sha256": None if vae is None else tensors_sha256(vae.state_dict()),
     }
 
 
 def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path) -> None:
-    """Make sure that a verified checkpoint is of this data, as `describe_dataset` has it, and within `max_steps`.
+    """Make sure that a verified checkpoint is of this data, as `describe_data` has it, and within `max_steps`.
 
     Raises:
         ValueError: naming what differs.
@@ -300,7 +309,9 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
     state = json.loads((checkpoint / STATE).read_text())
     saved = state["data"]
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
-        raise ValueError(f"data={config.data!r} is not what {checkpoint} was trained on: {'; '.join(changed)}")
+        raise ValueError(
+            f"data={config.data!r}, vae={config.vae!r}: not what {checkpoint} was trained on: {'; '.join(changed)}"
+        )
     if state["step"] > config.max_steps:  # at max_steps all that is left is to write the pipeline
         raise ValueError(
             f"resume={config.resume}: the run in {config.output_dir} has done {state['step']} steps; raise --max_steps"
@@ -375,11 +386,19 @@ def _class_names(folder: str) -> list[str]:
 def _take_over_weights(new: SiTTransformer2DModel, trained: SiTTransformer2DModel, same_classes: bool) -> None:
     """Copy all weights, but for the rows of the label embedding whose classes are others."""
     state, rows = trained.state_dict(), new.class_embed.weight.detach().clone()
-    if same_classes:
+    if same_classes and new.config.num_classes == trained.config.num_classes:  # classes may have no names
         rows[: trained.config.num_classes] = state["class_embed.weight"][: trained.config.num_classes]
-    if new.config.class_dropout_prob > 0 and trained.config.class_dropout_prob > 0:
-        rows[new.null_class] = state["class_embed.weight"][trained.null_class]
+    row, trained_row = _no_class_row(new), _no_class_row(trained)
+    if row is not None and trained_row is not None:
+        rows[row] = state["class_embed.weight"][trained_row]
     new.load_state_dict(state | {"class_embed.weight": rows})
+
+
+def _no_class_row(model: SiTTransformer2DModel) -> int | None:
+    """Where the label embedding stands for no class: in the null row or, without classes, in the only one."""
+    if model.config.class_dropout_prob > 0:
+        return model.null_class
+    return 0 if model.config.num_classes == 1 else None
 
 
 def activation_bytes(model: SiTTransformer2DModel) -> int:
@@ -462,14 +481,18 @@ def build_pipeline(config: TrainConfig, transformer, vae: torch.nn.Module | None
 
 
 def save_pipeline(pipeline: SiTPipeline, folder: Path) -> None:
-    """Save a pipeline such that a kill leaves the former folder, or none, but no half of one."""
-    staging = folder.with_name(f"{STAGING}{folder.name}")
+    """Save a pipeline such that a kill or a power cut leaves the former folder, or none, but no half of one."""
+    staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging)
+    for path in (*staging.rglob("*"), staging):
+        sync(path)
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
     staging.rename(folder)
     sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

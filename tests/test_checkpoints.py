@@ -5,6 +5,7 @@ import pickle
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from sit_atconv import checkpoints
 from sit_atconv.checkpoints import (
     checkpoint_steps,
     newest_good_checkpoint,
@@ -49,6 +51,18 @@ def test_round_trip(tmp_path):
     for part, values in tensors(7).items():
         assert loaded[part].keys() == values.keys()
         assert all(torch.equal(loaded[part][name], value) for name, value in values.items())
+
+
+def test_files_are_hashed_at_the_same_time(tmp_path, monkeypatch):
+    """In a model of gigabytes it is this that a stop waits for."""
+    together, hashed = threading.Barrier(3), checkpoints.sha256
+
+    def hashing(file):
+        together.wait(10)  # for the two files of tensors and the state
+        return hashed(file)
+
+    monkeypatch.setattr(checkpoints, "sha256", hashing)
+    verify_checkpoint(save(tmp_path, 1))
 
 
 def test_rotation_keeps_the_newest_and_the_milestones(tmp_path):
@@ -198,7 +212,7 @@ def test_fifty_random_kills_never_cost_the_newest_checkpoint(tmp_path):
         child = context.Process(target=_save_forever, args=(tmp_path, step, ready))
         child.start()
         ready.wait()
-        time.sleep(rng.uniform(0, min(2 * one_save, 0.1)))
+        time.sleep(rng.uniform(0, min(4 * one_save, 0.1)))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         leftovers += any(path.name.startswith(".staging") for path in tmp_path.iterdir())

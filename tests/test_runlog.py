@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +12,12 @@ from sit_atconv.runlog import (
     MetricsFile,
     StepReports,
     Window,
+    code_commit,
     plot_metrics,
     read_metrics,
     scalars,
     time_bin_sums,
+    tracker_options,
 )
 
 
@@ -72,6 +77,41 @@ def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):
     with Image.open(tmp_path / "loss.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("tracker, name", [("wandb", "id"), ("trackio", "name")])
+def test_trackers_continue_the_same_run(tmp_path, tracker, name):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    options = [
+        tracker_options(SimpleNamespace(log_with=tracker, output_dir=str(folder)))[tracker]
+        for folder in (first, first, second)
+    ]
+    assert options[0][name] == options[1][name] == (first / "tracker_id.txt").read_text()
+    assert options[2][name] != options[0][name]
+    assert options[0]["resume"] == "allow"
+    assert tracker_options(SimpleNamespace(log_with="tensorboard", output_dir=str(first))) == {}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_the_code_is_known(tmp_path):
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        command = ["git", "-C", str(tmp_path), *options, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "code.py"
+    file.write_text("1")
+    assert code_commit(file) is None  # no checkout
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert code_commit(file) is None  # as a package in a virtual environment within somebody's checkout
+    git("add", "code.py")
+    git("commit", "--quiet", "--message", "second")
+    assert code_commit(file) == git("rev-parse", "HEAD")
+    file.write_text("2")
+    assert code_commit(file) == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_trackers_get_numbers_alone():

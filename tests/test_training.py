@@ -1,8 +1,12 @@
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from sit_atconv import SiTTransformer2DModel
+from sit_atconv import SiTTransformer2DModel, training
 from sit_atconv.data import DigitsDataset
 from sit_atconv.macs import count_macs
 from sit_atconv.training import (
@@ -66,6 +70,26 @@ def test_fine_tuning_on_other_classes_has_new_embeddings(trained):
             assert torch.equal(tuned.state_dict()[name], value), name
 
 
+class Unlabelled(DigitsDataset):
+    """The digits without their classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = []
+        self.labels = np.zeros_like(self.labels)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_fine_tuning_without_classes_goes_on_from_the_null_embedding(trained, named):
+    folder, transformer = trained
+    if not named:
+        index = Path(folder) / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": None}))
+    tuned = build_transformer(TrainConfig(init_from=folder), Unlabelled(), None)
+    assert tuned.class_embed.weight.shape[0] == 1
+    assert torch.equal(tuned.class_embed.weight[0], transformer.class_embed.weight[transformer.null_class])
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [
@@ -113,6 +137,28 @@ def test_plan_states_the_numbers():
     assert f"{count_macs(transformer, 8, 8) / 1e9:.2g} GMACs" in text
     assert "64 = 4 processes × 2 accumulation steps × 8 images, bf16" in text
     assert f"{64_000 / 1797:.1f} epochs" in text
+
+
+def test_new_pipeline_takes_the_place_of_the_old_one_at_once(tmp_path, monkeypatch):
+    """A kill at any of its steps finds a whole folder, or none."""
+    config = TrainConfig(model={"num_layers": 1})
+    pipeline = build_pipeline(config, build_transformer(config, DigitsDataset(), None), None, DigitsDataset().classes)
+    folder, removed, synced = tmp_path / "pipeline", [], []
+    save_pipeline(pipeline, folder)
+    whole = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    remove = shutil.rmtree
+
+    def removing(path, **options):
+        removed.append(path.name)
+        assert not path.exists() or sorted(file.relative_to(folder) for file in folder.rglob("*")) == whole
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    monkeypatch.setattr(training, "sync", synced.append)
+    save_pipeline(pipeline, folder)
+    assert "pipeline" not in removed
+    assert {path.name for path in synced} >= {path.name for path in whole}
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 
 
 def test_preset_and_options_are_unchanged_without_init_from():

@@ -14,7 +14,7 @@ import yaml
 
 from sit_atconv import SiTTransformer2DModel
 from sit_atconv.checkpoints import STATE, checkpoint_steps, read_checkpoint, verify_checkpoint
-from sit_atconv.ema import reconstruct
+from sit_atconv.ema import profile_weights, reconstruct
 from sit_atconv.latents import load_vae
 from sit_atconv.training import TrainConfig, build_pipeline, save_pipeline
 from sit_atconv.training_state import EMA
@@ -43,7 +43,9 @@ def export(run: Path, out: Path, average: str | None = None, std: float | None =
     checkpoint = checkpoints[max(checkpoints) if std is not None or step is None else step]
     verify_checkpoint(checkpoint)
     state = json.loads((checkpoint / STATE).read_text())
-    config = TrainConfig(**yaml.safe_load((run / "config.yaml").read_text()) | {"init_from": None})
+    # what only a run needs, and may not be there any more, or not here
+    unused = {"init_from": None, "log_with": None}
+    config = TrainConfig(**yaml.safe_load((run / "config.yaml").read_text()) | unused)
     if std is not None:
         weights = reconstruct(run / "ema", std, step)
     else:
@@ -51,7 +53,7 @@ def export(run: Path, out: Path, average: str | None = None, std: float | None =
         tracked = [part.removeprefix(EMA) for part in tensors if part.startswith(EMA)]
         if average is not None and average not in tracked:
             raise ValueError(f"average={average!r}: {run} tracks {', '.join(tracked)}")
-        weights = tensors[EMA + (average or f"decay-{config.ema_decays[0]:g}")]
+        weights = tensors[EMA + (average or next(iter(profile_weights(config.ema_decays, config.ema_stds))))]
     transformer = SiTTransformer2DModel(**state["transformer"])
     transformer.load_state_dict(weights)
     vae = None if config.vae is None else load_vae(config.vae)

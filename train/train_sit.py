@@ -4,7 +4,7 @@
     accelerate launch train/train_sit.py --mixer attention             # the baseline
     accelerate launch train/train_sit.py --config train/configs/folder_pixels.yaml --data PHOTOS
     accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS
-    … --dry_run true                                                   # does everything fit?
+    … --dry_run                                                        # does everything fit?
     … --resume auto                                                    # go on where it was stopped
 
 docs/training.md describes what a run writes and what it survives.
@@ -19,11 +19,13 @@ import sys
 import warnings
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
 from jsonargparse import ArgumentParser
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
@@ -32,6 +34,7 @@ from tqdm.auto import tqdm
 from sit_atconv import Interpolant, InterpolantLoss, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.checkpoints import checkpoint_steps, newest_good_checkpoint, read_checkpoint, save_checkpoint, sweep
 from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
+from sit_atconv.data.order import too_many_broken
 from sit_atconv.ema import WeightAverages
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
 from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, only_writer
@@ -59,7 +62,7 @@ from sit_atconv.training import (
     build_pipeline,
     build_transformer,
     check_continues,
-    describe_dataset,
+    describe_data,
     describe_plan,
     learning_rate,
     prepare_run_folder,
@@ -74,7 +77,10 @@ STOPPED = 143  # exit code of a run that was asked to stop, as a terminated proc
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
-    """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused."""
+    """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused.
+
+    An option that is on or off, such as --dry_run, need not be followed by true.
+    """
     parser = ArgumentParser(
         description=TrainConfig.__doc__.splitlines()[0],
         usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
@@ -82,7 +88,12 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_class_arguments(TrainConfig)
-    options = parser.parse_args(arguments).as_dict()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    switches = {f"--{field.name}" for field in dataclasses.fields(TrainConfig) if field.type is bool}
+    spelled_out = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        spelled_out += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
+    options = parser.parse_args(spelled_out).as_dict()
     options.pop("config")
     return TrainConfig(**options)
 
@@ -95,6 +106,12 @@ def train(config: TrainConfig) -> Path:
         FloatingPointError: where too many steps in a row had to be skipped.
         OSError: where a checkpoint cannot be written, as on a full disk.
     """
+    with ExitStack() as lock:  # of the run folder: taken where it is first written to, freed at the end
+        return train_in_folder(config, lock)
+
+
+def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
+    """`train`, which holds the run folder's lock until all is written."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other on CPUs
         mixed_precision=config.mixed_precision,
@@ -103,6 +120,7 @@ def train(config: TrainConfig) -> Path:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
     )
     device, main = accelerator.device, accelerator.is_main_process
+    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)
     if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "on CPUs accelerate's launcher starts one process, whatever --num_processes; for several use "
@@ -142,10 +160,11 @@ def train(config: TrainConfig) -> Path:
         modules["projector"] = trained.projector
     run = Path(config.output_dir)
     continues = prepare_run_folder(config) and not config.dry_run
-    checkpoint = on_main_process(
-        accelerator, lambda: newest_good_checkpoint(run / "checkpoints") if continues else None
-    )
-    data = on_main_process(accelerator, lambda: describe_dataset(dataset))
+    checkpoint = None
+    if continues:
+        on_main_process(accelerator, lambda: take_run_folder(run, lock))
+        checkpoint = on_main_process(accelerator, lambda: newest_good_checkpoint(run / "checkpoints"))
+    data = on_main_process(accelerator, lambda: describe_data(dataset, vae))
     if checkpoint is not None:
         check_continues(config, data, checkpoint)
     accelerator.print(
@@ -189,12 +208,13 @@ def train(config: TrainConfig) -> Path:
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         start_step, window = state["step"], Window(**state["window"])
+        del tensors  # as large as all that is trained
         accelerator.print(f"continuing {run} from step {start_step}")
 
     shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
     encoding = vae is not None and not dataset.is_latents
     view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=encoding)
-    broken_images = BrokenImages(run / "broken_images.txt", config.max_broken_images)
+    broken_images = BrokenImages(None if config.dry_run else run / "broken_images.txt", config.max_broken_images)
     order = TrainingOrder(
         len(dataset),
         config.batch_size,
@@ -234,6 +254,12 @@ def train(config: TrainConfig) -> Path:
         losses = loss_fn(model_fn, latents, x_0=part["noise"], t=t)
         return losses, t, alignment_loss(projected, encoder(part["x"])) if encoder else torch.zeros_like(losses)
 
+    def check_broken_images() -> None:
+        """Raise ValueError where all processes together have met too many."""
+        reasons = dict(gather_object(list(broken_images.reasons.items())))
+        if len(reasons) > config.max_broken_images:
+            raise ValueError(too_many_broken(list(reasons.values()), config.max_broken_images))
+
     def write_samples(step: int) -> None:
         with averages.in_place_of(transformer):
             pipeline = build_pipeline(config, transformer, vae, dataset.classes)
@@ -264,7 +290,7 @@ def train(config: TrainConfig) -> Path:
         on_main_process(accelerator, lambda: save_checkpoint(run / "ema", step, tensors, {"step": step}))
 
     def account(step: int, report: list[float]) -> bool:
-        """Take in what a step reported; whether some process was asked to stop."""
+        """Take in what a step reported; whether some process was asked to stop, or met too many broken images."""
         stop, applied, grad_norm, alignment, *bins = report
         if applied:
             window.add(bins, grad_norm, alignment)
@@ -282,14 +308,17 @@ def train(config: TrainConfig) -> Path:
             )
         return stop > 0
 
+    check_broken_images()  # a run that was stopped by them, and is continued with the same limit
     metrics = None
     with ExitStack() as stack:
         if not config.dry_run:
-            on_main_process(accelerator, lambda: start_run_folder(config, stack, accelerator, start_step))
+            if not continues:
+                on_main_process(accelerator, lambda: take_run_folder(run, lock))
+            on_main_process(accelerator, lambda: start_run_folder(config, accelerator, start_step))
             accelerator.init_trackers(
                 "tensorboard" if "tensorboard" in config.trackers else run.name,
                 tracker_config(config),
-                tracker_options(config),
+                on_main_process(accelerator, lambda: tracker_options(config)),
             )
         if writes:
             metrics = stack.enter_context(MetricsFile(run / "metrics.jsonl", start_step))
@@ -317,9 +346,9 @@ def train(config: TrainConfig) -> Path:
                 sums[1] += alignment.detach().sum() / config.batch_size
                 sums[2:] += time_bin_sums(losses.detach(), t)
 
-            # One small sum tells all processes whether one was asked to stop or met a loss that is not finite; the
-            # gradient and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
-            sums[0].fill_(float(stop.requested))
+            # One small sum tells all processes whether one has to stop or met a loss that is not finite; the gradient
+            # and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
+            sums[0].fill_(float(stop.requested or broken_images.too_many))
             sums = accelerator.reduce(sums, "sum")
             grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
             applied = (grad_norm.isfinite() & sums.isfinite().all()).float()
@@ -360,16 +389,20 @@ def train(config: TrainConfig) -> Path:
                         plot_metrics(run / "metrics.jsonl", run / "loss.png")
                 if step == config.max_steps or (step % config.sample_every == 0 and not stopping):
                     write_samples(step)
+            if stopping:
+                check_broken_images()
             if stopping and step < config.max_steps:
                 accelerator.print(f"\nstopped after step {step}; continue with the same command and --resume latest")
                 accelerator.end_training()
                 return run
 
     if config.dry_run:
+        check_broken_images()
         accelerator.print(f"dry run: one step with {share} images is done, nothing was written")
         return run
     weights = gather_average(transformer, averages.first, main)
-    if main:
+
+    def finish() -> None:
         averaged = SiTTransformer2DModel.from_config(transformer.config)
         averaged.load_state_dict(weights)
         samples = run / "samples" / f"step-{config.max_steps:08d}.png"
@@ -378,7 +411,8 @@ def train(config: TrainConfig) -> Path:
         if uploaded is not None:
             print(f"uploaded: {uploaded}")
         print_next_steps(config, dataset, run / "pipeline")
-    accelerator.wait_for_everyone()
+
+    on_main_process(accelerator, finish)
     accelerator.end_training()
     return run / "pipeline"
 
@@ -416,11 +450,15 @@ def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: 
         scaler.update()
 
 
-def start_run_folder(config: TrainConfig, stack: ExitStack, accelerator: Accelerator, start_step: int) -> None:
-    """Lock the run folder and write down what is being run."""
-    run = Path(config.output_dir)
+def take_run_folder(run: Path, lock: ExitStack) -> None:
+    """Make sure that there is a run folder, and that nothing else trains in it."""
     run.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(only_writer(run))
+    lock.enter_context(only_writer(run))
+
+
+def start_run_folder(config: TrainConfig, accelerator: Accelerator, start_step: int) -> None:
+    """Write down what is being run."""
+    run = Path(config.output_dir)
     save_config(config)
     sweep(run / "checkpoints")
     record_start(

@@ -116,55 +116,57 @@ class TrainingView(Dataset):
 
 
 class BrokenImages:
-    """Keeps the list of images that training could not read, and stops it when there are too many.
+    """Keeps the list of images that training could not read.
 
     The list is a file in the run folder, one line an image, to which all processes add, so that the count is the run's
     and goes on when the run is continued.
 
     Args:
-        file: the list.
+        file: the list; None keeps it in memory, each process its own.
         limit: how many are put up with.
+
+    Attributes:
+        reasons: by index, why an image cannot be read, as far as this process knows.
     """
 
-    def __init__(self, file: Path, limit: int):
+    def __init__(self, file: Path | None, limit: int):
         self.file = file
         self.limit = limit
-        self.seen: set[int] = set()
+        self.reasons: dict[int, str] = {}
+        self._read()
+
+    @property
+    def too_many(self) -> bool:
+        """Whether there are more than the limit."""
+        return len(self.reasons) > self.limit
 
     def add(self, broken: list[tuple[int, str]]) -> None:
-        """Note what `TrainingView` has found broken.
-
-        Raises:
-            BrokenImageError: with the list, where it has become longer than the limit.
-        """
+        """Note what `TrainingView` has found broken."""
         for index, reason in broken:
-            if index in self.seen:
+            if index in self.reasons:
                 continue
-            self.seen.add(index)
-            lines = self._lines()
-            if index not in lines:
-                reason = " ".join(reason.split())
+            self._read()  # what other processes have found
+            if index in self.reasons:
+                continue
+            self.reasons[index] = reason = " ".join(reason.split())
+            print(f"skipped: {reason}", file=sys.stderr)
+            if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with self.file.open("a", encoding="utf-8") as opened:
                     opened.write(f"{index}\t{reason}\n")
-                lines[index] = reason
-                print(f"skipped: {reason}", file=sys.stderr)
-            if len(lines) > self.limit:
-                raise BrokenImageError(too_many_broken(list(lines.values()), self.limit))
 
-    def _lines(self) -> dict[int, str]:
-        if not self.file.exists():
-            return {}
-        lines = (line.partition("\t") for line in self.file.read_text(encoding="utf-8").splitlines())
-        return {int(index): reason for index, _, reason in lines}
+    def _read(self) -> None:
+        if self.file is not None and self.file.exists():
+            lines = (line.partition("\t") for line in self.file.read_text(encoding="utf-8").splitlines())
+            self.reasons |= {int(index): reason for index, _, reason in lines}
 
 
 def too_many_broken(reasons: list[str], limit: int) -> str:
     """The message that ends a run."""
     shown = "\n  ".join(reasons[:20]) + (f"\n  … and {len(reasons) - 20} more" if len(reasons) > 20 else "")
     return (
-        f"max_broken_images={limit}: {len(reasons)} images cannot be read; repair or remove them, or raise the "
-        f"limit:\n  {shown}"
+        f"max_broken_images={limit}: {len(reasons)} images cannot be read. To go on without them raise "
+        f"--max_broken_images; where you repair or remove them, start anew in another --output_dir:\n  {shown}"
     )
 
 

@@ -177,10 +177,14 @@ def test_broken_images_are_listed_up_to_a_limit(tmp_path, capsys):
     assert capsys.readouterr().err.count("skipped") == 2
     resumed = BrokenImages(file, 2)
     resumed.add([(7, "b.png is cut")])
-    with pytest.raises(BrokenImageError, match=r"max_broken_images=2: 3 images") as stopped:
-        resumed.add([(9, "c.png is cut")])
-    for name in "abc":
-        assert f"{name}.png" in str(stopped.value)
+    assert not resumed.too_many
+    resumed.add([(9, "c.png is cut")])
+    assert resumed.too_many
+    assert list(resumed.reasons) == [5, 7, 9]
+    in_memory = BrokenImages(None, 0)
+    in_memory.add([(7, "b.png is cut")])
+    assert in_memory.too_many
+    assert in_memory.reasons == {7: "b.png is cut"}
 
 
 def test_long_draws_do_not_run_into_the_next_position():

@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import export_average
@@ -59,6 +60,28 @@ def test_what_a_run_does_not_hold_is_said(run, tmp_path, capsys, options, expect
         export_average.main([str(run), "--out", str(tmp_path / "out"), *options])
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_run_of_a_tracker_that_is_not_here_and_without_decays(tmp_path, monkeypatch):
+    options = [
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--max_steps",
+        "1",
+        "--model.num_layers",
+        "1",
+        "--sample_steps",
+        "1",
+    ]
+    options += ["--ema_decay", "[]", "--ema_stds", "[0.1, 0.05]", "--log_with", "none", "--batch_size", "16"]
+    train_sit.train(train_sit.parse_arguments(options))
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("log_with: none", "log_with: wandb"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    export_average.main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    expected = load_file(tmp_path / "run" / "checkpoints" / "step-00000001" / "ema-std-0.1.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "out").items())
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys):

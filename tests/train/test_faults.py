@@ -9,16 +9,22 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import train_sit
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from sit_atconv.faults import SAME_REQUEST, StopSignals, only_writer
+from sit_atconv import faults
+from sit_atconv.faults import StopSignals, on_main_process, only_writer
 from sit_atconv.losses import InterpolantLoss
 from sit_atconv.runlog import StepReports
 
@@ -162,6 +168,40 @@ def test_another_run_is_refused_with_the_difference(tmp_path, capsys, change):
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
+def test_other_precision_is_refused(tmp_path, capsys, monkeypatch):
+    """Also where nobody asked for it: here accelerate has been set up in another way."""
+    run(tmp_path / "run", steps=2)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    message = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--resume", "latest")
+    assert "mixed_precision: 'no' -> 'bf16'" in message
+
+
+def test_the_same_pictures_and_vae_elsewhere_are_the_same_run(tmp_path, capsys, photos):
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    vae.save_pretrained(tmp_path / "vae")
+
+    def options(folder: Path) -> list[str]:
+        return ["--data", str(folder / "photos"), "--image_size", "8", "--vae", str(folder / "vae")]
+
+    run(tmp_path / "run", *options(tmp_path), steps=2)
+    for name in ("photos", "vae"):
+        shutil.copytree(tmp_path / name, tmp_path / "moved" / name)
+    run(tmp_path / "run", "--resume", "latest", *options(tmp_path / "moved"), steps=3)
+    with torch.no_grad():
+        next(vae.encoder.parameters()).add_(1)
+    vae.save_pretrained(tmp_path / "moved" / "vae")
+    message = refusal(capsys, "--output_dir", str(tmp_path / "run"), "--resume", "latest", *options(tmp_path / "moved"))
+    assert "vae_sha256: " in message
+    assert "fingerprint" not in message
+
+
 def test_another_data_set_of_the_same_name_is_refused(tmp_path, capsys, photos):
     options = ["--data", str(photos), "--image_size", "8"]
     run(tmp_path / "run", *options, steps=2)
@@ -175,6 +215,33 @@ def test_harmless_changes_are_accepted(tmp_path):
     changes = ("--log_every", "1", "--checkpoint_every", "7", "--sample_every", "3", "--keep_checkpoints", "1")
     run(tmp_path / "run", "--resume", "latest", *changes, "--gradient_accumulation_steps", "2", steps=4)
     assert (tmp_path / "run" / "pipeline").exists()
+
+
+def test_run_from_before_an_option_was_there_goes_on(tmp_path):
+    run(tmp_path / "run", steps=2)
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text("".join(line for line in file.open() if not line.startswith("time_shift:")))
+    run(tmp_path / "run", "--resume", "latest", steps=3)
+    assert checkpoints(tmp_path / "run") == ["step-00000002", "step-00000003"]
+
+
+def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatch):
+    run(tmp_path / "run", steps=2)
+    read, reduced, loaded = train_sit.read_checkpoint, train_sit.time_bin_sums, []
+
+    def reading(path):
+        tensors, state = read(path)
+        loaded.extend(weakref.ref(tensor) for tensor in tensors["ema-decay-0.995"].values())
+        return tensors, state
+
+    def training(*arguments):
+        assert not any(reference() is not None for reference in loaded)
+        return reduced(*arguments)
+
+    monkeypatch.setattr(train_sit, "read_checkpoint", reading)
+    monkeypatch.setattr(train_sit, "time_bin_sums", training)
+    run(tmp_path / "run", "--resume", "latest", steps=3)
+    assert loaded
 
 
 # damage
@@ -215,12 +282,53 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
     run(tmp_path / "run", steps=2)
 
     def second(rank: int) -> None:
-        with pytest.raises(ValueError, match="another process is training in it"):
+        with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
     with only_writer(tmp_path / "run"):
         assert processes(1, second) == [0]
     assert checkpoints(tmp_path / "run") == ["step-00000002"]
+
+
+def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, processes):
+    """Before it holds the lock, a resumed run does not even look for broken checkpoints, which it would set aside."""
+    run(tmp_path / "run", steps=2)
+    monkeypatch.setattr(train_sit, "newest_good_checkpoint", lambda folder: pytest.fail("looked before it locked"))
+
+    def second(rank: int) -> None:
+        with pytest.raises(ValueError, match="another process is writing to it"):
+            run(tmp_path / "run", "--resume", "latest", steps=4)
+
+    with only_writer(tmp_path / "run"):
+        assert processes(1, second) == [0]
+
+
+def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
+    with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), only_writer(tmp_path):
+        pass
+
+
+class UnsendableError(KeyError):
+    """An error that cannot be pickled, as those of some libraries."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle")
+
+
+@pytest.mark.parametrize(
+    "error, of_peers", [(UnsendableError, RuntimeError), (UnicodeError, ValueError), (OSError, OSError)]
+)
+def test_any_failure_of_the_main_process_reaches_the_others(processes, error, of_peers):
+    def member(rank: int) -> None:
+        def function() -> None:
+            raise error("what went wrong")
+
+        with pytest.raises(of_peers if rank else error, match="what went wrong"):
+            on_main_process(Accelerator(cpu=True), function)
+
+    assert processes(2, member) == [0, 0]
 
 
 # numbers that are not finite
@@ -417,7 +525,8 @@ def _stubborn(pipe) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_means_now_and_an_echo_does_not(number):
+def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
+    monkeypatch.setattr(faults, "SAME_REQUEST", 0.5)
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_stubborn, args=(theirs,))
     child.start()
@@ -426,8 +535,11 @@ def test_second_signal_means_now_and_an_echo_does_not(number):
     os.kill(child.pid, number)  # the same request, from the terminal and from the launcher
     assert ours.poll(5)
     assert ours.recv() is True
+    time.sleep(faults.SAME_REQUEST)
+    for other in {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT} - {number}:  # as from a scheduler, one by one
+        os.kill(child.pid, other)
+    time.sleep(0.1)
     assert child.is_alive()
-    time.sleep(SAME_REQUEST)
     os.kill(child.pid, number)
     child.join(5)
     assert child.exitcode == 128 + number

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline, cli
-from sit_atconv.data import BrokenImageError
 
 TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "1", "--sample_steps", "2"]
 
@@ -78,10 +77,47 @@ def test_broken_images_are_skipped_listed_and_counted(tmp_path, flat):
     assert len((tmp_path / "resumed" / "broken_images.txt").read_text().splitlines()) == 2
     losses = [json.loads(line)["loss"] for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
-    with pytest.raises(BrokenImageError, match=r"max_broken_images=1: 2 images") as stopped:
-        run(tmp_path / "stopped", *options, "--max_broken_images", 1)
-    assert "03.png" in str(stopped.value)
-    assert "11.png" in str(stopped.value)
+
+
+def test_too_many_broken_images_stop_the_run_with_a_checkpoint(tmp_path, flat, capsys):
+    for name in ("03.png", "11.png"):
+        (flat / name).write_bytes(b"no image")
+    options = ("--data", flat, "--image_size", 8)
+    whole = weights(run(tmp_path / "whole", *options))
+    for _ in range(2):  # the second time before anything is done
+        options = (*options, "--max_broken_images", 1)
+        with pytest.raises(ValueError, match=r"max_broken_images=1: 2 images .*raise --max_broken_images") as stopped:
+            run(tmp_path / "stopped", *options, "--resume", "auto")
+        assert "03.png" in str(stopped.value)
+        assert "11.png" in str(stopped.value)
+        [checkpoint] = (tmp_path / "stopped" / "checkpoints").iterdir()
+        assert checkpoint.name < "step-00000003"
+    resumed = weights(run(tmp_path / "stopped", *options, "--max_broken_images", 2, "--resume", "latest"))
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_too_many_broken_images_of_one_process_stop_all(tmp_path, flat, processes):
+    """Four pictures a process in the first batch, of which one is broken: one process meets it, both are told."""
+    (flat / "03.png").write_bytes(b"no image")
+
+    def member(rank: int) -> None:
+        with pytest.raises(ValueError, match=r"1 images (.|\n)*03.png"):
+            run(tmp_path / "run", "--data", flat, "--image_size", 8, "--max_broken_images", 0)
+
+    assert processes(2, member) == [0, 0]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_dry_run_with_a_broken_image_writes_nothing(tmp_path, flat, capsys):
+    for file in list(flat.iterdir())[1:]:
+        file.write_bytes(b"no image")
+    options = ("--data", flat, "--image_size", 8, "--max_broken_images", 15)
+    run(tmp_path / "run", *options, "--dry_run")
+    assert "skipped: " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="max_broken_images=0"):
+        run(tmp_path / "run", *options, "--dry_run", "--max_broken_images", 0)
 
 
 def test_training_from_parquet(tmp_path):

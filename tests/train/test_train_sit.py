@@ -7,13 +7,14 @@ import pytest
 import torch
 import train_sit
 import yaml
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from sit_atconv import SiTPipeline
+from sit_atconv import SiTPipeline, SiTTransformer2DModel
 
 TINY = ["--model.num_layers", "2", "--batch_size", "32", "--log_every", "2", "--sample_steps", "2"]
 
@@ -137,7 +138,9 @@ def test_killed_saves_are_swept(tmp_path):
     (tmp_path / "run" / "checkpoints" / ".staging-step-00000001").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / "config.yaml").write_text(
-        yaml.safe_dump(vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), *TINY])))
+        yaml.safe_dump(
+            vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), "--mixed_precision", "no", *TINY]))
+        )
     )
     run(tmp_path / "run", "--resume", "auto", steps=2)
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
@@ -183,6 +186,53 @@ def test_other_objectives_train_and_sample(tmp_path, prediction, path):
 def test_bf16(tmp_path):
     pipeline = run(tmp_path / "run", "--mixed_precision", "bf16", steps=2)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights(pipeline).values())
+
+
+def test_fp16_skips_the_step_whose_gradient_overflows():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.AdamW([parameter], fused=True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor, scale in ((float("inf"), 512.0), (1.0, 512.0)):
+        before = parameter.detach().clone()
+        scaler.scale((parameter * factor).sum()).backward()
+        scaler.unscale_(optimizer.optimizer)
+        applied = parameter.grad.isfinite().all().float()
+        train_sit.masked_step(optimizer, applied, scaler)
+        optimizer.zero_grad()
+        assert scaler.get_scale() == scale
+        assert torch.equal(parameter, before) == (factor != 1.0)
+    assert optimizer.optimizer.state[parameter]["step"] == 1
+
+
+def test_compiled_blocks_train_the_same(tmp_path, monkeypatch):
+    """Through the front end of torch.compile; its code generator is PyTorch's own matter, and takes long."""
+    compile, compiled = SiTTransformer2DModel.compile_repeated_blocks, []
+
+    def quickly(self, **options):
+        compiled.append(options)
+        compile(self, backend="eager", **options)
+
+    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", quickly)
+    plain = weights(run(tmp_path / "plain", "--model.num_layers", "1", steps=2))
+    fast = weights(run(tmp_path / "fast", "--model.num_layers", "1", "--compile", steps=2))
+    assert compiled == [{"fullgraph": True}]
+    assert plain.keys() == fast.keys()  # none is named after a wrapper
+    for name, value in plain.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_go_to_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path / "run", "--log_with", "tensorboard")
+    run(tmp_path / "run", "--log_with", "tensorboard", "--resume", "latest", steps=6)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    assert logged == {line["step"]: pytest.approx(line["loss"]) for line in lines}
+    assert logged.keys() == {2, 4, 6}
 
 
 def test_image_folder_in_pixels(tmp_path, photos):
@@ -231,6 +281,13 @@ def test_two_and_four_processes_see_what_one_sees(tmp_path, processes):
         # the grids are drawn by turns, and show the same
         pictures = [Image.open(tmp_path / str(n) / "samples" / "step-00000003.png") for n in (1, count)]
         assert np.abs(np.asarray(pictures[0], dtype=int) - np.asarray(pictures[1], dtype=int)).max() <= 2
+
+
+@pytest.mark.parametrize("flag", ["dry_run", "compile", "gradient_checkpointing", "horizontal_flip"])
+def test_switches_need_no_value(flag):
+    for arguments in ([f"--{flag}"], [f"--{flag}", "--seed", "1"], [f"--{flag}", "true"], [f"--{flag}=true"]):
+        assert getattr(train_sit.parse_arguments(arguments), flag) is True
+    assert getattr(train_sit.parse_arguments([f"--{flag}", "false"]), flag) is False
 
 
 def test_config_file_and_command_line(tmp_path):
