@@ -13,6 +13,7 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, 
 """
 
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -321,7 +322,7 @@ def train(config: TrainConfig) -> Path:
             # gradient and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
             sums[0].fill_(float(stop.requested))
             sums = accelerator.reduce(sums, "sum")
-            grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+            grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
             applied = (grad_norm.isfinite() & sums.isfinite().all()).float()
             masked_step(optimizer, applied, accelerator.scaler)
             optimizer.zero_grad()
