@@ -35,7 +35,7 @@ from sit_atconv.checkpoints import checkpoint_steps, newest_good_checkpoint, rea
 from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
 from sit_atconv.ema import WeightAverages
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
-from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, only_writer
+from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, one_process_first, only_writer
 from sit_atconv.hub import finish_folder, prepare_repository
 from sit_atconv.images import save_grid
 from sit_atconv.latents import encode, load_vae
@@ -118,7 +118,7 @@ def train(config: TrainConfig) -> Path:
         )
 
     # Everything that can be wrong is found before anything is written.
-    dataset = open_dataset(config.data, config.image_size)
+    dataset = one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(device)
@@ -146,6 +146,7 @@ def train(config: TrainConfig) -> Path:
     checkpoint = on_main_process(
         accelerator, lambda: newest_good_checkpoint(run / "checkpoints") if continues else None
     )
+    on_main_process(accelerator, dataset.verify)
     data = on_main_process(accelerator, lambda: describe_dataset(dataset))
     if checkpoint is not None:
         check_continues(config, data, checkpoint)

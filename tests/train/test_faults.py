@@ -215,7 +215,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
     run(tmp_path / "run", steps=2)
 
     def second(rank: int) -> None:
-        with pytest.raises(ValueError, match="another process is training in it"):
+        with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
     with only_writer(tmp_path / "run"):
