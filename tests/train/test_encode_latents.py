@@ -374,6 +374,32 @@ def test_training_refuses_latents_that_do_not_match(latents, photos, vae, tmp_pa
     assert "encode_latents.py again" in message("--data", f"latents:{copy}", "--vae", vae)
 
 
+def test_cifar10_through_an_autoencoder_from_parquet_to_picture(vae, tmp_path, capsys):
+    """A parquet file as CIFAR-10 has it: encoded once, trained on, sampled by class."""
+    datasets = pytest.importorskip("datasets")
+    classes = ["airplane", "automobile", "bird"]
+    rng = np.random.default_rng(0)
+    colours = ((220, 40, 40), (40, 220, 40), (40, 40, 220))
+    pictures = [np.clip(rng.normal(colours[i % 3], 20, (32, 32, 3)), 0, 255).astype(np.uint8) for i in range(48)]
+    columns = {"img": [Image.fromarray(pixels) for pixels in pictures], "label": [i % 3 for i in range(48)]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+
+    cache, run = tmp_path / "cifar10-latents", tmp_path / "run"
+    common = ["--vae", str(vae), "--output_dir"]
+    data = ["--data", str(tmp_path / "train.parquet"), "--image_size", "32", "--flip", "true", "--num_workers", "0"]
+    encode_latents.main([*data, *common, str(cache)])
+    assert "48 images" in capsys.readouterr().out
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = ["--data", str(cache), *common, str(run), "--horizontal_flip", "true", *TINY, "--learning_rate", "5e-3"]
+    train_sit.main([*options, "--model.num_layers", "1", "--max_steps", "40", "--log_every", "10"])
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+    pipeline = SiTPipeline.from_pretrained(run / "pipeline")
+    assert pipeline.labels == {name: i for i, name in enumerate(classes)}
+    assert pipeline(["bird"], num_inference_steps=2).images[0].size == (32, 32)
+
+
 def test_shards_that_changed_are_found_before_training(latents, vae, tmp_path, capsys, monkeypatch):
     hashed = []
     monkeypatch.setattr(
