@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from . import __version__
+from .hashing import file_sha256
 from .pipelines.pipeline_sit import SiTPipeline
 from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from .schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
@@ -304,15 +305,6 @@ def folder_sha256(folder: str | Path) -> str:
         name = file.relative_to(folder)
         if not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
             digest.update(f"{name.as_posix()} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file's bytes, as sha256sum prints it."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
     return digest.hexdigest()
 
 

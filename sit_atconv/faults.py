@@ -91,6 +91,17 @@ def _signal_when_parent_dies(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def one_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Run `function` on one process of each machine, then on the others, which find what the first one has cached."""
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        return function()
+    finally:
+        if accelerator.is_local_main_process:
+            accelerator.wait_for_everyone()
+
+
 def ignore_stop_signals(worker_id: int = 0) -> None:
     """For data workers, `worker_init_fn`: a signal to the whole job must not end them before the run has stopped."""
     signal.set_wakeup_fd(-1)

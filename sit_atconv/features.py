@@ -20,8 +20,8 @@ from cleanfid.resize import make_resizer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .evaluation import file_sha256, flatten_pixels
-from .hashing import tensors_sha256
+from .evaluation import flatten_pixels
+from .hashing import file_sha256, tensors_sha256
 
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name that clean-fid opens
 INCEPTION_SIZE = (299, 299)

@@ -1,6 +1,7 @@
-"""Hashes of what models hold."""
+"""Hashes of files and of what models hold."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 
@@ -11,4 +12,13 @@ def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
     return digest.hexdigest()

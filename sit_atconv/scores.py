@@ -23,7 +23,6 @@ from .evaluation import (
     counting_rows,
     describe_pipeline,
     draw_images,
-    file_sha256,
     folder_sha256,
     image_shape,
     is_pipeline_folder,
@@ -32,6 +31,7 @@ from .evaluation import (
     versions,
 )
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
+from .hashing import file_sha256
 from .image_sets import (
     STAMP_FILE,
     BatchImages,

@@ -84,7 +84,7 @@ class TrainConfig:
         lr_warmup_steps: updates over which the learning rate grows from 0.
         lr_schedule: constant, or cosine down to 0 at max_steps.
         weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; null leaves them as they are. The norm is logged in any case.
         max_skipped_steps: a step whose loss or gradient is not finite is skipped; the run stops after this many in a
             row. fp16 skips some at its start, while it looks for its loss scale.
         ema_decay: of the moving average of the weights, or a list of several; the first one is saved and sampled.
@@ -138,7 +138,7 @@ class TrainConfig:
     lr_warmup_steps: int = 100
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     max_skipped_steps: int = 20
     ema_decay: float | list[float] = 0.995
     ema_stds: list[float] = field(default_factory=list)
@@ -186,8 +186,10 @@ class TrainConfig:
         check_count("ema_snapshot_every", self.ema_snapshot_every)
         if self.keep_every is not None:
             check_count("keep_every", self.keep_every)
-        for name in ("learning_rate", "max_grad_norm", "time_shift", "repa_coefficient"):
+        for name in ("learning_rate", "time_shift", "repa_coefficient"):
             check_positive(name, getattr(self, name))
+        if self.max_grad_norm is not None:
+            check_positive("max_grad_norm", self.max_grad_norm)
         numbers = (
             "num_workers",
             "max_broken_images",

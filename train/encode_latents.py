@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from sit_atconv.data.latents import (
     write_shard,
 )
 from sit_atconv.data.order import too_many_broken
+from sit_atconv.faults import on_main_process, one_process_first, only_writer
 from sit_atconv.latents import load_vae, posterior_moments
 from sit_atconv.validation import check_choice, check_count
 
@@ -118,33 +120,56 @@ def encode_latents(
     for field, value in (("num_workers", num_workers), ("max_broken_images", max_broken_images)):
         if value < 0:
             raise ValueError(f"{field}={value} must be a number of at least 0")
-    accelerator = Accelerator()
-    main = accelerator.is_main_process
-    dataset = open_dataset(data, image_size)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not meet
+    dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     if dataset.is_latents:
         raise ValueError(f"data={data!r} holds latents already; give images")
     model = load_vae(vae).to(accelerator.device)
     settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size)
     folder = Path(output_dir)
-    if begin_folder(folder, settings, writing=False):
-        begin_folder(folder, settings, writing=main)
-        accelerator.print(f"{folder} is complete; nothing is left to do")
-        return None
-    accelerator.wait_for_everyone()
-    begin_folder(folder, settings, writing=main)
-    accelerator.wait_for_everyone()
+    with ExitStack() as stack:
 
+        def begin() -> bool:
+            """Refuse what others wrote, lock the folder, remove leftovers; whether nothing is left to do."""
+            if not begin_folder(folder, settings, writing=False):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(folder))
+            return begin_folder(folder, settings, writing=True)
+
+        if on_main_process(accelerator, begin):
+            accelerator.print(f"{folder} is complete; nothing is left to do")
+            return None
+        return encode_missing(accelerator, dataset, model, settings, folder, batch_size, num_workers, max_broken_images)
+
+
+def encode_missing(
+    accelerator: Accelerator,
+    dataset: ImageDataset,
+    vae: torch.nn.Module,
+    settings: dict,
+    folder: Path,
+    batch_size: int,
+    num_workers: int,
+    max_broken_images: int,
+) -> dict | None:
+    """Write the shards that are not there yet, then, on the main process, the manifest, and return it.
+
+    Raises:
+        ValueError: where the disk has too little space, or too many images cannot be read.
+    """
+    main, shard_size = accelerator.is_main_process, settings["shard_size"]
     done = published_shards(folder, settings)
     count = -(-len(dataset) // shard_size)
     missing = [number for number in range(count) if number not in done]
     needed = min(len(missing) * shard_size, len(dataset)) * latents_bytes(settings)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(f"output_dir={output_dir!r}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        raise ValueError(f"output_dir={str(folder)!r}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
     accelerator.wait_for_everyone()  # before the first shard makes `missing` another list for a slower process
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     accelerator.print(
-        f"{len(dataset)} images of {data} in {count} shards, {len(done)} of them done; {needed / 1e9:.2f} GB to write"
+        f"{len(dataset)} images of {dataset.source} in {count} shards, {len(done)} of them done; "
+        f"{needed / 1e9:.2f} GB to write"
     )
 
     broken = [reason for shard in done.values() for reason in shard["broken"]]
@@ -160,7 +185,7 @@ def encode_latents(
         if read := [(index, pixels) for index, pixels, _ in batch if pixels is not None]:
             indices += [index for index, _ in read]
             pixels = torch.stack([pixels for _, pixels in read]).to(accelerator.device)
-            for name, tensor in encode_batch(model, pixels, settings).items():
+            for name, tensor in encode_batch(vae, pixels, settings).items():
                 parts.setdefault(name, []).append(tensor)
         progress.update(len(wanted))
         if (wanted[-1] + 1) % shard_size == 0 or wanted[-1] + 1 == len(dataset):
@@ -184,7 +209,7 @@ def encode_latents(
         size = sum(shard["bytes"] for shard in manifest["shards"])
         seconds = time.perf_counter() - start
         print(f"{manifest['num_images']} images in {folder}, {size / 1e9:.3f} GB, {seconds:.0f} s; train with:")
-        print(f"  accelerate launch train/train_sit.py --data {folder} --vae {vae} …")
+        print(f"  accelerate launch train/train_sit.py --data {folder} --vae {settings['vae']['name']} …")
         for reason in manifest["broken"]:
             print(f"left out: {reason}", file=sys.stderr)
     accelerator.wait_for_everyone()
@@ -206,8 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.pop("config")
     try:
         encode_latents(**options)
-    except ValueError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BrokenImageError):
+    except (ValueError, OSError) as error:
+        # Every process finds the same mistake, and one says so; but only one may have met what is broken or full.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, (BrokenImageError, OSError)):
             print(f"encode_latents.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 

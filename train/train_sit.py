@@ -13,6 +13,7 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, 
 """
 
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -37,7 +38,7 @@ from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, Traini
 from sit_atconv.data.order import too_many_broken
 from sit_atconv.ema import WeightAverages
 from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
-from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, only_writer
+from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, one_process_first, only_writer
 from sit_atconv.hub import finish_folder, prepare_repository
 from sit_atconv.images import save_grid
 from sit_atconv.latents import encode, load_vae
@@ -135,7 +136,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         )
 
     # Everything that can be wrong is found before anything is written.
-    dataset = open_dataset(config.data, config.image_size)
+    dataset = one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(device)
@@ -164,6 +165,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
     if continues:
         on_main_process(accelerator, lambda: take_run_folder(run, lock))
         checkpoint = on_main_process(accelerator, lambda: newest_good_checkpoint(run / "checkpoints"))
+    on_main_process(accelerator, dataset.verify)
     data = on_main_process(accelerator, lambda: describe_data(dataset, vae))
     if checkpoint is not None:
         check_continues(config, data, checkpoint)
@@ -350,7 +352,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
             # and its norm are common already. Nobody waits for the GPU: a bad step is masked, not branched on.
             sums[0].fill_(float(stop.requested or broken_images.too_many))
             sums = accelerator.reduce(sums, "sum")
-            grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+            grad_norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
             applied = (grad_norm.isfinite() & sums.isfinite().all()).float()
             masked_step(optimizer, applied, accelerator.scaler)
             optimizer.zero_grad()

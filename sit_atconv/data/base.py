@@ -75,6 +75,9 @@ class ImageDataset(Dataset):
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (C, S, S)
         return pixels.float() / 127.5 - 1
 
+    def verify(self) -> None:
+        """Raise ValueError where files are no longer as they were written. It may read all of them: do it once."""
+
     def check_training(self, vae: torch.nn.Module | None, horizontal_flip: bool) -> None:
         """Raise ValueError where this data cannot be trained on with this VAE (None: in pixels) or with mirroring."""
 

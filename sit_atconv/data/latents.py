@@ -11,19 +11,22 @@ c latent channels, s latent side. Mean and standard deviation are the VAE's own,
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from tqdm.auto import tqdm
 
-from ..hashing import tensors_sha256
+from ..hashing import file_sha256, tensors_sha256
 from ..latents import latent_shift, vae_scale_factor
-from .base import ImageDataset, hash_of, write_atomically
+from .base import ImageDataset, cached_index, hash_of, write_atomically
 
 MANIFEST, SETTINGS = "manifest.json", "encoding.json"
 FORMAT = 1
+THREADS = 8  # that hash shards at the same time
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -258,6 +261,23 @@ class LatentsDataset(ImageDataset):
 
     def fingerprint(self) -> str:
         return hash_of([shard["sha256"] for shard in self.manifest["shards"]])
+
+    def verify(self) -> None:
+        """Compare the files with the hashes of the manifest; those whose size and time are unchanged, only once."""
+
+        def is_whole(shard: dict) -> bool:
+            file = self._folder / shard["file"]
+            key = json.dumps([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
+            return cached_index(key, lambda: {"sha256": file_sha256(file)})["sha256"] == shard["sha256"]
+
+        shards = self.manifest["shards"]
+        with ThreadPoolExecutor(THREADS) as pool:
+            whole = list(tqdm(pool.map(is_whole, shards), "verifying latents", len(shards), leave=False, disable=None))
+        if broken := [shard["file"] for shard, good in zip(shards, whole, strict=True) if not good]:
+            raise ValueError(
+                f"data={self.source!r}: {', '.join(broken[:5])} ({len(broken)} of {len(shards)} shards) are not as "
+                "they were written, their SHA-256 differs; copy the folder again, or encode the images anew"
+            )
 
     def check_training(self, vae: torch.nn.Module | None, horizontal_flip: bool) -> None:
         wanted = self.manifest["vae"]

@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, features, scores
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import balanced_labels, file_sha256, generate, image_generator, load_pipeline
+from sit_atconv.evaluation import balanced_labels, generate, image_generator, load_pipeline
 from sit_atconv.features import build_extractor
+from sit_atconv.hashing import file_sha256
 from sit_atconv.image_sets import FolderImages
 from sit_atconv.metrics import frechet_distance
 from sit_atconv.scores import MetricOptions

@@ -23,6 +23,12 @@ def fresh_process_state():
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What is known of shards goes into a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Plots take longer than these trainings; the tests of the run log draw some."""
     import train_sit

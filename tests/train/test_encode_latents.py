@@ -1,5 +1,6 @@
 """Latents computed once: what they hold, that nothing interrupts them for good, and that training refuses others."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import encode_latents
@@ -21,7 +23,8 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import LatentsDataset, TrainingView, open_dataset
-from sit_atconv.hashing import tensors_sha256
+from sit_atconv.faults import only_writer
+from sit_atconv.hashing import file_sha256, tensors_sha256
 from sit_atconv.latents import encode, load_vae
 
 IMAGES = 22
@@ -80,11 +83,11 @@ def latents(photos, vae, tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != ".lock"}
 
 
 def test_folder_holds_the_posterior_of_every_image(latents, photos, vae):
-    assert [file.name for file in sorted(latents.iterdir())] == [
+    assert list(contents(latents)) == [
         "manifest.json",
         *(f"shard-{i:05d}.safetensors" for i in range(6)),
     ]
@@ -215,7 +218,7 @@ def test_two_processes_write_the_same_folder(photos, vae, latents, tmp_path):
 
     def encode_as(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
         assert AcceleratorState().num_processes == 2
 
@@ -227,6 +230,49 @@ def test_two_processes_write_the_same_folder(photos, vae, latents, tmp_path):
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0]
     assert contents(tmp_path / "cache") == contents(latents)
+
+
+def test_two_commands_cannot_write_to_one_folder(photos, vae, tmp_path):
+    def second() -> None:
+        with pytest.raises(ValueError, match="another process is writing to it"):
+            encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
+
+    (tmp_path / "cache").mkdir()
+    with only_writer(tmp_path / "cache"):
+        assert in_child(second) == 0
+    assert contents(tmp_path / "cache") == {}
+
+
+def test_full_disk_ends_with_one_line(photos, vae, tmp_path, capsys, monkeypatch):
+    def write_shard(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(encode_latents, "write_shard", write_shard)
+    arguments = ["--data", photos, "--vae", vae, "--output_dir", tmp_path / "cache", "--image_size", 16]
+    assert "error: [Errno 28] No space left on device" in refusal(capsys, encode_latents.main, *arguments)
+
+
+@pytest.mark.parametrize("script", [encode_latents, train_sit])
+def test_one_process_opens_the_data_before_the_others(script, photos, vae, tmp_path, monkeypatch, processes):
+    """So that what it downloads or indexes is there for them, and a mistake is found by all of them."""
+
+    def open_dataset(*_) -> None:
+        with (tmp_path / "log").open("a") as log:
+            print("begin", os.environ["RANK"], file=log, flush=True)
+            time.sleep(0.3)
+            print("end", os.environ["RANK"], file=log, flush=True)
+        raise ValueError("no data")
+
+    def member(rank: int) -> None:
+        with pytest.raises(ValueError, match="no data"):
+            if script is train_sit:
+                train_sit.train(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run")]))
+            else:
+                encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
+
+    monkeypatch.setattr(script, "open_dataset", open_dataset)
+    assert processes(2, member) == [0, 0]
+    assert (tmp_path / "log").read_text().split("\n") == ["begin 0", "end 0", "begin 1", "end 1", ""]
 
 
 def test_broken_images_are_left_out_up_to_a_limit(photos, vae, tmp_path, capsys):
@@ -326,6 +372,51 @@ def test_training_refuses_latents_that_do_not_match(latents, photos, vae, tmp_pa
     assert "no readable manifest.json" in message("--data", f"latents:{copy}", "--vae", vae)
     (copy / "encoding.json").write_text("{}")
     assert "encode_latents.py again" in message("--data", f"latents:{copy}", "--vae", vae)
+
+
+def test_cifar10_through_an_autoencoder_from_parquet_to_picture(vae, tmp_path, capsys):
+    """A parquet file as CIFAR-10 has it: encoded once, trained on, sampled by class."""
+    datasets = pytest.importorskip("datasets")
+    classes = ["airplane", "automobile", "bird"]
+    rng = np.random.default_rng(0)
+    colours = ((220, 40, 40), (40, 220, 40), (40, 40, 220))
+    pictures = [np.clip(rng.normal(colours[i % 3], 20, (32, 32, 3)), 0, 255).astype(np.uint8) for i in range(48)]
+    columns = {"img": [Image.fromarray(pixels) for pixels in pictures], "label": [i % 3 for i in range(48)]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+
+    cache, run = tmp_path / "cifar10-latents", tmp_path / "run"
+    common = ["--vae", str(vae), "--output_dir"]
+    data = ["--data", str(tmp_path / "train.parquet"), "--image_size", "32", "--flip", "true", "--num_workers", "0"]
+    encode_latents.main([*data, *common, str(cache)])
+    assert "48 images" in capsys.readouterr().out
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = ["--data", str(cache), *common, str(run), "--horizontal_flip", "true", *TINY, "--learning_rate", "5e-3"]
+    train_sit.main([*options, "--model.num_layers", "1", "--max_steps", "40", "--log_every", "10"])
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+    pipeline = SiTPipeline.from_pretrained(run / "pipeline")
+    assert pipeline.labels == {name: i for i, name in enumerate(classes)}
+    assert pipeline(["bird"], num_inference_steps=2).images[0].size == (32, 32)
+
+
+def test_shards_that_changed_are_found_before_training(latents, vae, tmp_path, capsys, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "sit_atconv.data.latents.file_sha256", lambda file: hashed.append(file.name) or file_sha256(file)
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(latents, copy)
+    open_dataset(copy).verify()
+    assert sorted(hashed) == [f"shard-{i:05d}.safetensors" for i in range(6)]
+    shard = copy / "shard-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-7] ^= 1
+    shard.write_bytes(data)
+    text = refusal(capsys, train_sit.main, *TINY, "--data", copy, "--vae", vae, "--output_dir", tmp_path / "run")
+    assert "shard-00002.safetensors (1 of 6 shards) are not as they were written" in text
+    assert hashed[6:] == [shard.name]  # the others are known to be whole
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_names_the_images_of_latents(latents, photos):

@@ -115,6 +115,16 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
 
 
+def test_gradients_that_are_not_clipped_are_logged(tmp_path):
+    trained = {}
+    for limit in ("null", "1e9", "1e-3"):
+        trained[limit] = weights(run(tmp_path / limit, "--max_grad_norm", limit, steps=2))
+        line = json.loads((tmp_path / limit / "metrics.jsonl").read_text().splitlines()[0])
+        assert 1e-3 < line["grad_norm"] < 1e3
+    assert_same(trained["null"], trained["1e9"])
+    assert any(not torch.equal(value, trained["1e-3"][name]) for name, value in trained["null"].items())
+
+
 def test_resume_of_a_finished_run_writes_the_pipeline(tmp_path):
     """As after a kill between the last checkpoint and the end."""
     expected = weights(run(tmp_path / "run"))
