@@ -152,7 +152,7 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
         ({"models": models, "train": {"max_steps": 3}}, "train: max_steps are set by the duel itself"),
         ({"models": {"A": {}, "B": {"mixed": "atconv"}}}, "B: train/train_sit.py has no options mixed"),
         ({"seeds": [0, 0]}, "seeds=[0, 0]"),
-        ({"inference_steps": []}, "inference_steps"),
+        ({"inference_steps": [0]}, "inference_steps=0"),
         ({"sampling": {"num_images": 3}}, "sampling: unknown options num_images"),
         ({"sampling": {}}, "num_samples must be given"),
         ({"metrics": {"metrics": "kid", "extractor": "pixels"}}, "must name fid"),
