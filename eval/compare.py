@@ -18,15 +18,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 
+import sit_atconv
 from sit_atconv import SiTPipeline, metrics
 from sit_atconv.benchmarking import measure, peak_memory, quartiles
-from sit_atconv.evaluation import SamplingOptions, draw_images, load_pipeline, pick_device, versions
+from sit_atconv.evaluation import SamplingOptions, draw_images, folder_sha256, load_pipeline, pick_device, versions
 from sit_atconv.images import save_grid
 from sit_atconv.macs import count_macs
 from sit_atconv.scores import check_comparable
@@ -35,6 +37,17 @@ from sit_atconv.validation import check_count
 GRID_IMAGES = 40
 # Options of training in which the runs of a duel are meant to differ.
 MEANT_TO_DIFFER = {"mixer", "preset", "model", "seed", "output_dir", "resume"}
+# What images are drawn with; where all of it is equal, they come from the same noise and labels.
+SAMPLED_ALIKE = (
+    "scheduler",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_channels",
+    "labels",
+    "seed",
+    "batch_size",
+)
 SCORES = {
     "fid": "FID",
     "fid_infinity": "FID∞",
@@ -90,8 +103,7 @@ class Run:
 
 def sampled_alike(a: dict, b: dict) -> bool:
     """Whether two reports are of images drawn in the same way."""
-    keys = ("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_channels", "labels")
-    return all(a.get(key) == b.get(key) for key in keys)
+    return all(a.get(key) == b.get(key) for key in SAMPLED_ALIKE)
 
 
 def load_run(folder: Path) -> Run:
@@ -124,8 +136,11 @@ def load_run(folder: Path) -> Run:
 
 
 def training_hours(folder: Path, config: dict, steps: list[int]) -> dict[int, float]:
-    """Hours of training until each step, from the speeds in metrics.jsonl."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Hours of training until each step, from the speeds in metrics.jsonl; none where the run has no such file."""
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "images_per_second" in line]
     hours, total, last = {}, 0.0, 0
     for line in lines:
@@ -140,7 +155,8 @@ def check_runs(runs: list[Run]) -> list[str]:
     """Make sure that these runs may stand in one report; return how their recipes differ beyond the model.
 
     Raises:
-        ValueError: where the reports cannot be compared, a run is named twice, or there is only one model.
+        ValueError: where the reports cannot be compared, one is of other weights than its run's, a run is named twice,
+            or there is only one model.
     """
     names = [(run.model, run.seed) for run in runs]
     if len(set(names)) < len(names):
@@ -150,8 +166,18 @@ def check_runs(runs: list[Run]) -> list[str]:
     check_comparable({report["file"]: report for run in runs for report in run.reports})
     first = runs[0]
     for run in runs[1:]:
-        if not sampled_alike(run.final, first.final):
-            raise ValueError(f"{run.final['file']} and {first.final['file']} were sampled in different ways")
+        if differing := [key for key in SAMPLED_ALIKE if run.final.get(key) != first.final.get(key)]:
+            facts = "; ".join(f"{key}: {first.final.get(key)!r} and {run.final.get(key)!r}" for key in differing)
+            raise ValueError(f"{first.final['file']} and {run.final['file']} were sampled in different ways ({facts})")
+    for run in runs:
+        sha256 = run.final.get("model_sha256")
+        if run.final["step"] == run.config["max_steps"] and sha256 not in (
+            None,
+            folder_sha256(run.folder / "pipeline"),
+        ):
+            raise ValueError(
+                f"{run.final['file']} is of other weights than {run.folder / 'pipeline'}; evaluate that pipeline again"
+            )
     differences = []
     for run in runs[1:]:
         for key in sorted((run.config.keys() | first.config.keys()) - MEANT_TO_DIFFER):
@@ -192,13 +218,23 @@ def paired_differences(runs: list[Run]) -> list[dict]:
     return rows
 
 
+def check_inputs_agree(pipelines: dict[str, SiTPipeline]) -> None:
+    """Raise ValueError where the models do not take the same input."""
+    (first_name, first), *others = pipelines.items()
+    for name, pipeline in others:
+        for key in ("sample_size", "in_channels", "num_classes"):
+            values = [each.transformer.config[key] for each in (first, pipeline)]
+            if values[0] != values[1]:
+                raise ValueError(f"{first_name} and {name} cannot be compared: {key}: {values[0]} and {values[1]}")
+
+
 @torch.no_grad()
 def measure_models(
     pipelines: dict[str, SiTPipeline], device: torch.device, batch_size: int, repeats: int
 ) -> list[dict]:
     """Parameters, GMACs, forward latency (in turns, paired) and peak memory of each model; the first is the baseline.
 
-    Latency is of one forward pass of the transformer, in float32.
+    Latency is of one forward pass of the transformer, in float32, of the same input (`check_inputs_agree`).
     """
     models = {name: pipeline.transformer.eval() for name, pipeline in pipelines.items()}
     config = next(iter(models.values())).config
@@ -236,7 +272,11 @@ def first_samples(run: Run, device: torch.device, columns: int) -> torch.Tensor:
         images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     else:
         pipeline = load_pipeline(run.folder / "pipeline", device)
-        names = ("labels", "seed", "guidance_scale", "guidance_channels", "num_inference_steps")
+        if "scheduler" in report:
+            name = report["scheduler"]["class"]
+            scheduler_class = getattr(sit_atconv, name, None) or getattr(diffusers, name)
+            pipeline.scheduler = scheduler_class.from_config(report["scheduler"]["config"])
+        names = ("labels", "seed", "guidance_scale", "guidance_interval", "guidance_channels", "num_inference_steps")
         options = SamplingOptions(**{name: report[name] for name in names if name in report})
         images = draw_images(pipeline, range(count), options)
     return torch.from_numpy(images / 255).permute(0, 3, 1, 2)
@@ -310,8 +350,8 @@ def with_interval(value: float, interval: list[float] | None, sign: bool = False
 
 
 def score_table(runs: list[Run]) -> list[list[str]]:
-    """One row a run with every metric of its final report."""
-    columns = [name for name in SCORES if name in runs[0].final]
+    """One row a run with every metric that all final reports have."""
+    columns = [name for name in SCORES if all(name in run.final for run in runs)]
     unit, per_hour = time_unit(runs)
     rows = [["model", "seed", "steps", unit, *(SCORES[name] for name in columns), "calls/image", "ms/image"]]
     for run in runs:
@@ -414,10 +454,11 @@ def write_comparison(
         raise ValueError(f"output={str(output)!r} holds other files; name a new folder")
     differences_in_recipe = check_runs(runs)
     picked_device = pick_device(device)
-    plots = plot_curves(runs)
     first_runs = {run.model: run for run in reversed(runs)}
     first_runs = {model: first_runs[model] for model in dict.fromkeys(run.model for run in runs)}
     pipelines = {name: load_pipeline(run.folder / "pipeline", picked_device) for name, run in first_runs.items()}
+    check_inputs_agree(pipelines)
+    plots = plot_curves(runs)
     measured = measure_models(pipelines, picked_device, batch_size, repeats)
     num_classes = next(iter(pipelines.values())).transformer.config.num_classes
     columns = num_classes if 4 <= num_classes <= 10 else 8

@@ -7,6 +7,7 @@ In the output folder each model and seed has a run, NAME-seedS, and report/ has 
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -24,14 +25,16 @@ from safetensors.torch import load_file
 from sample import sample
 
 from sit_atconv.checkpoints import checkpoint_steps
+from sit_atconv.ema import profile_weights
 from sit_atconv.evaluation import SamplingOptions, load_pipeline, pick_device, write_json
 from sit_atconv.scores import MetricOptions, evaluate, summary
 from sit_atconv.training import TrainConfig
+from sit_atconv.training_state import EMA
 from sit_atconv.validation import check_count
 
 TRAIN = Path(__file__).resolve().parents[1] / "train" / "train_sit.py"
 SAMPLE = Path(__file__).resolve().parent / "sample.py"
-OWN_TRAINING_OPTIONS = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_checkpoints", "config"}
+OWN_TRAINING_OPTIONS = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_every", "config"}
 
 
 @dataclass
@@ -46,7 +49,8 @@ class Duel:
         seeds: of training; each model is trained with each.
         max_steps: of training.
         evaluate_every: training steps between two evaluations; max_steps is always evaluated.
-        inference_steps: solver steps; the first are those of the scores, all are tried on the final models.
+        inference_steps: solver steps; the first are those of the scores, all are tried on the final models. The
+            pipelines' own default where none are given.
         train: further options of train/train_sit.py, the same for all models.
         sampling: options of eval/sample.py.
         metrics: options of eval/fid.py about metrics and features.
@@ -62,7 +66,7 @@ class Duel:
     seeds: list[int] = field(default_factory=lambda: [0])
     max_steps: int = 1600
     evaluate_every: int = 400
-    inference_steps: list[int] = field(default_factory=lambda: [25])
+    inference_steps: list[int] = field(default_factory=list)
     train: dict = field(default_factory=dict)
     sampling: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
@@ -85,8 +89,8 @@ class Duel:
             raise ValueError(f"seeds={self.seeds} must name at least one, and each once")
         for name in ("max_steps", "evaluate_every", "latency_repeats"):
             check_count(name, getattr(self, name))
-        if not self.inference_steps:
-            raise ValueError("inference_steps must name at least one number of solver steps")
+        for steps in self.inference_steps:
+            check_count("inference_steps", steps)
         training_options = {each.name for each in dataclasses.fields(TrainConfig)}
         for name, options in (("train", self.train), *self.models.items()):
             if own := sorted(OWN_TRAINING_OPTIONS & options.keys()):
@@ -127,7 +131,7 @@ def train_command(duel: Duel, model: str, seed: int) -> list[str]:
         "seed": seed,
         "max_steps": duel.max_steps,
         "checkpoint_every": duel.evaluate_every,
-        "keep_checkpoints": len(duel.steps) + 1,
+        "keep_every": duel.evaluate_every,  # each checkpoint that is scored stays
         "output_dir": str(duel.run_folder(model, seed)),
         "resume": "auto",
     }
@@ -218,15 +222,17 @@ def pipeline_at(run: Path, step: int, max_steps: int) -> Path:
 
 
 def average_file(run: Path, checkpoint: Path) -> Path:
-    """The moving average that the run's pipeline is made of: the first of ema_decay."""
-    files = sorted(checkpoint.glob("ema*.safetensors"))
-    if len(files) > 1:
-        decay = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["ema_decay"]
-        decay = decay[0] if isinstance(decay, list) else decay
-        files = [file for file in files if file.stem == f"ema-{decay}"]
-    if len(files) != 1:
-        raise ValueError(f"checkpoint {checkpoint} holds no moving average that is the run's own")
-    return files[0]
+    """The moving average that the run's pipeline is made of: its first.
+
+    Raises:
+        ValueError: where the checkpoint does not hold it.
+    """
+    config = TrainConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) | {"init_from": None})
+    name = next(iter(profile_weights(config.ema_decays, config.ema_stds)))
+    file = checkpoint / f"{EMA}{name}.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{checkpoint} holds no moving average {name}, which is the run's own")
+    return file
 
 
 def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) -> None:
@@ -252,7 +258,7 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) ->
         arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     if duel.launch is None:
         command = shlex.join(["python", "eval/sample.py", *arguments])
-        sample(str(pipeline), str(folder), SamplingOptions(**options), None, command)
+        sample(str(pipeline), str(folder), SamplingOptions(**options), None, command, duel.device)
     elif run_to_end([*launcher(duel), str(SAMPLE), *arguments]):
         raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
     statistics = Path(duel.output) / "reference.npz"
@@ -266,6 +272,15 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) ->
     )
     write_json(file, {**report, "step": step, "reference": duel.reference, "duel": asked})
     print(summary(report), flush=True)
+
+
+def solver_steps(duel: Duel, model: str, seed: int) -> list[int]:
+    """The inference steps that a trained model is sampled with."""
+    if duel.inference_steps:
+        return duel.inference_steps
+    options = SamplingOptions(**duel.sampling)
+    options.apply(load_pipeline(duel.run_folder(model, seed) / "pipeline", pick_device("cpu")))
+    return [options.num_inference_steps]
 
 
 def run_duel(duel: Duel, command: str = "") -> Path:
@@ -297,12 +312,14 @@ def run_duel(duel: Duel, command: str = "") -> Path:
     for seed in duel.seeds:
         for model in duel.models:
             train(duel, model, seed)
+            tried = solver_steps(duel, model, seed)
             for step in duel.steps:
-                for inference_steps in duel.inference_steps if step == duel.max_steps else duel.inference_steps[:1]:
+                for inference_steps in tried if step == duel.max_steps else tried[:1]:
                     score(duel, model, seed, step, inference_steps)
-    runs = [load_run(duel.run_folder(model, seed)) for model in duel.models for seed in duel.seeds]
-    for run in runs:  # the scores are those of the first number of inference steps
-        run.final_inference_steps = duel.inference_steps[0]
+    runs = []
+    for model, seed in itertools.product(duel.models, duel.seeds):
+        runs.append(load_run(duel.run_folder(model, seed)))
+        runs[-1].final_inference_steps = solver_steps(duel, model, seed)[0]  # those of the scores
     return write_comparison(runs, output / "report", device=duel.device, repeats=duel.latency_repeats, command=command)
 
 

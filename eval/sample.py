@@ -30,16 +30,17 @@ from sit_atconv.evaluation import (
     SamplingOptions,
     check_new_file,
     counting_rows,
+    describe_environment,
     describe_pipeline,
     draw_images,
     folder_sha256,
     image_shape,
     load_pipeline,
+    pick_device,
     split_options,
-    versions,
     write_json,
 )
-from sit_atconv.image_sets import STAMP_FILE
+from sit_atconv.image_sets import STAMP_FILE, read_stamp
 from sit_atconv.validation import check_count
 
 # What may change when a folder is filled in; everything else would make other images.
@@ -48,10 +49,18 @@ MAY_CHANGE = {
     "num_samples",
     "complete",
     "command",
+    "git_commit",
     "seconds_per_image",
     "network_calls_per_image",
     "num_processes",
 }
+
+# Of the versions, those that pixels and PNG files may depend on.
+MUST_STAY = ("torch", "diffusers", "sit_atconv", "torchdiffeq", "Pillow")
+
+
+class SamplingError(ValueError):
+    """What went wrong in one process while all of them were at work."""
 
 
 def image_file(folder: Path, index: int) -> Path:
@@ -71,9 +80,10 @@ def prepare_folder(folder: Path, stamp: dict) -> dict:
             raise ValueError(f"output={str(folder)!r} holds other files; name a new folder, or one of this command's")
         return stamp
     found = json.loads(file.read_text(encoding="utf-8"))
-    differing = [key for key in stamp if key not in MAY_CHANGE and found.get(key) != stamp[key]]
+    there, now = what_matters(found), what_matters(stamp)
+    differing = [key for key in now if there.get(key) != now[key]]
     if differing:
-        facts = "; ".join(f"{key}: {found.get(key)!r} there, {stamp[key]!r} now" for key in differing)
+        facts = "; ".join(f"{key}: {there.get(key)!r} there, {now[key]!r} now" for key in differing)
         raise ValueError(f"output={str(folder)!r} holds other images ({facts}); name a new folder")
     if found["num_samples"] > stamp["num_samples"]:
         raise ValueError(
@@ -82,6 +92,34 @@ def prepare_folder(folder: Path, stamp: dict) -> dict:
         )
     costs = {key: found[key] for key in ("seconds_per_image", "network_calls_per_image") if key in found}
     return {**stamp, **costs}
+
+
+def what_matters(stamp: dict) -> dict:
+    """The part of a stamp that images depend on."""
+    stamp = {key: value for key, value in stamp.items() if key not in MAY_CHANGE}
+    return stamp | {"versions": {name: stamp.get("versions", {}).get(name) for name in MUST_STAY}}
+
+
+def check_npz(npz: str, stamp: dict) -> bool:
+    """Whether the .npz file is there already, made of the same images: its companion, NAME.json, says so.
+
+    Raises:
+        ValueError: for a file that cannot be written, or would replace another one.
+    """
+    file = Path(npz)
+    if file.suffix != ".npz":
+        raise ValueError(f"npz={npz!r} must end in .npz")
+    companion = file.with_suffix(".json")
+    found = read_stamp(file)
+    if (
+        found is not None
+        and found["num_samples"] == stamp["num_samples"]
+        and what_matters(found) == what_matters(stamp)
+    ):
+        return file.exists()
+    check_new_file("npz", file)
+    check_new_file("npz", companion)
+    return False
 
 
 def missing_batches(folder: Path, num_samples: int, batch_size: int) -> list[int]:
@@ -169,36 +207,51 @@ def write_npz(folder: Path, file: Path, labels: list[int], shape: tuple[int, int
     staged.replace(file)
 
 
-def sample(pipeline_folder: str, output: str, options: SamplingOptions, npz: str | None, command: str) -> dict | None:
+def sample(
+    pipeline_folder: str,
+    output: str,
+    options: SamplingOptions,
+    npz: str | None,
+    command: str,
+    device: str = "auto",
+) -> dict | None:
     """Fill a folder with samples, together with the other processes.
 
+    Args:
+        pipeline_folder: to sample from.
+        output: the folder for the images.
+        options: how they are drawn.
+        npz: a file to pack them in.
+        command: for the stamp.
+        device: such as cpu; auto takes the one that accelerate gives this process.
+
     Returns:
-        The stamp, on the main process.
+        The stamp, on the main process. It lacks the costs where all images were there already, but not the stamp of
+        the process that drew the last.
 
     Raises:
         ValueError: naming what cannot be used, before any long work.
+        SamplingError: for an image that is not finite, or cannot be written.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
     if options.num_samples is None:
         raise ValueError("num_samples must be given, such as --num_samples 50000")
     check_count("num_samples", options.num_samples)
-    if npz is not None and Path(npz).suffix != ".npz":
-        raise ValueError(f"npz={npz!r} must end in .npz")
-    check_new_file("npz", npz)
     folder = Path(output)
-    pipeline = load_pipeline(pipeline_folder, state.device)
+    placed = state.device if device == "auto" else pick_device(device)
+    pipeline = load_pipeline(pipeline_folder, placed)
     options.apply(pipeline)
     stamp = {
         "pipeline": pipeline_folder,
         "model_sha256": folder_sha256(pipeline_folder),
         **describe_pipeline(pipeline),
         **options.stamp(),
-        "device": str(state.device.type),
-        "versions": versions(),
+        **describe_environment(placed),
         "command": command,
         "num_processes": state.num_processes,
         "complete": False,
     }
+    packed = npz is not None and check_npz(npz, stamp)
     stamp = prepare_folder(folder, stamp)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -208,7 +261,10 @@ def sample(pipeline_folder: str, output: str, options: SamplingOptions, npz: str
         write_json(folder / STAMP_FILE, stamp)
         write_labels(folder, options, pipeline.transformer.config.num_classes)
     state.wait_for_everyone()
-    work = sample_into_folder(pipeline, folder, options, state)
+    try:
+        work = sample_into_folder(pipeline, folder, options, state)
+    except (ValueError, OSError) as error:
+        raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
     if not state.is_main_process:
         return None
     drawn = sum(part["images"] for part in work)
@@ -217,10 +273,10 @@ def sample(pipeline_folder: str, output: str, options: SamplingOptions, npz: str
         stamp["network_calls_per_image"] = sum(part["rows"] for part in work) / drawn
     stamp["complete"] = True
     write_json(folder / STAMP_FILE, stamp)
-    if npz is not None:
+    if npz is not None and not packed:
         labels = options.label_ids(range(options.num_samples), pipeline.transformer.config.num_classes)
+        write_json(Path(npz).with_suffix(".json"), stamp)  # first: no batch is ever there without its stamp
         write_npz(folder, Path(npz), labels, image_shape(pipeline))
-        write_json(Path(npz).with_suffix(".json"), stamp)
     return stamp
 
 
@@ -238,14 +294,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         stamp = sample(options["pipeline"], options["output"], sampling, options["npz"], command)
     except ValueError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one says so
+        # Every process finds the same mistake in the options, and one says so; what fails later is its own.
+        if isinstance(error, SamplingError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"sample.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     if stamp is not None:
-        print(
-            f"{stamp['num_samples']} images in {options['output']}: {stamp['network_calls_per_image']:.4g} "
-            f"network calls and {stamp['seconds_per_image']:.3g} s of one process each"
-        )
+        costs = "their cost is not known"
+        if "seconds_per_image" in stamp:
+            costs = (
+                f"{stamp['network_calls_per_image']:.4g} network calls and {stamp['seconds_per_image']:.3g} s of one "
+                "process each"
+            )
+        print(f"{stamp['num_samples']} images in {options['output']}: {costs}")
 
 
 if __name__ == "__main__":

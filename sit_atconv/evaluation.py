@@ -5,15 +5,18 @@ B images of H × W pixels and C channels; images are uint8 (B, H, W, C), what a 
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import inspect
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import diffusers
 import numpy as np
 import torch
 
@@ -25,8 +28,7 @@ from .schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from .validation import check_choice, check_count
 
 MAX_PIXEL_DIMENSIONS = 4096  # a covariance of 4096² float64 is 128 MiB
-
-
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "Pillow", "clean-fid", "torchdiffeq")
 LABELINGS = ("balanced", "random")
 SAMPLERS = {"ode": InterpolantODEScheduler, "sde": InterpolantSDEScheduler}
 
@@ -81,7 +83,8 @@ class SamplingOptions:
                 raise ValueError(f"solver={self.solver!r}: {scheduler_class.__name__} has none; give --sampler, too")
             options = {} if self.solver is None else {"solver": self.solver}
             if scheduler_class is not type(pipeline.scheduler):
-                options = {"solver": "midpoint" if self.sampler == "ode" else "euler_maruyama", **options}
+                default = inspect.signature(scheduler_class.__init__).parameters["solver"].default
+                options = {"solver": default, **options}
             pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
         if self.num_inference_steps is None:
             self.num_inference_steps = pipeline.default_num_inference_steps
@@ -298,19 +301,51 @@ def describe_pipeline(pipeline: SiTPipeline) -> dict:
 
 
 def folder_sha256(folder: str | Path) -> str:
-    """A SHA-256 of the names and bytes of all files in a folder but hidden ones, such as those of a pipeline."""
+    """A SHA-256 of the names and bytes of a pipeline folder's configs and weights: *.json and *.safetensors.
+
+    A model card and sample pictures, which people edit, and hidden files do not count.
+    """
     folder = Path(folder)
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = file.relative_to(folder)
-        if not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+        if file.suffix in (".json", ".safetensors") and not any(part.startswith(".") for part in name.parts):
             digest.update(f"{name.as_posix()} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Versions of what made the numbers."""
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "sit_atconv": __version__}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    packages["torch"] = torch.__version__  # with the build: CPU, CUDA 12.8…
+    return {**packages, "sit_atconv": __version__, "python": platform.python_version()}
+
+
+def describe_environment(device: torch.device) -> dict:
+    """What a report says of where it was made: versions, git commit, device and whether float32 is TF32 there."""
+    on_gpu = device.type == "cuda"
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "tf32": {
+            "matmul": on_gpu and torch.backends.cuda.matmul.allow_tf32,
+            "cudnn": on_gpu and torch.backends.cudnn.allow_tf32,
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the package lies in, with "-dirty" where files differ; None outside of one."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of someone else
+        return None
 
 
 def check_new_file(field: str, file: str | Path | None) -> None:

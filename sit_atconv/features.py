@@ -7,6 +7,7 @@ of the ADM evaluations does, TensorFlow's old bilinear filter, so that its featu
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import make_resizer
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .evaluation import flatten_pixels
 from .hashing import file_sha256, tensors_sha256
@@ -230,7 +232,7 @@ def build_timm(
     if size is not None:
         height = width = size
         if hasattr(model, "set_input_size"):  # a ViT fits its position embedding; convolutions take any size
-            model.set_input_size(img_size=(size, size))
+            set_input_size(model, model_name, size)
     model = model.to(device).eval()
     mean, std = (torch.tensor(config[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
 
@@ -243,6 +245,26 @@ def build_timm(
 
     prepare = functools.partial(resize_clean, size=(height, width))
     return Extractor(name, describe_resize((height, width)), prepare, embed, {"source": str(source), "sha256": sha256})
+
+
+@torch.no_grad()
+def set_input_size(model: torch.nn.Module, model_name: str, size: int) -> None:
+    """Fit a transformer to another image size.
+
+    The position embedding of DINOv2 is resampled as in its published code, which the published FD-DINOv2 was computed
+    with: bicubic without antialiasing, by a factor that 0.1 is added to. timm blurs, which is what the published
+    models with registers do, too.
+    """
+    learned = getattr(model, "pos_embed", None)
+    model.set_input_size(img_size=(size, size))
+    if "_dinov2" not in model_name or "_reg" in model_name or learned.shape == model.pos_embed.shape:
+        return
+    prefix = model.num_prefix_tokens
+    side = math.isqrt(learned.shape[1] - prefix)
+    new = math.isqrt(model.pos_embed.shape[1] - prefix)
+    grid = learned[:, prefix:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, C, side, side)
+    grid = interpolate(grid, scale_factor=(new + 0.1) / side, mode="bicubic", antialias=False)
+    model.pos_embed[:, prefix:] = grid.flatten(2).transpose(1, 2)  # (1, new², C)
 
 
 def build_torchscript(name: str, file: str, size: int | None, device: torch.device) -> Extractor:

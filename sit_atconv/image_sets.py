@@ -19,12 +19,20 @@ from .data import open_dataset, read_image
 from .evaluation import check_new_file
 
 EXIF_ORIENTATION = 0x0112
+ODDITIES = {
+    "rotated": "EXIF orientation, which is ignored",
+    "transparent": "transparency, which is dropped",
+    "deep": "more than 8 bits a channel, which are clipped",
+}
 STAMP_FILE = "samples.json"  # in a folder that eval/sample.py wrote
 COMPANIONS = {STAMP_FILE, "labels.csv"}
 
 
 class FolderImages:
     """All images under a folder, sub-folders included, in the order of their paths.
+
+    Without `image_size` they are read as clean-fid reads them, by Pillow's `Image.open(file).convert("RGB")`; with it,
+    as in training: upright, transparency on white.
 
     Args:
         folder: to search.
@@ -34,7 +42,8 @@ class FolderImages:
 
     Attributes:
         shape: (H, W, C) where `uniform`.
-        notes: says what in the folder is no image.
+        notes: says what in the folder is no image, and how many of the images read so far clean-fid's way of reading
+            does no justice to.
 
     Raises:
         ValueError: for a folder that is missing or without images; where `uniform`, naming two files of different size.
@@ -52,7 +61,11 @@ class FolderImages:
             raise ValueError(f"{str(folder)!r} holds no images ({', '.join(IMG_EXTENSIONS)})")
         others = [file.name for file in files if file.suffix.lower() not in IMG_EXTENSIONS]
         others = [name for name in others if name not in COMPANIONS]
-        self.notes = [f"{folder}: {len(others)} files are no images and are left out ({others[0]}…)"] if others else []
+        self.folder = folder
+        self.left_out = (
+            [f"{folder}: {len(others)} files are no images and are left out ({others[0]}…)"] if others else []
+        )
+        self.odd = {oddity: set() for oddity in ODDITIES}  # indices of images
         self.image_size = image_size
         self.channels = 3
         if uniform:
@@ -66,8 +79,6 @@ class FolderImages:
             try:
                 with Image.open(file) as opened:
                     width, height = opened.size
-                    if opened.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # lies on its side
-                        width, height = height, width
                     channels = 1 if channels == 1 and opened.mode in ("1", "L") else 3
             except Exception as error:
                 raise ValueError(f"{file} cannot be read as an image: {error}") from error
@@ -87,7 +98,31 @@ class FolderImages:
 
     def image(self, index: int) -> np.ndarray:
         """One image, (H, W, C) uint8."""
-        return read_image(self.files[index], self.image_size)[..., : self.channels]
+        if self.image_size is not None:
+            return read_image(self.files[index], self.image_size)[..., : self.channels]
+        try:
+            with Image.open(self.files[index]) as opened:
+                odd = {
+                    "rotated": opened.getexif().get(EXIF_ORIENTATION, 1) >= 2,
+                    "transparent": opened.has_transparency_data,
+                    "deep": opened.mode[0] in "IF",
+                }
+                image = np.array(opened.convert("RGB"))
+        except Exception as error:  # Pillow's plugins raise all sorts
+            raise ValueError(f"{self.files[index]} cannot be read as an image: {error}") from error
+        for oddity in (name for name, found in odd.items() if found):
+            self.odd[oddity].add(index)
+        return image[..., : self.channels]
+
+    @property
+    def notes(self) -> list[str]:
+        words = [
+            f"{self.folder}: {len(indices)} images have {ODDITIES[oddity]}, as clean-fid does; with --image_size they "
+            "are read as in training"
+            for oddity, indices in self.odd.items()
+            if indices
+        ]
+        return [*self.left_out, *words]
 
 
 class BatchImages:
@@ -213,7 +248,7 @@ class ReferenceStatistics:
         mu_s, sigma_s: of the spatial features, likewise.
         features: (N, F) of the images, likewise.
         stamp: how they were made: "extractor", "weights" (SHA-256), "resize", "num_images", "image_size" and "sha256"
-            of the images. ADM's files have none: theirs were made by the network that "inception-adm" is.
+            of the images. Files of others have none.
     """
 
     mu: np.ndarray | None = None
@@ -224,8 +259,15 @@ class ReferenceStatistics:
     stamp: dict = field(default_factory=dict)
 
 
-def load_statistics(file: str | Path) -> ReferenceStatistics:
-    """Read the statistics of a .npz file, of ADM's or of ours; a file of images alone gives empty ones.
+def load_statistics(file: str | Path, extractor: str | None = None) -> ReferenceStatistics:
+    """Read the statistics of a .npz file; one of images alone gives empty ones.
+
+    ADM's files do not say what made them, but no others have spatial statistics (mu_s, sigma_s): theirs are taken for
+    those of "inception-adm". clean-fid, pytorch-fid and EDM write mu and sigma alone.
+
+    Args:
+        file: to read.
+        extractor: that made the statistics, where the file does not say so.
 
     Raises:
         ValueError: for a file that cannot be read, or whose arrays do not fit together.
@@ -246,8 +288,14 @@ def load_statistics(file: str | Path) -> ReferenceStatistics:
                 raise ValueError(f"reference={str(file)!r}: {covariance} is missing or does not fit {mean} ({F},)")
             if not (np.isfinite(found[mean]).all() and np.isfinite(found[covariance]).all()):
                 raise ValueError(f"reference={str(file)!r}: {mean} and {covariance} hold numbers that are not finite")
+    if stamp and extractor not in (None, stamp["extractor"]):
+        raise ValueError(
+            f"reference_extractor={extractor!r}: reference={str(file)!r} says that {stamp['extractor']} made it; leave "
+            "the option out"
+        )
     if found and not stamp:
-        stamp = {"extractor": "inception-adm"}
+        stamp = {"extractor": extractor or ("inception-adm" if "mu_s" in found else None)}
+        stamp["assumed"] = extractor is None and stamp["extractor"] is not None
     return ReferenceStatistics(**found, stamp=stamp)
 
 

@@ -21,6 +21,7 @@ from .evaluation import (
     check_new_file,
     check_pixel_dimensions,
     counting_rows,
+    describe_environment,
     describe_pipeline,
     draw_images,
     folder_sha256,
@@ -28,7 +29,6 @@ from .evaluation import (
     is_pipeline_folder,
     load_pipeline,
     pick_device,
-    versions,
 )
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
 from .hashing import file_sha256
@@ -84,8 +84,10 @@ class MetricOptions:
             sets the image size that it sees.
         weights: a file with the extractor's weights, in place of fetching them: the TorchScript file
             inception-2015-12-05.pt, or safetensors or a state dict for timm.
-        image_size: crop the images of folders to their centre square and resize it to this side; as they are where
-            none is given.
+        reference_extractor: that made the statistics of a reference file which does not say so, such as inception for
+            clean-fid's; only ADM's files are known by what they hold.
+        image_size: crop the images of folders to their centre square and resize it to this side, as in training; as
+            they are, read as clean-fid does, where none is given.
         bootstrap: resamples for a 95 % confidence interval of FID; 0 is none.
         neighbours: k of precision and recall.
         density_neighbours: k of density and coverage.
@@ -100,6 +102,7 @@ class MetricOptions:
     metrics: str = "fid"
     extractor: str = "inception"
     weights: str | None = None
+    reference_extractor: str | None = None
     image_size: int | None = None
     bootstrap: int = 0
     neighbours: int = 3
@@ -153,6 +156,8 @@ class MetricOptions:
         if self.metric_seed < 0:
             raise ValueError(f"metric_seed={self.metric_seed} must be at least 0")
         check_extractor(self.extractor, self.weights, self.outputs)
+        if self.reference_extractor is not None:
+            parse_extractor(self.reference_extractor)
 
     def settings(self) -> dict:
         """The options that the values of the chosen metrics depend on."""
@@ -242,7 +247,7 @@ def evaluate(
         statistics_file: a new .npz file for the reference's statistics, to be used as `reference` later.
 
     Returns:
-        The report. "biased" says that one side has fewer images than there are features, or no spread: its covariance
+        The report. "biased" says that one side has no more images than there are features, or no spread: its covariance
         is singular, and the distance too large to be compared with others. "notes" are for the reader of the figures.
 
     Raises:
@@ -251,6 +256,10 @@ def evaluate(
     options, sampling = options or MetricOptions(), sampling or SamplingOptions()
     options.check()
     check_new_file("save_statistics", statistics_file)
+    if samples == reference or (Path(samples).exists() and Path(samples).resolve() == Path(reference).resolve()):
+        raise ValueError(
+            f"samples={samples!r} and reference={reference!r} are the same; name other real images as reference"
+        )
     picked_device = pick_device(device)
     real_source = open_reference(reference, options)
     if statistics_file is not None and real_source.images is None:
@@ -295,7 +304,7 @@ def evaluate(
     report = {
         **compute_scores(options, drawn, real),
         "biased": bool(bias),
-        "notes": [*bias, *real_source.notes, *sample_source.notes, *notes_on_images(drawn, real, model)],
+        "notes": [*bias, *real_source.all_notes, *sample_source.all_notes, *notes_on_images(drawn, real, model)],
         "samples": samples,
         "samples_sha256": drawn.sha256,
         "num_samples": sample_source.count,
@@ -319,10 +328,13 @@ def evaluate(
         }
     elif sample_source.stamp is not None:
         stamp = sample_source.stamp
-        about_files = {"complete", "num_samples", "versions", "command", "device"}
+        environment = describe_environment(picked_device).keys()
+        about_files = {"complete", "num_samples", "command", *environment}
         report |= {key: value for key, value in stamp.items() if key not in about_files}
-        report["sampling"] = {key: stamp[key] for key in ("command", "versions", "device")}
-    return report | {"device": str(picked_device), "versions": {**versions(), "timm": timm.__version__}}
+        report["sampling"] = {key: stamp.get(key) for key in ("command", *environment)}
+    report |= describe_environment(picked_device)
+    report["versions"]["timm"] = timm.__version__
+    return report
 
 
 @dataclass
@@ -335,6 +347,11 @@ class ReferenceSource:
     count: int | None
     notes: list[str]
 
+    @property
+    def all_notes(self) -> list[str]:
+        """Its own notes and those of its images; complete when these have been read."""
+        return [*self.notes, *([] if self.images is None else self.images.notes)]
+
 
 @dataclass
 class SampleSource:
@@ -346,7 +363,11 @@ class SampleSource:
     pipeline: SiTPipeline | None
     sampling: SamplingOptions
     count: int
-    notes: list[str]
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Notes of its images; complete when these have been read."""
+        return [] if self.images is None else self.images.notes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -367,10 +388,18 @@ def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
         )
     given = ReferenceStatistics()
     if Path(reference).suffix == ".npz" and Path(reference).is_file():
-        given = load_statistics(reference)
+        given = load_statistics(reference, options.reference_extractor)
+    if options.reference_extractor is not None and given.mu is None:
+        raise ValueError(
+            f"reference_extractor={options.reference_extractor!r}: {reference!r} holds no statistics; leave it out"
+        )
     lacking = why_not_enough(given, options)
     if lacking is None:
-        return ReferenceSource(reference, given, None, given.stamp.get("num_images"), [])
+        assumed = given.stamp.get("assumed")
+        notes = (
+            ["the reference's statistics are assumed to be ADM's: they do not say what made them"] if assumed else []
+        )
+        return ReferenceSource(reference, given, None, given.stamp.get("num_images"), notes)
     try:
         images = open_images("reference", reference, options.image_size, options.needs_uniform_images)
     except ValueError as error:
@@ -380,7 +409,7 @@ def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
             f"reference={reference!r} holds statistics and no images, and they cannot be used: {lacking}"
         ) from error
     notes = [] if given.mu is None else [f"the reference's own statistics are left out: {lacking}"]
-    return ReferenceSource(reference, given, images, len(images), [*notes, *images.notes])
+    return ReferenceSource(reference, given, images, len(images), notes)
 
 
 def open_samples(
@@ -404,7 +433,7 @@ def open_samples(
         if sampling.num_samples is None and num_reference is None:
             raise ValueError("num_samples must be given: the reference does not say how many images it was made of")
         sampling = dataclasses.replace(sampling, num_samples=sampling.num_samples or num_reference)
-        return SampleSource(samples, None, None, pipeline, sampling, sampling.num_samples, [])
+        return SampleSource(samples, None, None, pipeline, sampling, sampling.num_samples)
     if sampling.num_samples is not None:
         raise ValueError(
             f"num_samples={sampling.num_samples}: {samples!r} is no pipeline folder; all its images are taken"
@@ -418,7 +447,7 @@ def open_samples(
             f"samples={samples!r} holds {len(images)} images, but {STAMP_FILE} says {stamp['num_samples']}; images "
             "were added or removed"
         )
-    return SampleSource(samples, images, stamp, None, sampling, len(images), images.notes)
+    return SampleSource(samples, images, stamp, None, sampling, len(images))
 
 
 def check_sources(options: MetricOptions, samples: SampleSource, reference: ReferenceSource) -> None:
@@ -457,6 +486,8 @@ def why_not_enough(given: ReferenceStatistics, options: MetricOptions) -> str | 
     """Why a file's statistics do not suffice for these options; None where they do."""
     if given.mu is None:
         return "it holds no statistics"
+    if given.stamp["extractor"] is None:
+        return "it does not say which extractor made it; where you know it, name it with --reference_extractor"
     if given.stamp["extractor"] != options.extractor:
         return f"they are of --extractor {given.stamp['extractor']}, not {options.extractor}"
     if "image_size" in given.stamp and given.stamp["image_size"] != options.image_size:
@@ -554,8 +585,8 @@ def bias_of(drawn: metrics.FeatureStatistics, real: metrics.FeatureStatistics, n
     reasons = []
     F = len(real.mean)
     for side, count in (("samples", drawn.n), ("reference images", num_reference)):
-        if count is not None and count < F:
-            reasons.append(f"biased: there are fewer {side} ({count}) than features ({F})")
+        if count is not None and count <= F:  # N images span N − 1 dimensions about their mean
+            reasons.append(f"biased: there are no more {side} ({count}) than features ({F})")
     for side, statistics in (("samples", drawn), ("reference images", real)):
         scale = 1e-12 * (statistics.mean @ statistics.mean)
         if np.trace(statistics.covariance) <= scale:

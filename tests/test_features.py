@@ -6,63 +6,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sit_atconv import features
 from sit_atconv.features import build_extractor, check_extractor, parse_extractor, resize_tensorflow
 
 CPU = torch.device("cpu")
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(8, 12, 1)
-
-    def forward(self, x):
-        return self.conv(x)[:, :8]
-
-
-class Layers(nn.Module):
-    """The parts of Inception that its features pass through, by the names in the TorchScript file."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 17, stride=17)  # 299 -> 17
-        self.conv_1, self.conv_2, self.conv_3, self.conv_4 = (nn.Conv2d(8, 8, 1) for _ in range(4))
-        self.pool0, self.pool1 = nn.Tanh(), nn.Tanh()
-        self.mixed, self.mixed_1, self.mixed_2, self.mixed_3, self.mixed_4, self.mixed_5 = (
-            nn.Conv2d(8, 8, 1) for _ in range(6)
-        )
-        self.mixed_6 = Block()
-        self.tail = nn.Conv2d(8, 2048, 1)
-
-    def forward(self, x):
-        x = self.pool0(self.conv_2(self.conv_1(self.conv(x))))
-        x = self.pool1(self.conv_4(self.conv_3(x)))
-        x = self.mixed_5(self.mixed_4(self.mixed_3(self.mixed_2(self.mixed_1(self.mixed(x))))))
-        return self.tail(self.mixed_6(x)).mean(dim=[2, 3])
-
-
-class Inception(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = Layers()
-        self.output = nn.Linear(2048, 1008)
-
-    def forward(self, x):
-        return self.output(self.layers(x)).softmax(dim=1)
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    """A network with the structure of the Inception file that matters here, and that file."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Inception().eval()
-    file = tmp_path_factory.mktemp("weights") / features.INCEPTION_FILE
-    torch.jit.script(model).save(file)
-    return model, str(file)
 
 
 @pytest.mark.parametrize("size", [(400, 310), (64, 64), (299, 299)])
@@ -126,6 +76,24 @@ def test_timm_probabilities_and_size(tmp_path):
         expected = model(((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)).softmax(dim=1)
     torch.testing.assert_close(result["probabilities"], expected, rtol=1e-4, atol=1e-6)
     assert extractor.resize.endswith("96×96")
+
+
+@pytest.mark.parametrize("name", ["vit_large_patch14_dinov2.lvd142m", "vit_large_patch14_reg4_dinov2.lvd142m"])
+def test_dinov2_resamples_its_position_embedding_as_published(name):
+    """Against `grid_sample` at the centres (i + ½) / scale, with scale = 16.1 / 37: bicubic, and not blurred."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=518, patch_size=14, embed_dim=8, depth=1, num_heads=2)
+        model.pos_embed.data.normal_()
+    learned = model.pos_embed.detach().clone()
+    features.set_input_size(model, name, 224)
+    centres = (torch.arange(16) + 0.5) / (16.1 / 37) / 37 * 2 - 1  # in [−1, 1] from edge to edge
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1)[None]  # (1, 16, 16, 2)
+    image = learned[:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
+    expected = F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    found = model.pos_embed[:, 1:].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
+    assert torch.allclose(found, expected, atol=1e-4) == ("reg4" not in name)  # with registers, timm's antialiasing
+    torch.testing.assert_close(model.pos_embed[:, :1], learned[:, :1])
 
 
 def test_torchscript_extractor(tmp_path):

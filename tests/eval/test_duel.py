@@ -18,6 +18,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from sit_atconv.evaluation import SamplingOptions, describe_pipeline, draw_images
+
 sys.path.insert(0, str(Path(duel.TRAIN).parent))
 import train_sit
 
@@ -42,13 +44,16 @@ def in_process(monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
         if len(started) == 2 and run.interrupt:
             return 130
-        train_sit.main(command[2:])
-        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            train_sit.main(command[2:])
+        except SystemExit as stopped:
+            return stopped.code
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
         return 0
 
     run.interrupt = True
     monkeypatch.setattr(duel, "run_to_end", run)
-    monkeypatch.setattr(train_sit.signal, "signal", lambda *arguments: None)
     return started, run
 
 
@@ -126,6 +131,24 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     assert row["mean"] == pytest.approx(np.mean(expected))
     assert row["interval"][0] < row["mean"] < row["interval"][1]
 
+    runs = [compare.load_run(output / f"{name}-seed0") for name in ("SA", "ATConv")]
+    (output / "ATConv-seed0" / "pipeline" / "README.md").write_text("edited")
+    assert compare.check_runs(runs) == []
+    runs[1].final["sfid"] = 1.0  # one run has a metric more
+    assert "sFID" not in compare.score_table(runs)[0] and "sFID" not in compare.score_table(runs[::-1])[0]
+    for changes, part in (
+        ({"seed": 7}, r"sampled in different ways \(seed: 0 and 7\)"),
+        ({"batch_size": 7}, r"batch_size: 70 and 7"),
+        ({"model_sha256": "0"}, "is of other weights than"),
+    ):
+        before = dict(runs[1].final)
+        runs[1].final.update(changes)
+        with pytest.raises(ValueError, match=part):
+            compare.check_runs(runs)
+        runs[1].final.update(before)
+    (output / "ATConv-seed0" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
+    assert compare.load_run(output / "ATConv-seed0").hours == {}
+
     # another duel, or other options, in the same folder
     other = write_yaml(tmp_path / "other.yaml", output, max_steps=4)
     assert "holds another duel (max_steps differ)" in refusal(capsys, other)
@@ -140,6 +163,72 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
+def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path, monkeypatch):
+    options = {**TINY, "ema_decay": [], "ema_stds": [0.1, 0.05], "ema_snapshot_every": 2}
+    file = write_yaml(tmp_path / "duel.yaml", tmp_path / "duel", max_steps=6, train=options)
+    settings = duel.Duel(**yaml.safe_load(Path(file).read_text()))
+    run = settings.run_folder("SA", 0)
+    original, stops = train_sit.time_bin_sums, [3, 5]
+    seen = []
+
+    def signalling(*arguments):
+        seen.append(None)
+        if len(seen) in stops:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)  # it is a thread that takes note
+        return original(*arguments)
+
+    monkeypatch.setattr(train_sit, "time_bin_sums", signalling)
+    for _ in stops:
+        with pytest.raises(ValueError, match="start the duel again"):
+            duel.train(settings, "SA", 0)
+        in_process[0].clear()
+    duel.train(settings, "SA", 0)
+    checkpoints = dict(duel.checkpoint_steps(run / "checkpoints"))
+    assert len(seen) == 6 and {2, 4} <= checkpoints.keys()
+
+    folder = duel.pipeline_at(run, 2, 6) / "transformer" / "diffusion_pytorch_model.safetensors"
+    first = load_file(checkpoints[2] / "ema-std-0.1.safetensors")
+    other = load_file(checkpoints[2] / "ema-std-0.05.safetensors")
+    weights = load_file(folder)
+    assert all(torch.equal(weights[name], first[name]) for name in first)
+    assert any(not torch.equal(other[name], first[name]) for name in first)
+
+
+def test_solver_steps_are_the_pipelines_where_none_are_given(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "A-seed0" / "pipeline")
+    options = {"output": str(tmp_path), "models": {"A": {}, "B": {}}, "metrics": {"extractor": "pixels"}}
+    for solver, steps in ((None, 25), ("euler", 50)):
+        settings = duel.Duel(**options, sampling={"num_samples": 4, "solver": solver})
+        assert duel.solver_steps(settings, "A", 0) == [steps]
+
+
+def test_samples_are_drawn_on_the_device_of_the_duel(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    options = SamplingOptions(num_samples=2, num_inference_steps=1)
+    with pytest.raises(ValueError, match="device='abacus'"):
+        duel.sample(str(tmp_path / "pipeline"), str(tmp_path / "samples"), options, None, "", "abacus")
+
+
+@pytest.mark.parametrize("changes", [{"solver": "euler"}, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}])
+def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, changes):
+    pipeline, options = tiny_pipeline(), SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    options.apply(pipeline)
+    report = {**options.stamp(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}
+    run = compare.Run(tmp_path, "A", 0, {}, [json.loads(json.dumps(report))])
+    expected = torch.from_numpy(draw_images(pipeline, range(10), options) / 255).permute(0, 3, 1, 2)
+    torch.testing.assert_close(compare.first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.5 / 255)
+
+
+def test_models_of_other_inputs_are_refused(tiny_pipeline):
+    pipelines = {"A": tiny_pipeline(), "B": tiny_pipeline()}
+    compare.check_inputs_agree(pipelines)
+    for change in ({"sample_size": 16}, {"in_channels": 4}):
+        with pytest.raises(ValueError, match=f"A and B cannot be compared: {next(iter(change))}: "):
+            compare.check_inputs_agree({**pipelines, "B": tiny_pipeline(**change)})
+
+
 def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
     started, _ = in_process
     (tmp_path / "full").mkdir()
@@ -152,7 +241,7 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
         ({"models": models, "train": {"max_steps": 3}}, "train: max_steps are set by the duel itself"),
         ({"models": {"A": {}, "B": {"mixed": "atconv"}}}, "B: train/train_sit.py has no options mixed"),
         ({"seeds": [0, 0]}, "seeds=[0, 0]"),
-        ({"inference_steps": []}, "inference_steps"),
+        ({"inference_steps": [0]}, "inference_steps=0"),
         ({"sampling": {"num_images": 3}}, "sampling: unknown options num_images"),
         ({"sampling": {}}, "num_samples must be given"),
         ({"metrics": {"metrics": "kid", "extractor": "pixels"}}, "must name fid"),

@@ -1,6 +1,7 @@
 """eval/fid.py: the distance against closed forms, SciPy and clean-fid; its samples; what is reported and refused."""
 
 import json
+import shutil
 import urllib.error
 from pathlib import Path
 
@@ -158,11 +159,11 @@ def test_image_that_is_not_finite_is_refused(digit_pipeline):
 
 
 def test_digits_against_themselves_and_shuffled(tmp_path):
-    same = compute_fid("digits", "digits", extractor="pixels")
+    images = digit_images()
+    same = compute_fid(save_images(tmp_path / "same", images), "digits", extractor="pixels")
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same["num_samples"] == same["num_reference"] == 1797
     assert not same["biased"]
-    images = digit_images()
     halves = [save_images(tmp_path / name, part) for name, part in (("a", images[:900]), ("b", images[900:]))]
     split = compute_fid(*halves, extractor="pixels")["fid"]
     other = compute_fid(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
@@ -230,8 +231,9 @@ def test_timm_extractor_from_the_command_line(tiny_timm, tmp_path, capsys):
     images = digit_images(0, 24)
     plain, inverted = save_images(tmp_path / "plain", images), save_images(tmp_path / "inverted", 255 - images)
     output = tmp_path / "fid.json"
+    copied = save_images(tmp_path / "copied", images)
     arguments = ["--reference", plain, "--extractor", f"timm:{TINY_TIMM}", "--weights", file, "--device", "cpu"]
-    fid.main([plain, *arguments])
+    fid.main([copied, *arguments])
     fid.main([inverted, *arguments, "--output", str(output)])
     report = json.loads(output.read_text(encoding="utf-8"))
     same = float(capsys.readouterr().out.split("FID ")[1].split(" ")[0])
@@ -361,6 +363,7 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
     (broken / "model_index.json").write_text('{"_class_name": "SiTPipeline"}')
     mixed = save_images(tmp_path / "mixed", [np.zeros((8, 8), np.uint8), np.zeros((8, 9), np.uint8)])
     large = save_images(tmp_path / "large", [np.zeros((40, 40, 3), np.uint8)] * 3)
+    as_large = save_images(tmp_path / "as_large", [np.zeros((40, 40, 3), np.uint8)] * 3)
     single = save_images(tmp_path / "single", [np.zeros((8, 8), np.uint8)])
     colour = save_images(tmp_path / "colour", [np.zeros((8, 8, 3), np.uint8)] * 3)
     unreadable = tmp_path / "unreadable"
@@ -389,7 +392,9 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
         ((pipeline_folder, "--reference", "digits", "--weights", str(script)), ("is not the TorchScript file",)),
         ((pipeline_folder, *digits, "--weights", str(weights)), ("raw pixels have no weights",)),
         ((mixed, *digits), ("0000.png is 8×8", "0001.png is 9×8", "--image_size")),
-        ((large, "--reference", large, "--extractor", "pixels"), ("40×40×3 have 4800", "--extractor inception")),
+        ((large, "--reference", as_large, "--extractor", "pixels"), ("40×40×3 have 4800", "--extractor inception")),
+        ((large, "--reference", f"{large}/../large", "--extractor", "pixels"), ("are the same", "real images")),
+        (("digits", *digits), ("are the same",)),
         ((colour, *digits), ("samples are 8×8×3", "reference images 8×8×1")),
         ((single, *digits), ("samples=", "at least 2 images, not 1")),
         ((colour, *digits, "--num_samples", "3"), ("num_samples=3", "no pipeline folder")),
@@ -430,6 +435,7 @@ def test_image_size_crops_and_resizes_folders(tmp_path):
     assert found.shape == (16, 16, 3)
     assert [file.name for file in found.files] == ["0.png", "1.png", "2.png"]
     np.testing.assert_array_equal(found.image(2), images[2])
-    report = compute_fid(str(tmp_path / "a"), str(tmp_path / "a"), image_size=16, extractor="pixels")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    report = compute_fid(str(tmp_path / "a"), str(tmp_path / "b"), image_size=16, extractor="pixels")
     assert report["fid"] == pytest.approx(0, abs=1e-4)
     assert report["image_size"] == 16

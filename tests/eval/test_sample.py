@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sample
+import torch
+from accelerate import PartialState
 from PIL import Image
 
-from sit_atconv.evaluation import SamplingOptions, draw_images
+from sit_atconv import InterpolantSDEScheduler
+from sit_atconv.evaluation import SamplingOptions, describe_environment, draw_images, folder_sha256
 from sit_atconv.image_sets import open_images, read_stamp
 
 OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]
@@ -89,6 +93,99 @@ def test_files_are_what_the_pipeline_draws(pipeline_folder, tmp_path):
     images = draw_images(load_pipeline(pipeline_folder, pick_device("cpu")), range(8), options)
     for i, image in enumerate(images):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a" / f"{i:06d}.png")), image)
+
+
+def test_npz_is_made_once_and_never_without_its_stamp(pipeline_folder, tmp_path, capsys, monkeypatch):
+    npz, folder = tmp_path / "batch.npz", tmp_path / "samples"
+    command = [pipeline_folder, "--output", str(folder), "--num_samples", "8", *OPTIONS, "--npz", str(npz)]
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "write_npz", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample.main(command)
+    assert read_stamp(npz)["num_samples"] == 8 and not npz.exists()
+    sample.main(command)
+    written = npz.stat().st_mtime_ns
+    sample.main(command)  # as after any interruption
+    assert npz.stat().st_mtime_ns == written
+    capsys.readouterr()
+    for changes in (["--num_samples", "9"], ["--seed", "1", "--output", str(tmp_path / "other")]):
+        with pytest.raises(SystemExit):
+            sample.main([*command, *changes])
+        assert "batch.npz' exists" in capsys.readouterr().err
+    (tmp_path / "notes.json").write_text('{"precious": true}')
+    with pytest.raises(SystemExit):
+        sample.main([*command, "--npz", str(tmp_path / "notes.npz")])
+    assert "notes.json' exists" in capsys.readouterr().err
+    assert (tmp_path / "notes.json").read_text() == '{"precious": true}' and not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_lacks_only_its_last_stamp_is_finished(pipeline_folder, tmp_path, capsys):
+    command = [pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS]
+    sample.main(command)
+    file = tmp_path / "a" / "samples.json"
+    stamp = json.loads(file.read_text(encoding="utf-8"))
+    stamp |= {"complete": False, "git_commit": "another"}
+    for cost in ("seconds_per_image", "network_calls_per_image"):
+        del stamp[cost]
+    file.write_text(json.dumps(stamp), encoding="utf-8")
+    sample.main(command)
+    assert read_stamp(tmp_path / "a")["complete"] and "their cost is not known" in capsys.readouterr().out
+    stamp["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(stamp), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        sample.main(command)
+    assert "holds other images (versions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", [ValueError("image 3 is not finite"), OSError("No space left on device")])
+def test_any_process_says_what_failed_while_it_sampled(pipeline_folder, tmp_path, capsys, monkeypatch, fault):
+    def broken(*arguments):
+        raise fault
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(sample, "draw_images", broken)
+    monkeypatch.setattr(sample, "PartialState", lambda cpu: PartialState())
+    with pytest.raises(SystemExit):
+        sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
+    assert f"process 0 of 1: {fault}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # a mistake in the options is found by all, and told by the first
+        sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "0", *OPTIONS])
+    assert not capsys.readouterr().err
+
+
+def test_steps_and_solver_default_to_the_pipelines_and_the_schedulers(tiny_pipeline):
+    for options, solver, steps in (
+        ({}, "midpoint", 25),
+        ({"solver": "rk4"}, "rk4", 12),
+        ({"sampler": "sde"}, InterpolantSDEScheduler().config.solver, 50),
+        ({"num_inference_steps": 3}, "midpoint", 3),
+    ):
+        pipeline, sampling = tiny_pipeline(), SamplingOptions(**options)
+        sampling.apply(pipeline)
+        assert (pipeline.scheduler.config.solver, sampling.num_inference_steps) == (solver, steps)
+
+
+def test_model_hash_covers_what_makes_images(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    before = folder_sha256(folder)
+    (folder / "README.md").write_text("edited")
+    (folder / "sample.png").write_bytes(b"another")
+    assert folder_sha256(folder) == before
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("midpoint", "euler"))
+    assert folder_sha256(folder) != before
+
+
+def test_environment_is_described():
+    found = describe_environment(torch.device("cpu"))
+    assert found["versions"].keys() >= {"torch", "diffusers", "numpy", "scipy", "Pillow", "clean-fid", "torchdiffeq"}
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["tf32"] == {"matmul": False, "cudnn": False} and found["device_name"]
+    assert (found["git_commit"] is None) == (not (Path(sample.__file__).parents[1] / ".git").exists())
 
 
 def test_mistakes_end_with_one_line(pipeline_folder, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Whole reports: equal to clean-fid's on the same folders; references of every kind; what is stamped and refused."""
 
 import json
+import shutil
 
 import cleanfid.fid
 import fid
 import numpy as np
+import parity
 import pytest
 import sample
 import torch
@@ -106,7 +108,7 @@ def test_a_real_imagenet_network(folders, tmp_path):
     radii = np.sort(np.linalg.norm(b[:, None] - b, axis=2), axis=1)[:, 3]  # the first is the image itself
     assert report["precision"] == (between <= radii).any(axis=1).mean()
     assert 1 < report["inception_score"] < 24
-    assert report["biased"] and "fewer samples (24) than features (1280)" in report["notes"][0]
+    assert report["biased"] and "no more samples (24) than features (1280)" in report["notes"][0]
 
 
 def test_statistics_file_gives_the_same_scores(folders, network, tmp_path):
@@ -151,23 +153,110 @@ def test_adm_reference_batches(folders, tmp_path, monkeypatch):
         torch.jit.script(Inception()).save(weights)
     images = np.stack([np.asarray(Image.open(f"{folders['b']}/{i:03}.png")) for i in range(12)])
     np.savez_compressed(tmp_path / "images.npz", arr_0=images)
+    np.savez(tmp_path / "samples.npz", arr_0=255 - images)
+    samples = str(tmp_path / "samples.npz")
     options = dict(extractor="inception-adm", weights=str(weights))
     monkeypatch.setattr(
         scores.metrics, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum())
     )
-    expected = evaluate(folders["a"], str(tmp_path / "images.npz"), str(tmp_path / "stats.npz"), **options)
+    expected = evaluate(samples, str(tmp_path / "images.npz"), str(tmp_path / "stats.npz"), **options)
     with np.load(tmp_path / "stats.npz") as ours:
         moments = {"mu": ours["mu"], "sigma": ours["sigma"]}
+    np.savez(tmp_path / "unknown.npz", **moments)  # as clean-fid and EDM write them
+    with pytest.raises(ValueError, match="does not say which extractor made it"):
+        evaluate(samples, str(tmp_path / "unknown.npz"), **options)
+    named = evaluate(samples, str(tmp_path / "unknown.npz"), reference_extractor="inception-adm", **options)
+    assert named["fid"] == pytest.approx(expected["fid"], rel=1e-9) and "assumed" not in " ".join(named["notes"])
+    with pytest.raises(ValueError, match="says that inception-adm made it"):
+        evaluate(samples, str(tmp_path / "stats.npz"), reference_extractor="inception", **options)
+    with pytest.raises(ValueError, match="holds no statistics"):
+        evaluate(samples, folders["b"], reference_extractor="inception", **options)
+    moments |= {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
     np.savez(tmp_path / "stripped.npz", **moments)
     np.savez(tmp_path / "full.npz", arr_0=images, **moments)
     for name in ("stripped", "full"):
-        report = evaluate(folders["a"], str(tmp_path / f"{name}.npz"), **options)
+        report = evaluate(samples, str(tmp_path / f"{name}.npz"), **options)
         assert report["fid"] == pytest.approx(expected["fid"], rel=1e-9)
         assert report["num_reference"] is None  # such a file does not say
+        assert "assumed to be ADM's" in " ".join(report["notes"])
     with pytest.raises(ValueError, match="they are of --extractor inception-adm, not inception"):
-        evaluate(folders["a"], str(tmp_path / "stripped.npz"), extractor="inception", weights=str(weights))
-    other = evaluate(folders["a"], str(tmp_path / "full.npz"), extractor="inception", weights=str(weights))
+        evaluate(samples, str(tmp_path / "stripped.npz"), extractor="inception", weights=str(weights))
+    other = evaluate(samples, str(tmp_path / "full.npz"), extractor="inception", weights=str(weights))
     assert other["num_reference"] == 12 and "own statistics are left out" in " ".join(other["notes"])
+
+
+def low_rank_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance from the N × M matrix of inner products, whose singular values are those of the matrix root."""
+    x, y = ((each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (a, b))
+    root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * root
+
+
+def test_fid_and_sfid_against_an_adm_file(folders, tmp_path, inception):
+    """On a network with Inception's structure and size, from images to both distances."""
+    _, inception_file = inception
+    extractor = build_extractor("inception-adm", inception_file, CPU, {"features", "spatial"})
+    images, moments, known = {}, {}, {}
+    for name, count in (("a", 8), ("b", 10)):
+        images[name] = np.stack([np.asarray(Image.open(f"{folders[name]}/{i:03}.png")) for i in range(count)])
+        np.savez(tmp_path / f"{name}.npz", arr_0=images[name])
+        with torch.no_grad():
+            result = extractor.embed(torch.stack([extractor.prepare(image) for image in images[name]]))
+        known[name] = {key: value.double().numpy() for key, value in result.items()}
+    for key, suffix in (("features", ""), ("spatial", "_s")):
+        moments[f"mu{suffix}"] = known["b"][key].mean(0)
+        moments[f"sigma{suffix}"] = np.cov(known["b"][key], rowvar=False)
+    np.savez(tmp_path / "adm.npz", arr_0=images["b"], **moments)
+    options = dict(extractor="inception-adm", weights=inception_file, metrics="fid,sfid")
+    report = evaluate(str(tmp_path / "a.npz"), str(tmp_path / "adm.npz"), **options)
+    for name, key in (("fid", "features"), ("sfid", "spatial")):
+        assert report[name] == pytest.approx(low_rank_frechet(known["a"][key], known["b"][key]), rel=1e-4), name
+
+
+def test_folders_are_read_as_clean_fid_reads_them(folders, network, tmp_path):
+    """Rotated, transparent and 16-bit images: the same features, and a word about them."""
+    noise = np.random.default_rng(0)
+    for i in range(3):
+        pixels = noise.integers(0, 256, (20, 14, 4), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels[..., :3]).save(tmp_path / f"rotated{i}.png", exif=exif)
+        Image.fromarray(pixels).save(tmp_path / f"transparent{i}.png")
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 100).save(tmp_path / f"deep{i}.png")
+    report = evaluate(str(tmp_path), folders["b"], extractor=network)
+    extractor = build_extractor(network, None, CPU)
+    a, b = (clean_features(folder, extractor, 32) for folder in (str(tmp_path), folders["b"]))
+    expected = cleanfid.fid.frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    assert report["fid"] == pytest.approx(expected, rel=1e-4)
+    notes = " ".join(report["notes"])
+    for part in ("EXIF orientation", "transparency", "8 bits"):
+        assert f"3 images have {part}" in notes.replace("more than ", "")
+    as_training = evaluate(str(tmp_path), folders["b"], extractor=network, image_size=20)
+    assert "EXIF" not in " ".join(as_training["notes"]) and as_training["fid"] != pytest.approx(report["fid"], rel=1e-3)
+
+
+def test_parity_command(folders, network, tmp_path, capsys):
+    output = tmp_path / "parity.json"
+    arguments = [folders["noisy"], "--reference", "digits", "--extractor", network, "--num_images", "40"]
+    parity.main([*arguments, "--device", "cpu", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert result["num_samples"] == result["num_reference"] == 40
+    assert 0 < result["fid"]["ours"] and result["fid"]["relative_difference"] < 1e-4
+    assert result["kid"]["relative_difference"] < 1e-4
+    assert f"FID {result['fid']['ours']:.9g}" in capsys.readouterr().out
+    for change, part in ((["--num_images", "121"], "num_images=121"), (["--extractor", "pixels"], "does not resize")):
+        with pytest.raises(SystemExit):
+            parity.main([*arguments, *change])
+        assert part in capsys.readouterr().err
+
+
+def test_as_many_images_as_features_are_biased(folders, network, tmp_path):
+    for count, biased in ((16, True), (17, False)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for i in range(count):
+            shutil.copy(f"{folders['noisy']}/{i:03}.png", folder)
+        assert evaluate(str(folder), folders["b"], extractor=network)["biased"] == biased
 
 
 def test_reports_that_cannot_be_compared(folders, network):
@@ -191,9 +280,10 @@ def test_what_is_odd_about_images_is_stated(folders, network, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     report = evaluate(str(tmp_path), folders["b"], extractor=network)
     notes = " ".join(report["notes"])
-    for part in ("fewer samples (4) than features (16)", "2 different sizes", "1 files are no images", "notes.txt"):
+    for part in ("no more samples (4) than features (16)", "2 different sizes", "1 files are no images", "notes.txt"):
         assert part in notes
-    same = evaluate(folders["a"], folders["a"], extractor=network)
+    shutil.copytree(folders["a"], tmp_path / "same")
+    same = evaluate(str(tmp_path / "same"), folders["a"], extractor=network)
     assert "the same images" in " ".join(same["notes"]) and same["fid"] == pytest.approx(0, abs=1e-6)
     small = evaluate(folders["a"], "digits", extractor=network)
     assert "samples are 20×20, reference images 8×8" in " ".join(small["notes"])
