@@ -50,6 +50,17 @@ def read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def check_pipeline_folder(folder: str | Path) -> None:
+    """Raise ValueError unless this is a folder of a SiTPipeline."""
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"folder={str(folder)!r} is no pipeline folder: it has no model_index.json")
+    name = read_json(index).get("_class_name")
+    name = name[-1] if isinstance(name, list) and name else name
+    if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
+        raise ValueError(f"folder={str(folder)!r} is no folder of a SiTPipeline, but of {name}")
+
+
 def describe_folder(folder: str | Path) -> dict[str, str]:
     """What a pipeline folder holds, in words, by the name of each property."""
     folder = Path(folder)
@@ -287,8 +298,7 @@ def publish(
         ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{str(folder)!r} is no pipeline folder: it has no model_index.json")
+    check_pipeline_folder(folder)
     repo_id = prepare_repository(repo_id or folder.absolute().name, private, token)
     write_model_card(folder, repo_id, license)
     try:

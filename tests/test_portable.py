@@ -417,6 +417,15 @@ def test_sharded_weights(load, tiny_pipeline, tmp_path):
     torch.testing.assert_close(draw(load(tmp_path)), draw(pipe), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("load", [SiTPipeline.from_pretrained, load_portable])
+def test_arguments_that_the_model_has_not_are_named(load, tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "registers": 4}))
+    with pytest.raises(ValueError, match=r"config\.json has registers, unknown here"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_saving_over_shards_and_back_leaves_only_the_new_weights(variant, tiny_pipeline, tmp_path):
     vaes = [tiny_vae(), tiny_vae()]

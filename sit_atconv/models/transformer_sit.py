@@ -5,6 +5,7 @@ Time: t=0 noise, t=1 data; the network gets t itself.
 """
 
 import functools
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +23,7 @@ from .atconv import ATConv
 
 MIXERS = ("atconv", "attention")
 POSITION_EMBEDDINGS = ("sincos", "none")
+LOCATION = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")  # of from_pretrained
 FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
 # Widths and depths of DiT and SiT (Table 1 of arXiv 2212.09748), and a small one of ours for CPUs.
@@ -288,10 +290,18 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pickles are not read.
 
         Raises:
-            ValueError: naming the weights that the folder lacks, or holds without use.
+            ValueError: naming the weights that the folder lacks, or holds without use, or arguments in its config
+                that the model has not.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
+        config = cls.load_config(pretrained_model_name_or_path, **{n: kwargs[n] for n in LOCATION if n in kwargs})
+        known = {*inspect.signature(cls.__init__).parameters, "quantization_config"}
+        if unknown := [name for name in config if name not in known and not name.startswith("_")]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: config.json has {', '.join(unknown)}, unknown here; update "
+                "sit-atconv where a newer version wrote it"
+            )
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         faults = [
