@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 
 from sit_atconv.guidance import GuidedModel, evaluating
 from sit_atconv.hub import publish, write_model_card
@@ -25,6 +26,7 @@ from sit_atconv.latents import check_vae_weights, decode, encode, vae_scale_fact
 from sit_atconv.portable import PACKAGE, check_format, make_portable, use_installed_classes
 from sit_atconv.solvers import after_step
 from sit_atconv.validation import check_choice, check_count
+from sit_atconv.weight_files import replacing_weights, weight_patterns
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is within a fifth of a grey level by then
@@ -96,7 +98,8 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
         if hub_options and not push_to_hub:
             raise TypeError(f"save_pretrained: {', '.join(hub_options)} go with push_to_hub=True")
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        with replacing_weights(Path(save_directory) / "vae", variant):
+            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         write_model_card(save_directory, license=license)
         if push_to_hub:
             publish(save_directory, **hub_options)
@@ -126,18 +129,42 @@ class SiTPipeline(DiffusionPipeline):
         return loaded
 
     @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Fetch a pipeline from the Hub, and return the folder that it is in.
+
+        Of the installed package: diffusers would run the repository's code to find out what to fetch.
+        """
+        if cls.__module__.split(".")[0] != PACKAGE or kwargs.get("custom_pipeline") is not None:
+            return super().download(pretrained_model_name, **kwargs)
+        variant = kwargs.get("variant")
+        names = ("cache_dir", "revision", "token", "force_download", "local_files_only")
+        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        options["ignore_patterns"] = [f"{name}/*.safetensors" for name in ("transformer", "vae") if name in kwargs]
+        weights = [f"*/{pattern}" for pattern in weight_patterns(variant)]
+        folder = snapshot_download(pretrained_model_name, allow_patterns=["*.json", "*.py", *weights], **options)
+        models = {file.parent for file in Path(folder).glob("*/config.json")}
+        if without := models - {file.parent for file in Path(folder).glob("*/*.safetensors")}:
+            # As in diffusers, plain weights will do for a model that has none of this variant.
+            weights = [f"{model.name}/{pattern}" for model in without for pattern in weight_patterns(None)]
+            snapshot_download(pretrained_model_name, allow_patterns=weights, **options)
+        return folder
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":
         """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning, and
-        pickles are not read.
+        pickles are not read. The installed classes are used: nothing in a folder, or a repository of the Hub, runs.
 
         Raises:
             ValueError: naming the weights.
         """
-        kwargs.setdefault("use_safetensors", True)
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        folder = Path(pretrained_model_name_or_path) / "vae"
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() and len(folder.parts) <= 2:
+            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
+        pipeline = super().from_pretrained(folder, **kwargs)
         if pipeline.vae is not None and "vae" not in kwargs and "quantization_config" not in kwargs:
-            check_vae_weights(pipeline.vae, folder)
+            check_vae_weights(pipeline.vae, folder / "vae")
         return pipeline
 
     @classmethod

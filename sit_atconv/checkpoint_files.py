@@ -5,6 +5,7 @@ and `argparse.Namespace`, in which training scripts keep their options, are let 
 """
 
 import argparse
+import json
 import pickle
 import pickletools
 import re
@@ -12,10 +13,12 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 ALLOWED_TYPES = [argparse.Namespace]
 WEIGHTS = ("ema", "model")  # what training scripts call them; the first is taken where there are both
+MAX_DEPTH = 8  # of containers in options; deeper ones, or one that holds itself, are cut off
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
 
 
@@ -37,11 +40,9 @@ def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[
     """
     file = Path(file)
     content = _read(file)
-    args = {}
-    if isinstance(content, dict) and isinstance(content.get("args"), (argparse.Namespace, dict)):
-        args = dict(content["args"] if isinstance(content["args"], dict) else vars(content["args"]))
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; a state dict, or a dictionary with one, is needed")
+    args = plain_values(content.get("args"))
     there = [name for name in WEIGHTS if isinstance(content.get(name), dict)]
     if weights is not None and weights not in there:
         names = ", ".join(there) or "one set of weights without a name"
@@ -54,7 +55,26 @@ def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[
         raise ValueError(f"{file} holds no state dict: {', '.join(others[:10])} are not tensors")
     if not state:
         raise ValueError(f"{file} holds no tensors")
-    return {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}, args, which
+    names = {}
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f"{file} holds no state dict: {name!r} is no name of a tensor")
+        if (other := names.setdefault(WRAPPERS.sub("", name), name)) != name:
+            raise ValueError(f"{file} holds {other} and {name}, which are one name without the prefixes of DDP")
+    return {short: state[name] for short, name in names.items()}, args if isinstance(args, dict) else {}, which
+
+
+def plain_values(value, depth: int = 0):
+    """The numbers, texts, lists and dictionaries in a value from a file, and None for all else."""
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, (dict, list, tuple, set)) and depth == MAX_DEPTH:
+        return None
+    if isinstance(value, dict):
+        return {str(name): plain_values(inner, depth + 1) for name, inner in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain_values(inner, depth + 1) for inner in value]
+    return value if type(value) in (bool, int, float, str) else None
 
 
 def _read(file: Path):
@@ -62,7 +82,9 @@ def _read(file: Path):
         raise ValueError(f"{file} is no file; name a .pt or .safetensors file")
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            with safe_open(file, "pt") as opened:
+                args = (opened.metadata() or {}).get("args", "{}")
+            return {"state_dict": load_file(file), "args": json.loads(args)}
         except Exception as error:
             raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
     try:
@@ -78,19 +100,19 @@ def _read(file: Path):
             "plain value and could run code. Where you trust the file, load it yourself and save its state dict with "
             "safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, LookupError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged file may stumble over anything
         raise ValueError(f"{file} is damaged, or no checkpoint of PyTorch") from error
 
 
 def named_globals(file: Path) -> list[str]:
     """The functions and classes that a pickle would import, found without running it."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            data = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-    else:
-        data = file.read_bytes()
     names, texts = [], []
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                data = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        else:
+            data = file.read_bytes()
         for operation, argument, _ in pickletools.genops(data):
             if operation.name == "GLOBAL":
                 names.append(argument.replace(" ", "."))
@@ -98,6 +120,6 @@ def named_globals(file: Path) -> list[str]:
                 names.append(".".join(texts[-2:]))
             elif isinstance(argument, str):
                 texts.append(argument)
-    except ValueError:
+    except (ValueError, zipfile.BadZipFile):
         pass  # not a pickle from here on
     return list(dict.fromkeys(names))

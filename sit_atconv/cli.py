@@ -24,6 +24,7 @@ def sample(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from .evaluation import check_new_file, image_generator, pick_device
+    from .hub import weights_variant
     from .images import save_grid
     from .pipelines.pipeline_sit import SiTPipeline
     from .validation import check_choice, check_count
@@ -33,7 +34,7 @@ def sample(args: argparse.Namespace) -> None:
     check_choice("the ending of out", Path(args.out).suffix.lower(), Image.registered_extensions())
     device = pick_device(args.device)
     try:
-        pipeline = SiTPipeline.from_pretrained(args.folder)
+        pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
     except OSError as error:
         raise ValueError(f"folder={args.folder!r} is no pipeline folder: {str(error).splitlines()[0]}") from error
     pipeline.to(device)
@@ -58,14 +59,13 @@ def info(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or one of a newer format.
     """
-    from .evaluation import is_pipeline_folder
-    from .hub import describe_folder, read_json, weights_variant
+    from .hub import check_pipeline_folder, describe_folder, read_json
     from .models.transformer_sit import preset_name
     from .portable import check_format, edited_sources
+    from .weight_files import stored_variants
 
     folder = Path(args.folder)
-    if not is_pipeline_folder(folder):
-        raise ValueError(f"folder={args.folder!r} is no pipeline folder: it has no model_index.json")
+    check_pipeline_folder(folder)
     index = read_json(folder / "model_index.json")
     check_format(index)
     edited = edited_sources(folder)
@@ -74,7 +74,7 @@ def info(args: argparse.Namespace) -> None:
         {
             "preset": preset_name(read_json(folder / "transformer" / "config.json")) or "none",
             **describe_folder(folder),
-            "variant": weights_variant(folder) or "none",
+            "variants": ", ".join(sorted(variant or "none" for variant in stored_variants(folder / "transformer"))),
             "format": f"{index.get('_format_version', 0)}, of diffusers {index.get('_diffusers_version', 'unknown')}",
             "code": f"edited: {', '.join(edited)}" if edited else "as it was saved",
             "size": f"{size / 2**20:.1f} MiB",
@@ -109,11 +109,9 @@ def push(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
     """
-    from .evaluation import is_pipeline_folder
-    from .hub import add_report, add_samples, publish
+    from .hub import add_report, add_samples, check_pipeline_folder, publish
 
-    if not is_pipeline_folder(args.folder):
-        raise ValueError(f"folder={args.folder!r} is no pipeline folder: it has no model_index.json")
+    check_pipeline_folder(args.folder)
     for report in args.report:
         add_report(args.folder, report)
     if args.samples is not None:

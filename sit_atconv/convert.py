@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .checkpoint_files import read_checkpoint
-from .evaluation import check_new_file, load_pipeline
-from .hub import RECORD_FILE, read_json, write_training_config
+from .evaluation import check_new_file
+from .hub import RECORD_FILE, check_pipeline_folder, read_json, weights_variant, write_training_config
 from .interpolants import PATHS, PREDICTIONS
 from .labels import imagenet_labels
-from .latents import load_vae
+from .latents import load_vae, vae_scale_factor
 from .models.transformer_sit import (
     PRESET_SIZES,
     SiTTransformer2DModel,
@@ -41,6 +41,7 @@ from .models.transformer_sit import (
 from .pipelines.pipeline_sit import SiTPipeline
 from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from .validation import check_choice, check_count
+from .weight_files import weight_patterns
 
 # The first pattern that matches renames the parameter; `{}` stands for the number of a block.
 _RENAMES = (
@@ -82,6 +83,18 @@ DEFAULT_SAMPLE_SIZE = 32  # latent pixels, of 256×256 images
 REFERENCE_VAE = "stabilityai/sd-vae-ft-{}"  # ema or mse; 4 latent channels at an eighth of the size
 REFERENCE_VAE_CHANNELS, REFERENCE_VAE_FACTOR = 4, 8
 UNUSED_FILE = "unused_weights.safetensors"
+# What decides on the shape of the model, with its number of axes; all else is compared with the model then.
+_AXES = {
+    "x_embedder.proj.weight": 4,
+    "y_embedder.embedding_table.weight": 2,
+    "final_layer.linear.weight": 2,
+    "final_layer.linear.bias": 1,
+    "mlp.fc1.bias": 1,
+    "kernel_gen.bias": 1,
+    "q_norm.weight": 1,
+}
+# How far the fixed embedding may be from what is computed: averages of weights include it, and round at every step.
+_EMBEDDING_TOLERANCE = 1e-3
 
 
 def _rename(name: str, renames: dict[str, str]) -> str | None:
@@ -161,12 +174,13 @@ def restore_state_dict(
         transformer: whose weights are taken.
         layout: see `LAYOUTS`.
         pointwise: reference names of the weights that were 1×1 convolutions.
-        unused: the learn_sigma half by reference name; without it the result is a model without learn_sigma.
+        unused: by reference name, the learn_sigma half, without which the result is a model without learn_sigma; and
+            the position embedding, where it is not bitwise the one computed here.
 
     Raises:
         ValueError: for a model with something that the reference does not know.
     """
-    config = transformer.config
+    config, unused = transformer.config, unused or {}
     check_choice("layout", layout, LAYOUTS)
     expected = LAYOUTS[layout] | {"kernel_pool": "strips"}
     if "atconv" not in mixer_per_block(config.mixer, config.num_layers):
@@ -177,13 +191,14 @@ def restore_state_dict(
     if transformer.position_embedding == "sincos":
         side = config.sample_size // config.patch_size
         dim = config.num_attention_heads * config.attention_head_dim
-        restored["pos_embed"] = sincos_position_embedding(dim, (side, side), torch.device("cpu")).to(transformer.dtype)
+        embedding = sincos_position_embedding(dim, (side, side), torch.device("cpu")).to(transformer.dtype)
+        restored["pos_embed"] = unused.get("pos_embed", embedding)
     for ours, tensor in transformer.state_dict().items():
         name = _rename(ours, _TO_REFERENCE)
         assert name is not None, f"{ours} has no name in the reference"
         if name in _LAST_LAYER:
             tensor = -tensor if layout == "repa" else tensor
-            if unused:
+            if name in unused:
                 halves = (half.unflatten(0, (config.patch_size**2, -1)) for half in (tensor, unused[name]))
                 tensor = torch.cat(list(halves), dim=1).flatten(0, 1)
         restored[name] = tensor[:, :, None, None] if name in pointwise else tensor
@@ -202,6 +217,7 @@ class Reference:
     sample_size_known: bool
     weights: str = "only"
     vae: str = "none"
+    assumed: tuple[str, ...] = ()  # of layout, path and prediction: what nothing in the file showed
 
     def describe(self) -> dict[str, str]:
         """What was found out, in words."""
@@ -209,10 +225,11 @@ class Reference:
         mixers = config["mixer"] if isinstance(config["mixer"], str) else ", ".join(config["mixer"])
         null = "and a null class" if config["class_dropout_prob"] else "no null class"
         size = f"{config['in_channels']} × {config['sample_size']} × {config['sample_size']}"
+        assumed = {name: "; assumed" if name in self.assumed else "" for name in ("layout", "path", "prediction")}
         noise = {"sit": "t=0", "repa": "t=1", "dit": "step 999"}[self.layout]
         return {
             "weights": {"ema": "EMA", "model": "raw", "only": "those in the file"}[self.weights],
-            "layout": f"{self.layout}: noise is at {noise}",
+            "layout": f"{self.layout}: noise is at {noise}{assumed['layout']}",
             "preset": preset_name(config) or "none",
             "mixers": f"{config['num_layers']} × {mixers}" if isinstance(config["mixer"], str) else mixers,
             "heads": f"{config['num_attention_heads']} of {config['attention_head_dim']}",
@@ -220,20 +237,41 @@ class Reference:
             "input": f"{size}, patch {config['patch_size']}"
             + ("" if self.sample_size_known else "; the size is assumed"),
             "learn_sigma": "yes; the unused half is sliced off" if self.learn_sigma else "no",
-            "path": f"{self.path}, prediction {self.prediction}",
+            "path": f"{self.path}{assumed['path']}",
+            "prediction": f"{self.prediction}{assumed['prediction']}",
             "VAE": self.vae,
         }
 
 
-def detect_layout(state_dict: dict[str, torch.Tensor], args: dict) -> str:
-    """Whose model this is: "repa" by its projectors, convolutions or options, "dit" by its options, else "sit"."""
+def detect_layout(state_dict: dict[str, torch.Tensor], args: dict, name: str = "") -> str | None:
+    """Whose model this is, by its tensors, the options saved with it and the file's name; None where nothing shows it.
+
+    "repa" shows by its projectors, convolutions or options, "dit" and "sit" by their names. ATConv's layers say that
+    it is one of the ATConv authors', of which those without convolutions are SiT's.
+    """
+    if args.get("layout") is not None:  # in files that `export_checkpoint` wrote
+        return args["layout"]
     if (
         {"proj_coeff", "enc_type", "encoder_depth"} & args.keys()
         or any(name.startswith("projectors.") for name in state_dict)
         or any(_is_pointwise(name, tensor) for name, tensor in state_dict.items())
     ):
         return "repa"
-    return "dit" if str(args.get("model", "")).startswith("DiT") else "sit"
+    names = [str(args.get("model") or ""), name]
+    if any(each.startswith("DiT") for each in names):
+        return "dit"
+    if any(each.startswith("SiT") for each in names) or "path_type" in args:
+        return "sit"
+    return "sit" if any(".attn.kernel_gen." in name for name in state_dict) else None
+
+
+def _option(args: dict, name: str, kind: type):
+    """A number from the options of a training, where text may stand for it; None where there is none."""
+    value = args.get(name)
+    try:
+        return None if value is None else kind(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} in the options saved with the weights is no number") from error
 
 
 def inspect_reference(
@@ -245,6 +283,8 @@ def inspect_reference(
     sample_size: int | None = None,
     path: str | None = None,
     prediction: str | None = None,
+    name: str = "",
+    scale_factor: int | None = None,
 ) -> Reference:
     """Infer the model from its tensors; the options of its training fill in what they do not show.
 
@@ -257,17 +297,22 @@ def inspect_reference(
             row of the label table is the null class.
         sample_size: height and width of the latents; only needed where no position embedding shows it.
         path, prediction: interpolant and prediction; those of `args` or else of the layout where None.
+        name: of the file, which may tell the layout.
+        scale_factor: pixels per latent pixel; where None, 8 for 4 channels and 1 for others.
 
     Raises:
         ValueError: listing unknown and missing tensors, or naming what does not fit together.
     """
     args = args or {}
-    layout = layout or detect_layout(state_dict, args)
-    check_choice("layout", layout, LAYOUTS)
     check_names(state_dict)
+    assumed = []
+    if layout is None and (layout := detect_layout(state_dict, args, name)) is None:
+        layout = "sit"
+        assumed.append("layout")
+    check_choice("layout", layout, LAYOUTS)
     dim, in_channels, patch_size, _ = state_dict["x_embedder.proj.weight"].shape
-    blocks = {int(name.split(".")[1]) for name in state_dict if name.startswith("blocks.")}
-    mixers = ["attention" if f"blocks.{i}.attn.qkv.weight" in state_dict else "atconv" for i in range(len(blocks))]
+    depth = len(_block_numbers(state_dict))
+    mixers = ["attention" if f"blocks.{i}.attn.qkv.weight" in state_dict else "atconv" for i in range(depth)]
     mixer = next((m for m in ("atconv", "attention", "hybrid") if mixer_per_block(m, len(mixers)) == mixers), mixers)
     config = dict(
         sample_size=None,
@@ -282,8 +327,10 @@ def inspect_reference(
         config["kernel_size"] = math.isqrt(len(state_dict[f"blocks.{mixers.index('atconv')}.attn.kernel_gen.bias"]))
 
     rows = len(state_dict["y_embedder.embedding_table.weight"])
-    dropout = args.get("class_dropout_prob", args.get("cfg_prob", DEFAULT_CLASS_DROPOUT))
-    classes = num_classes or args.get("num_classes") or rows - 1
+    dropout = _option(args, "class_dropout_prob", float) or _option(args, "cfg_prob", float)
+    if num_classes is None:
+        num_classes = _option(args, "num_classes", int)
+    classes = rows - 1 if num_classes is None else num_classes
     if classes not in (rows, rows - 1):
         raise ValueError(
             f"num_classes={classes} does not fit a label table of {rows} rows, which is {rows - 1} classes and a null "
@@ -300,7 +347,7 @@ def inspect_reference(
         size["num_attention_heads"] * size["attention_head_dim"]: size["num_attention_heads"]
         for size in PRESET_SIZES.values()
     }
-    heads = num_attention_heads or (dim // head_dim if head_dim else widths.get(dim))
+    heads = num_attention_heads or _option(args, "num_heads", int) or (dim // head_dim if head_dim else widths.get(dim))
     if heads is None:
         if "attention" in mixers:
             raise ValueError(
@@ -315,29 +362,47 @@ def inspect_reference(
 
     config["position_embedding"] = "sincos" if "pos_embed" in state_dict else "none"
     side = _check_position_embedding(state_dict["pos_embed"]) if "pos_embed" in state_dict else None
-    image_size = args.get("image_size", args.get("resolution"))
+    image_size = _option(args, "image_size", int) or _option(args, "resolution", int)
     if side is not None:
         if sample_size not in (None, side * patch_size):
             raise ValueError(f"sample_size={sample_size}, but the position embedding is one of {side * patch_size}")
         sample_size = side * patch_size
     elif sample_size is None and image_size:
-        sample_size = image_size // (REFERENCE_VAE_FACTOR if in_channels == REFERENCE_VAE_CHANNELS else 1)
+        usual_factor = REFERENCE_VAE_FACTOR if in_channels == REFERENCE_VAE_CHANNELS else 1
+        sample_size = image_size // (scale_factor or usual_factor)
     config["sample_size"] = DEFAULT_SAMPLE_SIZE if sample_size is None else sample_size
 
     usual_path, usual_prediction = PATH_AND_PREDICTION[layout]
-    path = path or REFERENCE_PATHS.get(str(args.get("path_type")).lower(), usual_path)
-    prediction = prediction or REFERENCE_PREDICTIONS.get(str(args.get("prediction")), usual_prediction)
+    if path is None and args.get("path_type") is not None:
+        word = str(args["path_type"]).lower()
+        check_choice("path_type in the options saved with the weights", word, REFERENCE_PATHS)
+        path = REFERENCE_PATHS[word]
+    if prediction is None and args.get("prediction") is not None:
+        word = str(args["prediction"])
+        check_choice("prediction in the options saved with the weights", word, REFERENCE_PREDICTIONS)
+        prediction = REFERENCE_PREDICTIONS[word]
+    known = layout == "dit"  # its path and prediction are always the same
+    assumed += [name for name, value in (("path", path), ("prediction", prediction)) if value is None and not known]
+    path, prediction = path or usual_path, prediction or usual_prediction
     check_choice("path", path, PATHS)
     check_choice("prediction", prediction, PREDICTIONS)
     if layout == "repa" and prediction != "velocity":
         raise ValueError(f"prediction={prediction!r}: REPA models predict the velocity")
     learn_sigma = _last_layer_halves(state_dict)[_LAST_LAYER[0]][1] is not None
-    return Reference(layout, config, path, prediction, learn_sigma, sample_size is not None)
+    known = sample_size is not None
+    return Reference(layout, config, path, prediction, learn_sigma, known, assumed=tuple(assumed))
+
+
+def _block_numbers(state_dict: dict[str, torch.Tensor]) -> set[int]:
+    return {int(found[1]) for name in state_dict if (found := re.match(r"blocks\.(\d+)\.", name))}
 
 
 def check_names(state_dict: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError, listing them, for tensors that no SiT has and for those that this one lacks."""
-    depth = 1 + max((int(m[1]) for name in state_dict if (m := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    """Raise ValueError, listing them, for tensors that no SiT has, those that this one lacks, and misshapen ones."""
+    numbers = _block_numbers(state_dict) or {0}
+    depth = len(numbers)
+    if odd := sorted(numbers - set(range(depth))):
+        raise ValueError(f"blocks {', '.join(map(str, odd[:10]))}: {depth} blocks must be numbered 0…{depth - 1}")
     layers = [layer for layer in _TO_OURS if ".attn." not in layer and layer != "y_embedder.embedding_table"]
     expected = {"y_embedder.embedding_table.weight"}
     for layer in layers:
@@ -360,14 +425,18 @@ def check_names(state_dict: dict[str, torch.Tensor]) -> None:
     ]
     if faults:
         raise ValueError("; ".join(faults))
+    for name, tensor in state_dict.items():
+        axes = next((axes for end, axes in _AXES.items() if name.endswith(end)), tensor.ndim)
+        if tensor.ndim != axes or not tensor.numel():
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {axes} axes are needed, none of them empty")
 
 
 def _check_position_embedding(pos_embed: torch.Tensor) -> int:
     """The side of its grid; ValueError where it is not the fixed sin-cos embedding, which alone is known here."""
     side = math.isqrt(pos_embed.shape[1]) if pos_embed.ndim == 3 else 0
     if side**2 == pos_embed.shape[1] and pos_embed.shape[2] % 4 == 0:
-        expected = sincos_position_embedding(pos_embed.shape[2], (side, side), torch.device("cpu"))
-        if torch.allclose(pos_embed.float(), expected, rtol=0, atol=1e-2):  # it may have been rounded to bfloat16
+        expected = sincos_position_embedding(pos_embed.shape[2], (side, side), torch.device("cpu")).to(pos_embed.dtype)
+        if torch.allclose(pos_embed.double(), expected.double(), rtol=0, atol=_EMBEDDING_TOLERANCE):
             return side
     raise ValueError(f"pos_embed {tuple(pos_embed.shape)} is not the sin-cos embedding of a square grid")
 
@@ -440,14 +509,17 @@ def convert_checkpoint(
     """
     with new_folder("output", output) as folder:
         state_dict, args, which = read_checkpoint(checkpoint, weights)
+        options["name"] = Path(checkpoint).name
         reference = inspect_reference(state_dict, args, **options)
-        transformer = build_from_reference(state_dict, reference)
         if vae is None:
             flavour = args.get("vae") if args.get("vae") in ("ema", "mse") else "ema"
             latent = reference.config["in_channels"] == REFERENCE_VAE_CHANNELS
             vae = REFERENCE_VAE.format(flavour) if latent else "none"
-        reference.weights, reference.vae = which, vae
         autoencoder = None if vae == "none" else load_vae(vae)
+        # Once more: what image size makes which size of latents is now known.
+        reference = inspect_reference(state_dict, args, **options, scale_factor=vae_scale_factor(autoencoder))
+        reference.weights, reference.vae = which, vae
+        transformer = build_from_reference(state_dict, reference)
         if autoencoder is not None and autoencoder.config.latent_channels != transformer.config.in_channels:
             raise ValueError(
                 f"vae={vae!r} has {autoencoder.config.latent_channels} latent channels, the model "
@@ -465,19 +537,70 @@ def convert_checkpoint(
             "learn_sigma": reference.learn_sigma,
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unused = {}
         if reference.learn_sigma:
-            halves = _last_layer_halves(state_dict)
-            save_file({name: unused for name, (_, unused) in halves.items()}, folder / UNUSED_FILE)
+            unused = {name: half for name, (_, half) in _last_layer_halves(state_dict).items()}
+        if "pos_embed" in state_dict:
+            computed = restore_state_dict(transformer, reference.layout)["pos_embed"]
+            if not torch.equal(computed, state_dict["pos_embed"]):
+                unused["pos_embed"] = state_dict["pos_embed"].contiguous()
+        if unused:
+            save_file(unused, folder / UNUSED_FILE)
         if args:
             write_training_config(folder, args)
         SiTPipeline(transformer, scheduler, autoencoder, id2label=labels).save_pretrained(folder, license=license)
     return reference
 
 
+def stored_transformer(folder: str | Path) -> SiTTransformer2DModel:
+    """The transformer of a pipeline folder on the CPU, its weights of the type in which they are stored.
+
+    Raises:
+        ValueError: for a folder of something else, or weights that are not this model's.
+    """
+    check_pipeline_folder(folder)
+    folder, variant = Path(folder) / "transformer", weights_variant(folder)
+    with torch.device("meta"):
+        model = SiTTransformer2DModel.from_config(SiTTransformer2DModel.load_config(folder))
+    files = sorted(file for pattern in weight_patterns(variant)[:2] for file in folder.glob(pattern))
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{str(folder)!r} does not hold this model: {error}") from error
+    return model
+
+
+def _reference_options(folder: Path, transformer: SiTTransformer2DModel, layout: str) -> dict:
+    """What tensors do not show of a model, in the words of the reference's options."""
+    scheduler, vae = (
+        read_json(folder / "scheduler" / "scheduler_config.json"),
+        read_json(folder / "vae" / "config.json"),
+    )
+    config = transformer.config
+    # Schedulers of diffusers, which have no such options, follow the linear path by its velocity.
+    path, prediction = scheduler.get("path", "linear"), scheduler.get("prediction", "velocity")
+    check_choice("prediction", prediction, REFERENCE_PREDICTIONS)
+    return {
+        "layout": layout,
+        "path_type": {"linear": "Linear", "gvp": "GVP", "vp": "VP"}[path],
+        "prediction": prediction,
+        "num_classes": config.num_classes,
+        "class_dropout_prob": config.class_dropout_prob,
+        "num_heads": config.num_attention_heads,
+        "image_size": config.sample_size * (2 ** (len(vae["block_out_channels"]) - 1) if vae else 1),
+    }
+
+
 def export_checkpoint(folder: str | Path, output: str | Path) -> dict[str, torch.Tensor]:
     """Turn a pipeline folder into a state dict of the reference, in a .pt or .safetensors file.
 
-    A folder that was converted gives bitwise the tensors that it came from, without REPA's projectors.
+    A folder that was converted gives bitwise the tensors that it came from, without REPA's projectors. Once it was
+    loaded and saved elsewhere, all that its config does not tell is lost: the learn_sigma half, and 1×1 convolutions
+    become linear layers.
+
+    A .pt file holds {"ema": state dict, "args": options}, of which the reference's scripts read "ema"; a .safetensors
+    file the tensors, with the options in its metadata. Both convert again without further options.
 
     Args:
         folder: a pipeline folder.
@@ -491,17 +614,20 @@ def export_checkpoint(folder: str | Path, output: str | Path) -> dict[str, torch
     """
     check_choice("the ending of output", Path(output).suffix, (".pt", ".safetensors"))
     check_new_file("output", output)
-    pipeline = load_pipeline(folder, torch.device("cpu"))
-    record = read_json(Path(folder) / RECORD_FILE)
-    layout = record.get("layout", "sit")
-    unused = load_file(Path(folder) / UNUSED_FILE) if record.get("learn_sigma") else None
-    restored = restore_state_dict(pipeline.transformer, layout, tuple(record.get("pointwise", ())), unused)
+    transformer = stored_transformer(folder)
+    record, unused = read_json(Path(folder) / RECORD_FILE), Path(folder) / UNUSED_FILE
+    times = {name: transformer.config[name] for name in ("timestep_at_noise", "timestep_at_data")}
+    layout = next((name for name, settings in LAYOUTS.items() if times.items() <= settings.items()), "sit")
+    restored = restore_state_dict(
+        transformer, layout, tuple(record.get("pointwise", ())), load_file(unused) if unused.is_file() else None
+    )
+    options = _reference_options(Path(folder), transformer, layout)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     restored = {name: tensor.contiguous() for name, tensor in restored.items()}
     if Path(output).suffix == ".pt":
-        torch.save(restored, output)
+        torch.save({"ema": restored, "args": options}, output)
     else:
-        save_file(restored, output)
+        save_file(restored, output, metadata={"args": json.dumps(options)})
     return restored
 
 

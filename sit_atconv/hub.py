@@ -16,6 +16,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from PIL import Image
 from safetensors import safe_open
 
+from .portable import FILE_HASH
+from .weight_files import stored_variants, weight_patterns
+
 CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
 TRAINING_FILE, METRICS_FILE, RECORD_FILE = "training_config.yaml", "metrics.json", "conversion.json"
 # In which a card carries the hash of the rest of itself: it is made anew only while nobody has edited it.
@@ -38,14 +41,24 @@ def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 def weights_variant(folder: str | Path) -> str | None:
     """The variant that has to be named to load the transformer: None where there are plain weights."""
-    names = [file.name.split(".") for file in (Path(folder) / "transformer").glob("*.safetensors")]
-    variants = {parts[1].split("-")[0] if len(parts) > 2 else None for parts in names}
+    variants = stored_variants(Path(folder) / "transformer")
     return None if None in variants or not variants else sorted(variants)[0]
 
 
 def read_json(file: Path) -> dict:
     """The content of a JSON file, {} where there is none."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def check_pipeline_folder(folder: str | Path) -> None:
+    """Raise ValueError unless this is a folder of a SiTPipeline."""
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"folder={str(folder)!r} is no pipeline folder: it has no model_index.json")
+    name = read_json(index).get("_class_name")
+    name = name[-1] if isinstance(name, list) and name else name
+    if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
+        raise ValueError(f"folder={str(folder)!r} is no folder of a SiTPipeline, but of {name}")
 
 
 def describe_folder(folder: str | Path) -> dict[str, str]:
@@ -243,6 +256,18 @@ def _hub_message(repo_id: str, error: Exception) -> str:
     return f"push_to_hub: {repo_id!r} cannot be written: {reason}; log in with `hf auth login`, or check the name"
 
 
+def replaced_files(folder: Path) -> list[str]:
+    """Patterns of the files that an upload of this folder replaces: its variants of the weights, and its code."""
+    patterns = []
+    for file in folder.glob("*/config.json"):
+        weights = [name for variant in stored_variants(file.parent) for name in weight_patterns(variant)]
+        patterns += [f"{file.parent.name}/{name}" for name in weights]
+    for file in folder.rglob("*.py"):
+        if FILE_HASH.search(file.stem):
+            patterns.append(str(file.relative_to(folder).with_stem(FILE_HASH.sub("_????????", file.stem)).as_posix()))
+    return patterns
+
+
 def publish(
     folder: str | Path,
     repo_id: str | None = None,
@@ -254,7 +279,8 @@ def publish(
 ) -> str:
     """Upload a pipeline folder to a model repository on the Hub, which is made where it does not exist.
 
-    The card is made anew with the repository's name, unless somebody has edited it. Pickles stay behind.
+    The card is made anew with the repository's name, unless somebody has edited it. Pickles stay behind. What the
+    repository holds of the same variants of the weights, and of the code, is replaced; all else in it stays.
 
     Args:
         folder: a folder that `SiTPipeline.save_pretrained` wrote.
@@ -272,8 +298,7 @@ def publish(
         ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{str(folder)!r} is no pipeline folder: it has no model_index.json")
+    check_pipeline_folder(folder)
     repo_id = prepare_repository(repo_id or folder.absolute().name, private, token)
     write_model_card(folder, repo_id, license)
     try:
@@ -283,6 +308,7 @@ def publish(
             commit_message=commit_message or "Upload SiTPipeline",
             create_pr=create_pr,
             ignore_patterns=[*PICKLES, ".*", "*/.*"],
+            delete_patterns=replaced_files(folder),
         )
     except HUB_ERRORS as error:
         raise ValueError(_hub_message(repo_id, error)) from error

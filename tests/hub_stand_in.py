@@ -41,6 +41,8 @@ class StandIn(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 content = base64.b64decode(line["value"]["content"])
                 self.server.repositories[repository][line["value"]["path"]] = content
+            elif line["key"] == "deletedFile":
+                del self.server.repositories[repository][line["value"]["path"]]
         commit = {"commitUrl": f"{self.server.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
         return self.answer({**commit, "success": True, "pullRequestUrl": None})
 
@@ -97,6 +99,8 @@ def hub():
 def online(hub, monkeypatch):
     """The stand-in is the Hub for this process, and somebody is logged in."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "good")
     for name in list(os.environ):

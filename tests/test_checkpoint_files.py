@@ -1,9 +1,11 @@
 """Files of unknown origin: what is in them comes out, and nothing in them runs."""
 
 import argparse
+import json
 import os
 import pathlib
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -93,6 +95,8 @@ def test_plain_state_dicts(tmp_path):
         ("empty.pt", b""),
         ("text.safetensors", b"hello"),
         ("cut.pt", None),
+        ("bad.pt", b"PK\x03\x04" + b"x" * 50 + b"PK\x05\x06" + b"\0" * 18),
+        ("byte.pt", b"\x80\x02J1"),
     ],
 )
 def test_damaged_files_are_named(name, content, tmp_path):
@@ -110,6 +114,26 @@ def test_damaged_files_are_named(name, content, tmp_path):
 )
 def test_files_without_weights(content, message, tmp_path):
     torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "file.pt")
+
+
+def test_options_come_as_plain_values(tmp_path):
+    loop = []
+    loop.append(loop)
+    args = argparse.Namespace(size=8, more=OrderedDict(rate=torch.ones(1), names=("a", 2)), loop=loop)
+    torch.save({"model": RAW, "args": args}, tmp_path / "file.pt")
+    _, read, _ = read_checkpoint(tmp_path / "file.pt")
+    assert (read["size"], read["more"]) == (8, {"rate": None, "names": ["a", 2]})
+    assert type(read["more"]) is dict
+    json.dumps(read)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["module.a", "a"], "holds module.a and a, which are one name"), ([1], "1 is no name")]
+)
+def test_names_that_cannot_be_told_apart(names, message, tmp_path):
+    torch.save(dict.fromkeys(names, torch.ones(1)), tmp_path / "file.pt")
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / "file.pt")
 

@@ -95,11 +95,34 @@ def test_what_is_no_pipeline_folder_is_named(command, tmp_path, capsys):
     assert "is no pipeline folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["info", "push", "convert"])
+def test_a_folder_of_another_pipeline_is_named(command, folder, tmp_path, capsys):
+    file = folder / "model_index.json"
+    file.write_text(re.sub('"SiTPipeline"', '"DiTPipeline"', file.read_text()))
+    more = {"info": [], "push": ["someone/model"], "convert": [str(tmp_path / "out.pt")]}[command]
+    with pytest.raises(SystemExit):
+        main([command, str(folder), *more])
+    assert "no folder of a SiTPipeline, but of DiTPipeline" in capsys.readouterr().err
+
+
+def test_folders_with_one_variant_alone(folder, tmp_path, capsys):
+    pipeline = SiTPipeline.from_pretrained(folder)
+    pipeline.save_pretrained(tmp_path / "both", variant="fp16")
+    for name in ("both", "pipeline"):
+        (tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    out = tmp_path / "grid.png"
+    main(["sample", str(tmp_path / "both"), "--num_inference_steps", "1", "--images_per_class", "1", "--out", str(out)])
+    main(["convert", str(tmp_path / "both"), str(tmp_path / "out.pt")])
+    assert out.is_file()
+    assert (tmp_path / "out.pt").is_file()
+    pipeline.save_pretrained(tmp_path / "both", variant="bf16")
+    main(["info", str(tmp_path / "both")])
+    assert "variants        bf16, fp16\n" in capsys.readouterr().out
+
+
 def test_convert_both_ways(folder, tmp_path, capsys):
     main(["convert", str(folder), str(tmp_path / "model.safetensors")])
-    main(
-        ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "copy"), "--vae", "none", "--sample_size", "8"]
-    )
+    main(["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "copy"), "--vae", "none"])
     output = capsys.readouterr().out
     assert "classes         3, and a null class" in output
     assert "mixers          1 × atconv" in output

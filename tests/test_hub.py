@@ -87,6 +87,41 @@ def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipelin
     torch.testing.assert_close(load_file(tmp_path / "images.safetensors")["images"], expected)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_installed_classes_load_from_the_hub_and_run_nothing(variant, online, tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "folder")
+    if variant:
+        pipe.to(torch.float16).save_pretrained(tmp_path / "folder", variant=variant)
+    publish(tmp_path / "folder", "someone/model")
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    loaded = SiTPipeline.from_pretrained("someone/model", variant=variant)
+    if variant is None:  # its file is not fetched in vain, and the shell takes the same way
+        out = tmp_path / "grid.png"
+        main(["sample", "someone/model", "--num_inference_steps", "1", "--images_per_class", "1", "--out", str(out)])
+        assert out.is_file()
+    assert not [name for name in sys.modules if name.startswith("diffusers_modules")]
+    assert type(loaded) is SiTPipeline
+    for key, value in pipe.transformer.state_dict().items():
+        torch.testing.assert_close(loaded.transformer.state_dict()[key], value.float(), rtol=0, atol=0)
+    fetched = {file.name for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert fetched == {f"diffusion_pytorch_model{'.fp16' if variant else ''}.safetensors"}
+
+
+def test_an_upload_replaces_the_shards_and_the_code_of_the_one_before(online, tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="5KB", push_to_hub=True, repo_id="someone/model")
+    pipe.push_to_hub("someone/model", variant="fp16")
+    files = online.repositories["someone/model"]
+    files |= {"transformer/transformer_sit_01234567.py": b"", "notes.txt": b"", "transformer/notes.py": b""}
+    pipe.save_pretrained(tmp_path / "whole", push_to_hub=True, repo_id="someone/model")
+    kept = {"notes.txt", "transformer/notes.py", "transformer/diffusion_pytorch_model.fp16.safetensors"}
+    whole = {str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").rglob("*") if file.is_file()}
+    assert set(files) == whole | kept
+
+
 def test_a_refusal_of_the_hub_is_one_error(online, tiny_pipeline, tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"push_to_hub: 'someone/model' cannot be written: .*401"):

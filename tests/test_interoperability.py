@@ -133,6 +133,9 @@ def test_lora_is_saved_loaded_fused_and_unloaded(tiny_transformer, tmp_path):
         adapted = base(*args).sample
         assert not torch.allclose(adapted, plain, atol=0.1)
         base.save_lora_adapter(tmp_path)
+        with pytest.raises(ValueError, match=r"call fuse_lora\(\) and unload_lora\(\) first"):
+            base.save_pretrained(tmp_path / "whole")
+        assert not (tmp_path / "whole").exists()
 
         loaded = tiny_transformer(mixer="hybrid")
         options = dict(prefix=None, weight_name="pytorch_lora_weights.safetensors")
@@ -146,6 +149,7 @@ def test_lora_is_saved_loaded_fused_and_unloaded(tiny_transformer, tmp_path):
         torch.testing.assert_close(loaded(*args).sample, adapted)
         loaded.fuse_lora()
         loaded.unload_lora()
+        loaded.save_pretrained(tmp_path / "fused")
         torch.testing.assert_close(loaded(*args).sample, adapted, rtol=1e-4, atol=1e-5)
         assert loaded.state_dict().keys() == tiny_transformer(mixer="hybrid").state_dict().keys()
 

@@ -417,6 +417,27 @@ def test_sharded_weights(load, tiny_pipeline, tmp_path):
     torch.testing.assert_close(draw(load(tmp_path)), draw(pipe), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("load", [SiTPipeline.from_pretrained, load_portable])
+def test_arguments_that_the_model_has_not_are_named(load, tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "registers": 4}))
+    with pytest.raises(ValueError, match=r"config\.json has registers, unknown here"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_saving_over_shards_and_back_leaves_only_the_new_weights(variant, tiny_pipeline, tmp_path):
+    vaes = [tiny_vae(), tiny_vae()]
+    for seed, shards in enumerate(["5KB", None, "5KB"]):
+        pipe = tiny_pipeline(seed=seed, vae=vaes[seed % 2], in_channels=4)
+        pipe.save_pretrained(tmp_path, variant=variant, max_shard_size=shards)
+        torch.testing.assert_close(draw(SiTPipeline.from_pretrained(tmp_path, variant=variant)), draw(pipe))
+        for name in ("transformer", "vae"):
+            whole = [file for file in (tmp_path / name).glob("*.safetensors") if "-of-" not in file.name]
+            assert len(whole) == (shards is None)
+
+
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_variants(variant, tiny_pipeline, tmp_path):
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
@@ -444,5 +465,13 @@ def test_pickles_are_neither_written_nor_read(tiny_pipeline, tmp_path):
     weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(OSError, match=r"diffusion_pytorch_model\.safetensors"):
-        SiTPipeline.from_pretrained(tmp_path)
+    for load, folder in (
+        (SiTPipeline.from_pretrained, tmp_path),
+        (load_portable, tmp_path),
+        (SiTTransformer2DModel.from_pretrained, tmp_path / "transformer"),
+    ):
+        with pytest.raises(OSError, match=r"diffusion_pytorch_model\.safetensors"):
+            load(folder)
+    with pytest.raises(ValueError, match="safe_serialization=False"):
+        pipe.transformer.save_pretrained(tmp_path / "other", safe_serialization=False)
+    assert not (tmp_path / "other").exists()

@@ -5,6 +5,7 @@ Time: t=0 noise, t=1 data; the network gets t itself.
 """
 
 import functools
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -17,10 +18,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..validation import check_choice, check_count, check_positive
+from ..weight_files import replacing_weights
 from .atconv import ATConv
 
 MIXERS = ("atconv", "attention")
 POSITION_EMBEDDINGS = ("sincos", "none")
+LOCATION = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")  # of from_pretrained
 FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
 # Widths and depths of DiT and SiT (Table 1 of arXiv 2212.09748), and a small one of ours for CPUs.
@@ -283,11 +286,22 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning.
+        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning, and
+        pickles are not read.
 
         Raises:
-            ValueError: naming the weights that the folder lacks, or holds without use.
+            ValueError: naming the weights that the folder lacks, or holds without use, or arguments in its config
+                that the model has not.
         """
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        config = cls.load_config(pretrained_model_name_or_path, **{n: kwargs[n] for n in LOCATION if n in kwargs})
+        known = {*inspect.signature(cls.__init__).parameters, "quantization_config"}
+        if unknown := [name for name in config if name not in known and not name.startswith("_")]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: config.json has {', '.join(unknown)}, unknown here; update "
+                "sit-atconv where a newer version wrote it"
+            )
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         faults = [
@@ -298,6 +312,29 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if faults:
             raise ValueError(f"{pretrained_model_name_or_path} does not hold this model; {'; '.join(faults)}")
         return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs,
+    ) -> None:
+        """As diffusers' `save_pretrained`, with safetensors alone.
+
+        Raises:
+            ValueError: for `safe_serialization=False`, or while a LoRA adapter is active.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
+        if getattr(self, "peft_config", None):
+            raise ValueError(
+                "this model has a LoRA adapter, with which it would not load again: call fuse_lora() and unload_lora() "
+                "first, or save the adapter alone with save_lora_adapter(folder)"
+            )
+        with replacing_weights(save_directory, variant):
+            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
 
     @property
     def null_class(self) -> int:
