@@ -49,7 +49,7 @@ def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipelin
     pipe = SiTPipeline.from_pretrained(tmp_path / "local")
     options = dict(repo_id="someone/saved", license="mit", private=True)
     pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, **options)
-    pipe.push_to_hub("pushed")
+    assert pipe.push_to_hub("pushed") == f"{hub.url}/someone/pushed/commit/{COMMIT}"
     main(["push", str(tmp_path / "local"), "someone/from-cli", "--license", "apache-2.0"])
     assert set(hub.repositories) == {"someone/saved", "someone/pushed", "someone/from-cli"}
     assert hub.private["someone/saved"] is True
