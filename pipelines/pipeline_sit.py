@@ -104,10 +104,13 @@ class SiTPipeline(DiffusionPipeline):
         if push_to_hub:
             publish(save_directory, **hub_options)
 
-    def push_to_hub(self, repo_id: str, **options) -> None:
-        """Upload the pipeline. Options as those of `save_pretrained`."""
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload the pipeline, and return the address of the upload. Options as those of `save_pretrained`."""
+        names = ("safe_serialization", "variant", "max_shard_size", "license")
+        saving = {name: options.pop(name) for name in names if name in options}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **options)
+            self.save_pretrained(folder, **saving)
+            return publish(folder, repo_id, **options)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json and, beside the weights, the code that loads them. `save_pretrained` calls this."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import yaml
@@ -23,7 +24,19 @@ CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
 TRAINING_FILE, METRICS_FILE, RECORD_FILE = "training_config.yaml", "metrics.json", "conversion.json"
 # In which a card carries the hash of the rest of itself: it is made anew only while nobody has edited it.
 CARD_MARK = re.compile(r"<!-- made by sit-atconv ([0-9a-f]{16}) -->\n")
-CARD_METRICS = {"fid": "FID", "class_accuracy": "class accuracy"}  # of the reports that evaluations write
+CARD_METRICS = {  # of the reports that evaluations write
+    "fid": "FID",
+    "sfid": "sFID",
+    "kid": "KID",
+    "inception_score": "IS",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "fid_infinity": "FID∞",
+    "class_accuracy": "class accuracy",
+}
+SECRETS = re.compile("(token|key|secret|password)s?$", flags=re.IGNORECASE)
 METRIC_SETTINGS = ("num_samples", "extractor", "biased", "guidance_scale", "num_inference_steps", "seed")
 # HTTPError is that of the HTTP library which huggingface_hub uses, and the base of its own.
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
@@ -93,16 +106,26 @@ def count_elements(shape: tuple[int, ...]) -> int:
     return total
 
 
+def _is_public(value) -> bool:
+    """Whether this is a plain value, and no place on this machine."""
+    if isinstance(value, str):
+        return not value.startswith(("/", "~", "\\", "file:")) and value[1:3] not in (":\\", ":/")
+    return isinstance(value, (int, float, list, tuple, dict, type(None)))
+
+
+def _public(value):
+    """What may be shown of a configuration, down to the innermost values."""
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if _is_public(inner) and not SECRETS.search(str(name))}
+        return {name: _public(inner) for name, inner in kept.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(inner) for inner in value if _is_public(inner)]
+    return value
+
+
 def write_training_config(folder: str | Path, config: dict) -> None:
-    """Keep the configuration of the training in a pipeline folder, without places on this machine."""
-    places = ("/", "~", "\\")
-    kept = {
-        name: value
-        for name, value in config.items()
-        if isinstance(value, (str, int, float, list, dict, type(None)))
-        and not (isinstance(value, str) and (value.startswith(places) or value[1:3] == ":\\"))
-    }
-    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    """Keep the configuration of the training in a pipeline folder, without places on this machine and secrets."""
+    text = yaml.safe_dump(_public(config), sort_keys=False, allow_unicode=True)
     (Path(folder) / TRAINING_FILE).write_text(text, encoding="utf-8")
 
 
@@ -143,6 +166,15 @@ def add_samples(folder: str | Path, picture: str | Path) -> None:
         shutil.copyfile(picture, target)
 
 
+def example_label(labels: dict[str, str]) -> str | int:
+    """A class for the snippet: by a name that no other class has, else by its id."""
+    example = "207" if "207" in labels else "0"
+    parts = [name.strip() for names in labels.values() for name in {*names.split(","), names}]
+    names = labels.get(example, "")
+    candidates = [names.split(",")[0].strip(), names.strip()]
+    return next((name for name in candidates if name and parts.count(name) == 1), int(example) if names else 0)
+
+
 def model_card(folder: str | Path, name: str, license: str | None = None) -> str:
     """The text of the model card of a pipeline folder: a function of what the folder holds.
 
@@ -175,7 +207,7 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
         or None,
     )
     labels = index.get("id2label") or {}
-    example = labels.get("207", labels.get("0", "")).split(",")[0].strip() or 0
+    example = example_label(labels)
     variant = weights_variant(folder)
     options = f', variant="{variant}"' if variant else ""
     properties = [f"| {key} | {value} |" for key, value in describe_folder(folder).items()]
@@ -228,6 +260,11 @@ def write_model_card(folder: str | Path, name: str | None = None, license: str |
         text = file.read_text(encoding="utf-8")
         mark = CARD_MARK.search(text)
         if mark is None or card_hash(CARD_MARK.sub("", text)) != mark[1]:
+            warnings.warn(
+                f"{file} was edited and stays as it is: neither the licence nor metrics or samples are put into it; "
+                "move it away to have one made anew",
+                stacklevel=2,
+            )
             return
         license = license or re.search(r"^license: (\S+)$", text, flags=re.MULTILINE)[1]
     text = model_card(folder, name or Path(folder).absolute().name, license)

@@ -32,6 +32,7 @@ from .evaluation import (
 )
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
 from .hashing import file_sha256
+from .hub import CARD_METRICS
 from .image_sets import (
     STAMP_FILE,
     BatchImages,
@@ -627,18 +628,7 @@ def check_comparable(reports: dict[str, dict]) -> None:
 
 def summary(report: dict) -> str:
     """The report in one line, and one for each note."""
-    words = {
-        "fid": "FID",
-        "sfid": "sFID",
-        "kid": "KID",
-        "inception_score": "IS",
-        "precision": "precision",
-        "recall": "recall",
-        "density": "density",
-        "coverage": "coverage",
-        "fid_infinity": "FID∞",
-    }
-    values = [f"{word} {report[name]:.4g}" for name, word in words.items() if name in report]
+    values = [f"{word} {report[name]:.4g}" for name, word in CARD_METRICS.items() if name in report]
     if "fid_interval" in report:
         low, high = report["fid_interval"]
         values[0] += f" [{low:.4g}, {high:.4g}]"

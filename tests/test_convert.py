@@ -18,6 +18,7 @@ from sit_atconv.convert import (
     inspect_reference,
     restore_state_dict,
 )
+from sit_atconv.models.transformer_sit import preset_name
 
 HEADS = dict(num_attention_heads=4)  # of the reference models, whose width is no preset's
 
@@ -248,6 +249,8 @@ def test_presets_are_recognised_by_width_and_depth():
         model = SiTTransformer2DModel.from_preset(name, num_classes=3, sample_size=8)
         reference = inspect_reference(restore_state_dict(model))
         assert reference.describe()["preset"] == name
+        assert preset_name(model.config) == name
+        assert preset_name({**model.config, "qk_norm": True}) is None
         for key in ("num_attention_heads", "attention_head_dim", "num_layers", "patch_size", "mixer"):
             assert reference.config[key] == model.config[key]
 
@@ -316,6 +319,7 @@ def test_what_does_not_fit_is_named(name, edit, message, reference_state):
         ("sa", {"num_attention_heads": 7}, "num_attention_heads=7"),
         ("sa", {**HEADS, "sample_size": 16}, "sample_size=16"),
         ("atconv", {"num_classes": 12}, "num_classes=12"),
+        ("atconv", {"num_classes": 0}, "num_classes=0"),
         ("atconv", {"path": "straight"}, "path='straight'"),
         ("atconv", {"layout": "repa", "prediction": "noise"}, "REPA models predict the velocity"),
         ("atconv", {"layout": "mmdit"}, "layout='mmdit'"),

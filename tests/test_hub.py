@@ -21,6 +21,7 @@ from sit_atconv.evaluation import write_report
 from sit_atconv.hub import (
     add_report,
     add_samples,
+    example_label,
     finish_folder,
     model_card,
     publish,
@@ -48,7 +49,7 @@ def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipelin
     pipe = SiTPipeline.from_pretrained(tmp_path / "local")
     options = dict(repo_id="someone/saved", license="mit", private=True)
     pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, **options)
-    pipe.push_to_hub("pushed")
+    assert pipe.push_to_hub("pushed") == f"{hub.url}/someone/pushed/commit/{COMMIT}"
     main(["push", str(tmp_path / "local"), "someone/from-cli", "--license", "apache-2.0"])
     assert set(hub.repositories) == {"someone/saved", "someone/pushed", "someone/from-cli"}
     assert hub.private["someone/saved"] is True
@@ -180,10 +181,24 @@ def test_the_card_of_a_pipeline(tiny_pipeline, tmp_path, monkeypatch, capsys):
         assert image.size == (8, 8)
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"0": "crane, bird", "1": "dog"}, "crane"),
+        ({"0": "crane, bird", "1": "crane, machine"}, "crane, bird"),
+        ({"0": "crane", "1": "crane"}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_snippet_names_a_class_that_can_be_told_apart(labels, expected):
+    assert example_label(labels) == expected
+
+
 def test_the_card_shows_training_metrics_and_samples(tiny_pipeline, tmp_path):
     folder = tmp_path / "digits"
     tiny_pipeline().save_pretrained(folder)
     config = {"data": str(tmp_path / "photos"), "max_steps": 7, "output_dir": "runs/x", "win": "C:\\x"}
+    config |= {"hub_token": "hf_x", "more": {"places": ["file:///srv", "a", "/b"], "api_key": 1}, "url": "file:///srv"}
     write_training_config(folder, config)
     report = {"fid": 12.3456, "num_samples": 50, "reference": str(tmp_path / "real"), "extractor": "pixels"}
     write_report(tmp_path / "fid.json", report)
@@ -197,7 +212,7 @@ def test_the_card_shows_training_metrics_and_samples(tiny_pipeline, tmp_path):
     assert "| FID | 12.35 | real | num_samples 50, extractor pixels |" in card.text
     assert "![Samples](samples.png)" in card.text
     training = re.search(r"```yaml\n(.*?)```", card.text, flags=re.DOTALL)[1]
-    assert yaml.safe_load(training) == {"max_steps": 7, "output_dir": "runs/x"}
+    assert yaml.safe_load(training) == {"max_steps": 7, "output_dir": "runs/x", "more": {"places": ["a"]}}
     for file in (*folder.glob("*.json"), *folder.glob("*.yaml"), folder / "README.md"):
         assert str(tmp_path) not in file.read_text(), file.name
 
@@ -211,7 +226,8 @@ def test_an_edited_card_is_kept(tiny_pipeline, tmp_path):
     assert file.read_text() == made
     for edited in (made.replace("## Use", "## How to use"), "mine"):
         file.write_text(edited)
-        pipe.save_pretrained(tmp_path, license="apache-2.0")
+        with pytest.warns(UserWarning, match="was edited and stays as it is: neither the licence"):
+            pipe.save_pretrained(tmp_path, license="apache-2.0")
         assert file.read_text() == edited
 
 

@@ -403,19 +403,20 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         accelerator.print(f"dry run: one step with {share} images is done, nothing was written")
         return run
     weights = gather_average(transformer, averages.first, main)
+    samples = run / "samples" / f"step-{config.max_steps:08d}.png"
 
     def finish() -> None:
         averaged = SiTTransformer2DModel.from_config(transformer.config)
         averaged.load_state_dict(weights)
-        samples = run / "samples" / f"step-{config.max_steps:08d}.png"
         save_pipeline(build_pipeline(config, averaged, vae, dataset.classes), run / "pipeline")
-        uploaded = finish_folder(run / "pipeline", dataclasses.asdict(config), samples, config.push_to_hub)
-        if uploaded is not None:
-            print(f"uploaded: {uploaded}")
+        finish_folder(run / "pipeline", dataclasses.asdict(config), samples, None)
         print_next_steps(config, dataset, run / "pipeline")
 
     on_main_process(accelerator, finish)
     accelerator.end_training()
+    if main and config.push_to_hub is not None:  # the others need not wait: a barrier has a time limit
+        uploaded = finish_folder(run / "pipeline", dataclasses.asdict(config), samples, config.push_to_hub)
+        print(f"uploaded: {uploaded}")
     return run / "pipeline"
 
 

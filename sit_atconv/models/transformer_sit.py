@@ -53,9 +53,15 @@ def check_preset(name: str) -> None:
 
 
 def preset_name(config: Mapping) -> str | None:
-    """The preset with this depth, width, heads, patch size and mixer, None where there is none."""
+    """The preset that this is but for its input, classes and times; None where there is none."""
+    rest = {"mlp_ratio": 4, "kernel_size": 3, "qk_norm": False}
     for name, preset in PRESETS.items():
-        if all(config[key] == value for key, value in preset.items()) and config["mlp_ratio"] == 4:
+        position = "none" if preset["mixer"] == "atconv" else "sincos"
+        if (
+            all(config[key] == value for key, value in preset.items())
+            and all(config.get(key, value) == value for key, value in rest.items())
+            and (config.get("position_embedding") or position) == position
+        ):
             return name
     return None
 
