@@ -142,10 +142,15 @@ def test_parity_through_the_folder_and_bitwise_back(
         assert all(torch.equal(back[key], state[key]) for key in state)
 
 
-def test_the_reference_checkpoint_both_ways(parity_dir, tmp_path):
+def test_the_reference_checkpoint_both_ways(parity_dir, parity_model, assert_close, tmp_path):
     file = parity_dir / "reference_checkpoint.pt"
     found = convert_checkpoint(file, tmp_path / "folder", vae="none", license="mit")
     assert (found.weights, found.layout, found.learn_sigma) == ("ema", "sit", True)
+    _, numbers = parity_model("atconv")  # its weights
+    transformer = SiTPipeline.from_pretrained(tmp_path / "folder").transformer
+    with torch.no_grad():
+        sample = transformer(*(numbers[f"in.{name}"] for name in "xty")).sample
+    assert_close(sample, numbers["out.forward"], 1e-5)
     back = export_checkpoint(tmp_path / "folder", tmp_path / "back.pt")
     state, _, _ = read_checkpoint(file)
     assert back.keys() == state.keys()
