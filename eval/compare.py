@@ -29,6 +29,7 @@ import sit_atconv
 from sit_atconv import SiTPipeline, metrics
 from sit_atconv.benchmarking import measure, peak_memory, quartiles
 from sit_atconv.evaluation import SamplingOptions, draw_images, folder_sha256, load_pipeline, pick_device, versions
+from sit_atconv.hub import CARD_METRICS
 from sit_atconv.images import save_grid
 from sit_atconv.macs import count_macs
 from sit_atconv.scores import check_comparable
@@ -48,17 +49,7 @@ SAMPLED_ALIKE = (
     "seed",
     "batch_size",
 )
-SCORES = {
-    "fid": "FID",
-    "fid_infinity": "FID∞",
-    "sfid": "sFID",
-    "kid": "KID",
-    "inception_score": "IS",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
+SCORES = ("fid", "fid_infinity", "sfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 
 
 @dataclass
@@ -353,7 +344,7 @@ def score_table(runs: list[Run]) -> list[list[str]]:
     """One row a run with every metric that all final reports have."""
     columns = [name for name in SCORES if all(name in run.final for run in runs)]
     unit, per_hour = time_unit(runs)
-    rows = [["model", "seed", "steps", unit, *(SCORES[name] for name in columns), "calls/image", "ms/image"]]
+    rows = [["model", "seed", "steps", unit, *(CARD_METRICS[name] for name in columns), "calls/image", "ms/image"]]
     for run in runs:
         report = run.final
         cells = [with_interval(report[name], report.get(f"{name}_interval")) for name in columns]

@@ -5,7 +5,6 @@ disk, and only then is the folder renamed to `step-…`; so a visible one is a w
 anything is handed out, and no format in it can run code.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from .hashing import file_sha256
 
 STAGING = ".staging-"
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -132,7 +133,7 @@ def verify_checkpoint(path: Path) -> None:
         if file.stat().st_size != entry["bytes"]:
             raise ValueError(f"checkpoint {path}: {name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(sha256, [path / name for name in files])
+        hashes = pool.map(file_sha256, [path / name for name in files])
         for (name, entry), found in zip(files.items(), hashes, strict=True):
             if found != entry["sha256"]:
                 raise ValueError(f"checkpoint {path}: {name} is not as it was written, its SHA-256 differs")
@@ -154,15 +155,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"checkpoint {path}: {name} cannot be read: {error}") from error
     return tensors, state
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -197,7 +189,7 @@ def _manifest(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _hash_and_sync(file: Path) -> dict[str, Any]:
-    entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    entry = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     sync(file)
     return entry
 

@@ -20,9 +20,9 @@ from sit_atconv.checkpoints import (
     newest_good_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    sha256,
     verify_checkpoint,
 )
+from sit_atconv.hashing import file_sha256
 
 FILES = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -143,7 +143,7 @@ def test_no_file_can_run_code(tmp_path, name, protocol):
     (path / name).write_bytes(payload)
     if name != "manifest.json":
         manifest = json.loads((path / "manifest.json").read_text())
-        manifest["files"][name] = {"bytes": len(payload), "sha256": sha256(path / name)}
+        manifest["files"][name] = {"bytes": len(payload), "sha256": file_sha256(path / name)}
         (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=name):
         verify_checkpoint(path)

@@ -13,6 +13,7 @@ from hub_stand_in import COMMIT
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import SiTPipeline
 from sit_atconv.cli import main
@@ -28,17 +29,6 @@ from sit_atconv.hub import (
     write_model_card,
     write_training_config,
 )
-
-WITHOUT_PACKAGE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "sit_atconv":
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Absent())
-"""
 
 
 def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipeline, tmp_path):

@@ -14,20 +14,10 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
+from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.portable import FORMAT_VERSION, PORTABLE_MODULES, bundle_source, source_hash
-
-WITHOUT_PACKAGE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "sit_atconv":
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Absent())
-"""
 
 
 def imported_modules(source: str) -> set[str]:

@@ -5,24 +5,12 @@ import json
 import class_accuracy
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.svm import SVC
-from threadpoolctl import threadpool_limits
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import generate
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Work this small gains nothing from threads, and loses seconds to them where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

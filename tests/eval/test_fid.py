@@ -14,7 +14,6 @@ import torch
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, features, scores
 from sit_atconv.data import DigitsDataset
@@ -27,16 +26,6 @@ from sit_atconv.scores import MetricOptions
 
 CPU = torch.device("cpu")
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Work this small gains nothing from threads, and loses seconds to them where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ import pytest
 import sample
 import torch
 from PIL import Image
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from sit_atconv import features, scores
@@ -22,15 +21,6 @@ from sit_atconv.scores import MetricOptions, check_comparable
 
 CPU = torch.device("cpu")
 EVERYTHING = "fid,kid,precision_recall,density_coverage,fid_infinity"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
