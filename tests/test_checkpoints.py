@@ -55,13 +55,13 @@ def test_round_trip(tmp_path):
 
 def test_files_are_hashed_at_the_same_time(tmp_path, monkeypatch):
     """In a model of gigabytes it is this that a stop waits for."""
-    together, hashed = threading.Barrier(3), checkpoints.sha256
+    together, hashed = threading.Barrier(3), checkpoints.file_sha256
 
     def hashing(file):
         together.wait(10)  # for the two files of tensors and the state
         return hashed(file)
 
-    monkeypatch.setattr(checkpoints, "sha256", hashing)
+    monkeypatch.setattr(checkpoints, "file_sha256", hashing)
     verify_checkpoint(save(tmp_path, 1))
 
 
