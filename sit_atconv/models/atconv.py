@@ -12,6 +12,7 @@ from torch import nn
 
 from ..validation import check_choice
 from .depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
+from .linear import Linear
 
 KERNEL_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 KERNEL_POOLS = ("strips", "grid")
@@ -75,10 +76,10 @@ class ATConv(nn.Module):
         self.kernel_size = kernel_size
         self.kernel_activation = kernel_activation
         self.kernel_pool = kernel_pool
-        self.kernel_proj = nn.Linear(dim, dim)
-        self.kernel_gen = nn.Linear(taps, taps)
-        self.value_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.kernel_proj = Linear(dim, dim)
+        self.kernel_gen = Linear(taps, taps)
+        self.value_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         self.inhibition = nn.Parameter(torch.zeros(dim))
 
     def extra_repr(self) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from ..validation import check_choice, check_count, check_positive
 from ..weight_files import replacing_weights
 from .atconv import ATConv
+from .linear import Linear, gelu_of_linear
 
 MIXERS = ("atconv", "attention")
 POSITION_EMBEDDINGS = ("sincos", "none")
@@ -112,10 +113,10 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, head_dim)
@@ -129,11 +130,11 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_of_linear(self.fc1, x))
 
 
 class SiTBlock(nn.Module):
@@ -145,7 +146,7 @@ class SiTBlock(nn.Module):
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = MLP(dim, mlp_hidden_dim)
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.modulation = Linear(dim, 6 * dim)
 
     def forward(
         self,
@@ -256,8 +257,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for name in mixers
         )
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.modulation_out = nn.Linear(dim, 2 * dim)
-        self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
+        self.modulation_out = Linear(dim, 2 * dim)
+        self.proj_out = Linear(dim, patch_size**2 * self.out_channels)
         self.gradient_checkpointing = False
         self._initialize_weights()
 

@@ -1,0 +1,218 @@
+"""The linear layer against PyTorch's own in float64: results, derivatives, transforms, and where oneDNN is used."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sit_atconv import ATConv, SiTTransformer2DModel
+from sit_atconv.models import linear as module
+from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT, Linear, gelu_of_linear, linear
+
+SHAPES = [((1, 3), 2), ((5, 7), 3), ((2, 4, 6), 9), ((3, 1, 2, 5), 4), ((33, 17), 65)]  # of x, and the outputs
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN_PRODUCT, reason="needs oneDNN on x86")
+
+
+class Operators(TorchDispatchMode):
+    """Records what PyTorch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Small products go to oneDNN, too."""
+    monkeypatch.setattr(module, "WORTHWHILE_PRODUCTS", 0)
+
+
+def inputs(shape: tuple[int, ...], features: int) -> list[torch.Tensor]:
+    """x, weight and bias, each with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (shape, (features, shape[-1]), (features,))
+    return [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+
+
+def derivatives(function, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output, the gradients of a function of it, and the gradients of a function of those."""
+    y = function(*arguments)
+    first = torch.autograd.grad(y.sin().sum(), arguments, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), arguments)
+    return [y, *first, *second]
+
+
+@pytest.mark.parametrize("shape, features", SHAPES)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_equals_float64(shape, features, has_bias, any_size, assert_close):
+    arguments = inputs(shape, features)[: 3 if has_bias else 2]
+    double = [a.detach().double().requires_grad_() for a in arguments]
+    for actual, expected in zip(derivatives(linear, arguments), derivatives(F.linear, double), strict=True):
+        assert actual.shape == expected.shape
+        assert_close(actual, expected.float(), 1e-5)
+
+
+@pytest.mark.parametrize("way", ["transposed", "sliced", "expanded", "broadcast gradient"])
+def test_any_strides(way, any_size, assert_close):
+    x, weight, bias = (a.detach() for a in inputs((6, 8), 8))
+    if way == "transposed":
+        x, weight = x.t().contiguous().t(), weight.t()
+    elif way == "sliced":
+        x, weight = x[::2, 1:5], weight[::2, ::2]
+        bias = bias[:4]
+    elif way == "expanded":
+        x = x[:1].expand(5, 8)
+    expected = x.double() @ weight.double().t() + bias.double()
+    assert_close(linear(x, weight, bias), expected.float(), 1e-6)
+    weight = weight.clone().requires_grad_()
+    linear(x, weight, bias).sum().backward()  # a gradient whose strides are 0
+    assert_close(weight.grad, x.sum(0).expand(len(weight), -1), 1e-5)
+
+
+def test_forward_mode_and_vmap(any_size, assert_close):
+    """torch.func sees through it: directional derivatives, gradients of each sample, second derivatives."""
+    arguments = [a.detach() for a in inputs((4, 6), 3)]
+    x, weight, bias = arguments
+    tangents = tuple(torch.randn_like(a) for a in arguments)
+
+    def of_one_sample(function):
+        loss = lambda weight, row: function(row, weight, bias).sin().sum()  # noqa: E731
+        return torch.vmap(torch.func.grad(loss), (None, 0))(weight, x)
+
+    def second(function):
+        return torch.func.hessian(lambda x: function(x, weight, bias).sin().sum())(x)
+
+    def directional(function):
+        return torch.func.jvp(function, tuple(arguments), tangents)[1]
+
+    def directional_in_x(function):
+        return torch.func.jvp(lambda x: function(x, weight), (x,), tangents[:1])[1]
+
+    for transform in (of_one_sample, second, directional, directional_in_x):
+        assert_close(transform(linear), transform(F.linear), 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_whole(backend, any_size, assert_close):
+    arguments = inputs((2, 5, 6), 4)
+    if backend == "inductor":
+        torch.compiler.reset()
+    compiled = torch.compile(linear, backend=backend, fullgraph=True)
+    actual = compiled(*arguments)
+    gradients = torch.autograd.grad(actual.sin().sum(), arguments)
+    expected, *others = derivatives(F.linear, arguments)
+    assert_close(actual, expected, 1e-5)
+    for gradient, other in zip(gradients, others, strict=False):
+        assert_close(gradient, other, 1e-5)
+    with torch.no_grad():
+        assert_close(compiled(*arguments), expected, 1e-5)
+
+
+def test_exported_programs_hold_no_operator_of_ours(any_size):
+    program = torch.export.export(Linear(6, 4), (torch.randn(2, 6),))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert called == {"aten.linear.default"}
+
+
+def test_other_dtypes_and_autocast(any_size):
+    layer, x = Linear(6, 4), torch.randn(2, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert copy.deepcopy(layer).double()(x.double()).dtype == torch.float64
+    assert copy.deepcopy(layer).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(x.double())
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5,), (2, 0, 6)])
+def test_shapes_that_do_not_fit_are_as_pytorch_has_them(shape, any_size):
+    """An error where PyTorch has one; nothing of nothing."""
+    weight, bias = torch.randn(4, 6), torch.randn(4)
+    if 0 in shape:
+        assert linear(torch.randn(shape), weight, bias).shape == (2, 0, 4)
+    else:
+        with pytest.raises(RuntimeError):
+            linear(torch.randn(shape), weight, bias)
+
+
+@needs_onednn
+@pytest.mark.parametrize("preset", ["SiT-Nano/2", "SiT-ATConv-Nano/2"])
+def test_every_large_product_of_a_model_is_onednns(preset):
+    """Projections and MLP, forward and backward; without gradients GELU is part of its product."""
+    model = SiTTransformer2DModel.from_preset(preset, num_layers=2, class_dropout_prob=0.0).eval()
+    arguments = torch.randn(1, 4, 32, 32), torch.rand(1), torch.zeros(1, dtype=torch.long)
+    per_block = {"SiT-Nano/2": 4, "SiT-ATConv-Nano/2": 4}[preset]  # qkv or values, out, and the MLP's two
+    with Operators() as forward, torch.no_grad():
+        model(*arguments)
+    assert forward.names.count("mkldnn::_linear_pointwise") == 2 * per_block
+    kernel_activations = 2 if preset == "SiT-ATConv-Nano/2" else 0
+    assert forward.names.count("aten::gelu") == kernel_activations
+    loss = model(*arguments).sample.square().sum()
+    with Operators() as backward:
+        loss.backward()
+    assert backward.names.count("mkldnn::_linear_pointwise") == 2 * 2 * per_block  # of inputs and of weights
+
+
+@needs_onednn
+def test_small_products_stay_with_pytorch():
+    atconv = ATConv(8)
+    with Operators() as operators, torch.no_grad():
+        atconv(torch.randn(1, 16, 8), (4, 4))
+    assert "mkldnn::_linear_pointwise" not in operators.names
+
+
+def test_gelu_in_one_pass(any_size, assert_close):
+    layer, x = Linear(6, 9), torch.randn(2, 5, 6)
+    expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate="tanh").float()
+    with torch.no_grad(), Operators() as operators:
+        assert_close(gelu_of_linear(layer, x), expected, 1e-6)
+    assert ("aten::gelu" in operators.names) == (not HAS_ONEDNN_PRODUCT)
+    assert_close(gelu_of_linear(layer, x), expected, 1e-6)
+    (gradient,) = torch.autograd.grad(gelu_of_linear(layer, x).sum(), layer.weight)
+    (other,) = torch.autograd.grad(
+        F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh").sum(), layer.weight
+    )
+    assert_close(gradient, other, 1e-5)
+
+
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "replaced forward", "subclass"])
+def test_gelu_waits_for_what_hangs_on_the_layer(how, any_size, assert_close):
+    """Whoever hooks into the layer gets its sum, and can change it."""
+    layer, x = Linear(6, 9), torch.randn(2, 6)
+    expected = F.gelu(2 * layer(x), approximate="tanh")
+    if how == "hook":
+        layer.register_forward_hook(lambda layer, args, output: 2 * output)
+    elif how == "pre-hook":
+        layer.bias.data.zero_()
+        expected = F.gelu(2 * layer(x), approximate="tanh")
+        layer.register_forward_pre_hook(lambda layer, args: (2 * args[0],))
+    elif how == "replaced forward":
+        forward = layer.forward
+        layer.forward = lambda x: 2 * forward(x)
+    else:
+
+        class Doubled(Linear):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        layer.__class__ = Doubled
+    with torch.no_grad():
+        assert_close(gelu_of_linear(layer, x), expected, 1e-6)
+
+
+def test_gelu_in_forward_mode(any_size, assert_close):
+    """Forward mode has derivatives where reverse mode is off."""
+    layer, x, tangent = Linear(6, 9), torch.randn(2, 6), torch.randn(2, 6)
+    with torch.no_grad():
+        ours = torch.func.jvp(lambda x: gelu_of_linear(layer, x), (x,), (tangent,))[1]
+        pytorchs = torch.func.jvp(
+            lambda x: F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh"), (x,), (tangent,)
+        )[1]
+    assert pytorchs.abs().max() > 0
+    assert_close(ours, pytorchs, 1e-5)
