@@ -1,4 +1,4 @@
-"""Time the per-sample depthwise convolution in each way it can be computed, and ATConv against self-attention.
+"""Time ATConv's convolution in each way it can be computed, the linear layers, and ATConv against self-attention.
 
     python eval/operator_bench.py --threads 1
     python eval/operator_bench.py --device cuda --dtype bfloat16 --compile true \
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from math import isqrt
 
 import torch
+import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 
 from sit_atconv import ATConv
@@ -25,6 +26,7 @@ from sit_atconv.models.depthwise_conv import (
     naive_depthwise_conv,
     planes_depthwise_conv,
 )
+from sit_atconv.models.linear import linear
 from sit_atconv.models.transformer_sit import SelfAttention
 from sit_atconv.validation import check_choice, check_count
 
@@ -45,7 +47,7 @@ def markdown_table(title: str, times: dict[str, list[float]]) -> str:
 
 
 def bench_shape(shape: list[int], dtype: torch.dtype, device: torch.device, rounds: int, compiled: bool) -> None:
-    """Print the tables of one (B, N, C): convolution and mixer, each forward and forward + backward."""
+    """Print the tables of one (B, N, C): convolution, linear layer and mixer, forward and forward + backward."""
     B, N, C = shape
     grid = (isqrt(N), isqrt(N))
     generator = torch.Generator().manual_seed(0)
@@ -64,19 +66,26 @@ def bench_shape(shape: list[int], dtype: torch.dtype, device: torch.device, roun
         convolutions["depthwise_conv, compiled"] = torch.compile(depthwise_conv, fullgraph=True, dynamic=False)
         mixers |= {f"{n}, compiled": torch.compile(m, fullgraph=True, dynamic=False) for n, m in mixers.items()}
 
-    def differentiated(function: Callable, *inputs: torch.Tensor) -> Callable[[], object]:
+    weight = torch.randn(C, C, generator=generator).to(device, dtype)
+    products = {"F.linear": F.linear, "linear": linear}
+
+    def differentiated(function: Callable, *inputs: torch.Tensor, options: tuple = (grid,)) -> Callable[[], object]:
         inputs = [x.detach().requires_grad_() for x in inputs]
         weights = list(function.parameters()) if isinstance(function, torch.nn.Module) else []
-        return lambda: torch.autograd.grad(function(*inputs, grid), [*inputs, *weights], upstream)
+        return lambda: torch.autograd.grad(function(*inputs, *options), [*inputs, *weights], upstream)
 
     title = f"{B}×{N}×{C}"
     with torch.no_grad():
         ways = {name: lambda conv=conv: conv(tokens, kernels, grid) for name, conv in convolutions.items()}
         print(markdown_table(f"{title}: convolution", measure(ways, rounds, 3, device)), flush=True)
+        ways = {name: lambda product=product: product(tokens, weight) for name, product in products.items()}
+        print(markdown_table(f"{title}: projection", measure(ways, rounds, 3, device)), flush=True)
         ways = {name: lambda mixer=mixer: mixer(tokens, grid) for name, mixer in mixers.items()}
         print(markdown_table(f"{title}: mixer", measure(ways, rounds, 3, device)), flush=True)
     ways = {name: differentiated(conv, tokens, kernels) for name, conv in convolutions.items()}
     print(markdown_table(f"{title}: convolution, forward + backward", measure(ways, rounds, 3, device)), flush=True)
+    ways = {name: differentiated(product, tokens, weight, options=()) for name, product in products.items()}
+    print(markdown_table(f"{title}: projection, forward + backward", measure(ways, rounds, 3, device)), flush=True)
     ways = {name: differentiated(mixer, tokens) for name, mixer in mixers.items()}
     print(markdown_table(f"{title}: mixer, forward + backward", measure(ways, rounds, 3, device)), flush=True)
 

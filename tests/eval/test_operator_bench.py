@@ -13,6 +13,7 @@ def test_command(capsys):
     assert operator_bench.main(["--shapes", "[[2, 4, 64]]", "--rounds", "2"]) == 0
     out = capsys.readouterr().out
     assert out.count("| planes | ") == out.count("| depthwise_conv | ") == 2
+    assert out.count("| F.linear | ") == out.count("| linear | ") == 2
     assert out.count("| SA | ") == out.count("| ATConv | ") == 2
 
 
