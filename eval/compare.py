@@ -340,6 +340,16 @@ def with_interval(value: float, interval: list[float] | None, sign: bool = False
     return words if interval is None else f"{words} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
+def mean_fids(runs: list[Run]) -> str:
+    """The FID of each model, or its mean over seeds, in one line."""
+    by_model: dict[str, list[float]] = {}
+    for run in runs:
+        by_model.setdefault(run.model, []).append(run.final["fid"])
+    seeds = sorted({len(values) for values in by_model.values()})
+    suffix = "" if seeds == [1] else f" (means of {' or '.join(map(str, seeds))} seeds)"
+    return ", ".join(f"{np.mean(values):.4g}" for values in by_model.values()) + suffix
+
+
 def score_table(runs: list[Run]) -> list[list[str]]:
     """One row a run with every metric that all final reports have."""
     columns = [name for name in SCORES if all(name in run.final for run in runs)]
@@ -406,7 +416,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; marg
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } .row { display: flex; flex-wrap: wrap; gap: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
 figure { margin: 0; } figcaption { font-weight: 600; } figure svg, figure img { max-width: 100%; height: auto; }
 .plots figure { flex: 1 1 20rem; max-width: 27rem; }
@@ -474,8 +484,7 @@ def write_comparison(
     notes = list(dict.fromkeys(note for run in runs for note in run.final["notes"]))
     facts += [f"Note: {note}." for note in notes]
     facts += [f"The recipes differ: {difference}." for difference in differences_in_recipe]
-    values = ", ".join(f"{run.final['fid']:.4g}" for run in first_runs.values())
-    title = f"{' against '.join(first_runs)}: FID {values}"
+    title = f"{' against '.join(first_runs)}: FID {mean_fids(runs)}"
 
     output.mkdir(parents=True, exist_ok=True)
     markdown = [f"# {title}", *facts, "## Scores", markdown_table(scores), "## Paired differences"]

@@ -26,14 +26,6 @@ import train_sit
 TINY = {"batch_size": 8, "log_every": 1, "sample_steps": 1, "model.num_layers": 1, "model.num_attention_heads": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def in_process(monkeypatch):
     """Trainings in this process, which starts faster than a new one; a list of what was started."""
@@ -125,6 +117,8 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
         run.final_inference_steps = 2
         assert [report["step"] for report in run.by_step] == [2, 3]
         assert [report["num_inference_steps"] for report in run.by_cost] == [1, 2]
+    means = ", ".join(f"{np.mean([run.final['fid'] for run in pair]):.4g}" for pair in (runs[:2], runs[2:]))
+    assert f"# SA against ATConv: FID {means} (means of 2 seeds)\n" in markdown
     (row,) = compare.paired_differences(runs)
     expected = [runs[2 + i].final["fid"] - runs[i].final["fid"] for i in range(2)]
     assert [entry["difference"] for entry in row["per_seed"]] == pytest.approx(expected)
