@@ -75,6 +75,18 @@ def refusal(capsys, *arguments: str) -> str:
     return " ".join(capsys.readouterr().err.partition("error: ")[2].split())
 
 
+CONFIGS = sorted(Path(duel.__file__).with_name("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_shipped_duels_can_be_run_by_the_command_they_name(file):
+    text = file.read_text(encoding="utf-8")
+    assert f"python eval/duel.py eval/configs/{file.name}" in text
+    settings = duel.Duel(**yaml.safe_load(text))
+    for model in settings.models:
+        train_sit.parse_arguments(duel.train_command(settings, model, settings.seeds[0])[2:])
+
+
 def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     started, run = in_process
