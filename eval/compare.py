@@ -12,6 +12,7 @@ import functools
 import html
 import io
 import json
+import math
 import re
 import shlex
 import sys
@@ -49,6 +50,8 @@ SAMPLED_ALIKE = (
     "seed",
     "batch_size",
 )
+STAMPED = ("model_sha256", "seed", "labels", "num_inference_steps", "notes", "versions", "device")  # of every report
+MADE_ALIKE = ("versions", "device", "device_name", "tf32")  # or the report of the comparison tells how they differ
 SCORES = ("fid", "fid_infinity", "sfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 
 
@@ -110,11 +113,9 @@ def load_run(folder: Path) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     reports = []
     for file in sorted((folder / "evaluation").glob("*.json")):
-        report = json.loads(file.read_text(encoding="utf-8"))
-        if "fid" in report:
-            report.setdefault("step", config["max_steps"])
-            report["file"] = str(file)
-            reports.append(report)
+        report = read_report(file)
+        if report is not None:
+            reports.append({"step": config["max_steps"], **report, "file": str(file)})
     if not reports:
         raise ValueError(
             f"run={str(folder)!r} was not evaluated: make a report with python eval/fid.py {folder}/pipeline … "
@@ -124,6 +125,27 @@ def load_run(folder: Path) -> Run:
     run = Run(folder, re.sub(r"-seed\d+$", "", folder.name), config["seed"], config, reports)
     run.hours = training_hours(folder, config, [report["step"] for report in reports])
     return run
+
+
+def read_report(file: Path) -> dict | None:
+    """A report of eval/fid.py with its FID; None for another JSON file.
+
+    Raises:
+        ValueError: for a damaged file, or a report of images of which nothing is known.
+    """
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not whole: {error}; make that report again") from None
+    if not isinstance(report, dict) or "fid" not in report:
+        return None
+    if not isinstance(report["fid"], float) or not math.isfinite(report["fid"]):
+        raise ValueError(f"{file}: fid={report['fid']} is no finite number; make that report again")
+    if lacking := [name for name in STAMPED if report.get(name) is None]:
+        raise ValueError(
+            f"{file} does not say its {', '.join(lacking)}; score the run's pipeline, or samples of eval/sample.py"
+        )
+    return report
 
 
 def training_hours(folder: Path, config: dict, steps: list[int]) -> dict[int, float]:
@@ -161,11 +183,8 @@ def check_runs(runs: list[Run]) -> list[str]:
             facts = "; ".join(f"{key}: {first.final.get(key)!r} and {run.final.get(key)!r}" for key in differing)
             raise ValueError(f"{first.final['file']} and {run.final['file']} were sampled in different ways ({facts})")
     for run in runs:
-        sha256 = run.final.get("model_sha256")
-        if run.final["step"] == run.config["max_steps"] and sha256 not in (
-            None,
-            folder_sha256(run.folder / "pipeline"),
-        ):
+        is_last = run.final["step"] == run.config["max_steps"]
+        if is_last and run.final["model_sha256"] != folder_sha256(run.folder / "pipeline"):
             raise ValueError(
                 f"{run.final['file']} is of other weights than {run.folder / 'pipeline'}; evaluate that pipeline again"
             )
@@ -175,6 +194,10 @@ def check_runs(runs: list[Run]) -> list[str]:
             if run.config.get(key) != first.config.get(key):
                 values = f"{first.config.get(key)!r} and {run.config.get(key)!r}"
                 differences.append(f"{key}: {values} ({first.folder.name}, {run.folder.name})")
+        for key in MADE_ALIKE:
+            if run.final.get(key) != first.final.get(key):
+                values = f"{first.final.get(key)!r} and {run.final.get(key)!r}"
+                differences.append(f"{key} of the scores: {values} ({first.folder.name}, {run.folder.name})")
     return differences
 
 
@@ -196,8 +219,9 @@ def paired_differences(runs: list[Run]) -> list[dict]:
                 continue
             difference = report["fid"] - baseline["fid"]
             interval = None
-            if "fid_resampled" in report and report.get("seed") == baseline.get("seed") and "seed" in report:
-                resampled = np.array(report["fid_resampled"]) - np.array(baseline["fid_resampled"])
+            resamples = [each.get("fid_resampled", []) for each in (report, baseline)]
+            if resamples[0] and len(resamples[0]) == len(resamples[1]) and report["seed"] == baseline["seed"]:
+                resampled = np.subtract(*resamples)
                 interval = metrics.bootstrap_interval(difference, resampled)
             per_seed.append({"seed": seed, "difference": difference, "interval": interval})
         row = {"model": model, "per_seed": per_seed}
@@ -340,6 +364,11 @@ def with_interval(value: float, interval: list[float] | None, sign: bool = False
     return words if interval is None else f"{words} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
+def name_versions(packages: dict[str, str]) -> str:
+    """Packages and their versions in a line."""
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
 def mean_fids(runs: list[Run]) -> str:
     """The FID of each model, or its mean over seeds, in one line."""
     by_model: dict[str, list[float]] = {}
@@ -479,7 +508,8 @@ def write_comparison(
         "samples alone, not that of the training run.",
         f"Latency and memory: {picked_device}, float32, {torch.get_num_threads()} threads; memory is what one forward "
         "pass allocates at most beyond weights and input. "
-        f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
+        f"{name_versions(versions())}.",
+        f"Scores: {final['device']}, {name_versions(final['versions'])}.",
     ]
     notes = list(dict.fromkeys(note for run in runs for note in run.final["notes"]))
     facts += [f"Note: {note}." for note in notes]
@@ -522,7 +552,12 @@ def write_comparison(
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="compare.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="compare.py",
+        description=__doc__.splitlines()[0],
+        usage="%(prog)s RUN RUN... --output FOLDER [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
     parser.add_argument("runs", type=str, nargs="+", help="evaluated run folders, the baseline's first")
     parser.add_argument("--output", type=str, required=True, help="folder for the report")
     parser.add_function_arguments(write_comparison, skip={"runs", "output", "command"})

@@ -24,14 +24,17 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from sample import sample
 
+from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.checkpoints import checkpoint_steps
 from sit_atconv.ema import profile_weights
 from sit_atconv.evaluation import SamplingOptions, load_pipeline, pick_device, write_json
-from sit_atconv.scores import MetricOptions, evaluate, summary
+from sit_atconv.features import build_extractor
+from sit_atconv.scores import MetricOptions, evaluate, open_reference, summary
 from sit_atconv.training import TrainConfig
 from sit_atconv.training_state import EMA
 from sit_atconv.validation import check_count
 
+STATISTICS = "reference.npz"  # in the duel's folder, once they are known
 TRAIN = Path(__file__).resolve().parents[1] / "train" / "train_sit.py"
 SAMPLE = Path(__file__).resolve().parent / "sample.py"
 OWN_TRAINING_OPTIONS = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_every", "config"}
@@ -92,6 +95,11 @@ class Duel:
         for steps in self.inference_steps:
             check_count("inference_steps", steps)
         training_options = {each.name for each in dataclasses.fields(TrainConfig)}
+        # The command line hands these over as text.
+        self.train = typed(self.train, TrainConfig)
+        self.models = {name: typed(options, TrainConfig) for name, options in self.models.items()}
+        self.sampling = typed(self.sampling, SamplingOptions)
+        self.metrics = typed(self.metrics, MetricOptions)
         for name, options in (("train", self.train), *self.models.items()):
             if own := sorted(OWN_TRAINING_OPTIONS & options.keys()):
                 raise ValueError(f"{name}: {', '.join(own)} are set by the duel itself; leave them out")
@@ -121,6 +129,33 @@ class Duel:
 
     def run_folder(self, model: str, seed: int) -> Path:
         return Path(self.output) / f"{model}-seed{seed}"
+
+
+def typed(options: dict, known: type) -> dict:
+    """Options with numbers, lists and null in place of their text, but where the dataclass has text itself."""
+    words = {each.name for each in dataclasses.fields(known) if isinstance(each.default, str)}
+    return {
+        name: yaml.safe_load(value) if isinstance(value, str) and name not in words else value
+        for name, value in options.items()
+    }
+
+
+def check_parts(duel: Duel) -> None:
+    """Try out what comes after the first training, so that no mistake in it costs one.
+
+    Raises:
+        ValueError: naming the option that cannot be used.
+    """
+    device = pick_device(duel.device)
+    options = duel.metric_options
+    statistics = Path(duel.output) / STATISTICS
+    open_reference(str(statistics) if statistics.is_file() else duel.reference, options)
+    build_extractor(options.extractor, options.weights, device, options.outputs)
+    train = TrainConfig(**{name: duel.train[name] for name in ("path", "prediction") if name in duel.train})
+    network = SiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4)
+    pipeline = SiTPipeline(network, InterpolantODEScheduler(path=train.path, prediction=train.prediction))
+    for steps in duel.inference_steps or [None]:
+        SamplingOptions(**{**duel.sampling, "num_inference_steps": steps}).apply(pipeline)
 
 
 def train_command(duel: Duel, model: str, seed: int) -> list[str]:
@@ -181,6 +216,11 @@ def run_to_end(command: list[str]) -> int:
     return status
 
 
+def is_trained(run: Path) -> bool:
+    """Whether a training has come to its end."""
+    return (run / "pipeline" / "model_index.json").is_file()
+
+
 def train(duel: Duel, model: str, seed: int) -> None:
     """Train one model to the end, unless that was done.
 
@@ -188,7 +228,7 @@ def train(duel: Duel, model: str, seed: int) -> None:
         ValueError: where training fails, or was stopped.
     """
     run = duel.run_folder(model, seed)
-    if (run / "pipeline" / "model_index.json").is_file():
+    if is_trained(run):
         return
     command = train_command(duel, model, seed)
     print(shlex.join(command), flush=True)
@@ -235,7 +275,7 @@ def average_file(run: Path, checkpoint: Path) -> Path:
     return file
 
 
-def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) -> None:
+def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int, command: str = "") -> None:
     """Sample and score one model at one training step, unless that was done.
 
     Raises:
@@ -257,11 +297,11 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) ->
     for name, value in options.items():
         arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     if duel.launch is None:
-        command = shlex.join(["python", "eval/sample.py", *arguments])
-        sample(str(pipeline), str(folder), SamplingOptions(**options), None, command, duel.device)
+        own_command = shlex.join(["python", "eval/sample.py", *arguments])
+        sample(str(pipeline), str(folder), SamplingOptions(**options), None, own_command, duel.device)
     elif run_to_end([*launcher(duel), str(SAMPLE), *arguments]):
         raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
-    statistics = Path(duel.output) / "reference.npz"
+    statistics = Path(duel.output) / STATISTICS
     known = statistics.is_file()
     report = evaluate(
         str(folder),
@@ -270,7 +310,7 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int) ->
         device=duel.device,
         statistics_file=None if known else str(statistics),
     )
-    write_json(file, {**report, "step": step, "reference": duel.reference, "duel": asked})
+    write_json(file, {**report, "step": step, "reference": duel.reference, "command": command, "duel": asked})
     print(summary(report), flush=True)
 
 
@@ -307,6 +347,8 @@ def run_duel(duel: Duel, command: str = "") -> Path:
             )
     elif output.exists() and any(output.iterdir()):
         raise ValueError(f"output={duel.output!r} holds other files; name a new folder")
+    if not all(is_trained(duel.run_folder(model, seed)) for model in duel.models for seed in duel.seeds):
+        check_parts(duel)
     output.mkdir(parents=True, exist_ok=True)
     settings.write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for seed in duel.seeds:
@@ -315,7 +357,7 @@ def run_duel(duel: Duel, command: str = "") -> Path:
             tried = solver_steps(duel, model, seed)
             for step in duel.steps:
                 for inference_steps in tried if step == duel.max_steps else tried[:1]:
-                    score(duel, model, seed, step, inference_steps)
+                    score(duel, model, seed, step, inference_steps, command)
     runs = []
     for model, seed in itertools.product(duel.models, duel.seeds):
         runs.append(load_run(duel.run_folder(model, seed)))

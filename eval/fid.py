@@ -21,7 +21,12 @@ from sit_atconv.scores import MetricOptions, evaluate, summary
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="fid.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="fid.py",
+        description=__doc__.splitlines()[0],
+        usage="%(prog)s SAMPLES --reference REFERENCE [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
     parser.add_argument("samples", type=str, help="a pipeline folder, a folder of images, a .npz batch, or digits")
     parser.add_argument(
         "--reference",

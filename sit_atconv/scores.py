@@ -72,6 +72,10 @@ MUST_AGREE = (
 )
 
 
+# What all images have gone through; recorded since FID tells rounded from unrounded ones (arXiv 2104.11222).
+QUANTIZATION = "images are 8-bit, samples rounded to the nearest; resized ones are float32, not rounded"
+
+
 @dataclass
 class MetricOptions:
     """What is measured, and with which features.
@@ -214,7 +218,10 @@ def extract_features(
             for name, values in extractor.embed(prepared).items():
                 values = values.cpu().numpy()
                 if name != "probabilities":
-                    statistics.setdefault(name, metrics.FeatureStatistics()).update(values)
+                    try:
+                        statistics.setdefault(name, metrics.FeatureStatistics()).update(values)
+                    except ValueError as error:
+                        raise ValueError(f"{words}: {error}") from None
                 if name == "probabilities" or (name == "features" and keep):
                     kept.setdefault(name, []).append(values)
             progress.update(len(batch))
@@ -257,10 +264,7 @@ def evaluate(
     options, sampling = options or MetricOptions(), sampling or SamplingOptions()
     options.check()
     check_new_file("save_statistics", statistics_file)
-    if samples == reference or (Path(samples).exists() and Path(samples).resolve() == Path(reference).resolve()):
-        raise ValueError(
-            f"samples={samples!r} and reference={reference!r} are the same; name other real images as reference"
-        )
+    check_folders(samples, reference)
     picked_device = pick_device(device)
     real_source = open_reference(reference, options)
     if statistics_file is not None and real_source.images is None:
@@ -305,7 +309,13 @@ def evaluate(
     report = {
         **compute_scores(options, drawn, real),
         "biased": bool(bias),
-        "notes": [*bias, *real_source.all_notes, *sample_source.all_notes, *notes_on_images(drawn, real, model)],
+        "notes": [
+            *bias,
+            *real_source.all_notes,
+            *sample_source.all_notes,
+            *notes_on_images(drawn, real, model),
+            *notes_on_metrics(options, drawn, real),
+        ],
         "samples": samples,
         "samples_sha256": drawn.sha256,
         "num_samples": sample_source.count,
@@ -317,6 +327,7 @@ def evaluate(
         "weights": model.weights,
         "weights_sha256": sha256,
         "resize": model.resize,
+        "quantization": QUANTIZATION,
         "num_features": len(real.statistics["features"].mean),
         "settings": options.settings(),
     }
@@ -336,6 +347,29 @@ def evaluate(
     report |= describe_environment(picked_device)
     report["versions"]["timm"] = timm.__version__
     return report
+
+
+def check_folders(samples: str, reference: str) -> None:
+    """Raise ValueError for the same images twice, or a folder that holds a pipeline or samples beside other things."""
+    paths = [Path(name).resolve() for name in (samples, reference)]
+    if samples == reference or (paths[0].exists() and paths[0] == paths[1]):
+        raise ValueError(
+            f"samples={samples!r} and reference={reference!r} are the same; name other real images as reference"
+        )
+    if all(path.is_dir() for path in paths) and (paths[0] in paths[1].parents or paths[1] in paths[0].parents):
+        raise ValueError(
+            f"samples={samples!r} and reference={reference!r}: one holds the other, and folders are searched with all "
+            "that is in them; name two that are apart"
+        )
+    for side, name in (("samples", samples), ("reference", reference)):
+        if is_pipeline_folder(name):
+            continue
+        for inner in ("*/model_index.json", f"*/{STAMP_FILE}"):
+            if found := sorted(Path(name).glob(inner)) if Path(name).is_dir() else []:
+                raise ValueError(
+                    f"{side}={name!r} holds {found[0].parent.name}, a pipeline or its samples; name the folder of the "
+                    "images alone, or the pipeline's"
+                )
 
 
 @dataclass
@@ -521,6 +555,9 @@ def features_of_file(given: ReferenceStatistics, file: str) -> ImageFeatures:
     statistics = {}
     for name, mean, covariance in (("features", given.mu, given.sigma), ("spatial", given.mu_s, given.sigma_s)):
         if mean is not None:
+            scale = np.abs(covariance).max()
+            if np.diagonal(covariance).min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * scale:
+                raise ValueError(f"{file}: the covariance of its {name} is not symmetric, or has negative variances")
             statistics[name] = metrics.FeatureStatistics.from_moments(
                 np.asarray(mean, np.float64), np.asarray(covariance, np.float64), given.stamp.get("num_images") or 2
             )
@@ -610,6 +647,16 @@ def notes_on_images(samples: ImageFeatures, reference: ImageFeatures, extractor:
     if samples.sha256 == reference.sha256:
         notes.append("samples and reference are the same images")
     return notes
+
+
+def notes_on_metrics(options: MetricOptions, samples: ImageFeatures, reference: ImageFeatures) -> list[str]:
+    """Where a metric could not be had as its options say."""
+    if "kid" not in options.names:
+        return []
+    fewest = min(len(samples.features), len(reference.features))
+    if fewest >= options.kid_subset_size:
+        return []
+    return [f"KID is over subsets of {fewest} images, not {options.kid_subset_size}: there are no more"]
 
 
 def check_comparable(reports: dict[str, dict]) -> None:

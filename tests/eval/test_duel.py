@@ -152,6 +152,11 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
         with pytest.raises(ValueError, match=part):
             compare.check_runs(runs)
         runs[1].final.update(before)
+    runs[1].final["device"] = "cuda"
+    (stated,) = compare.check_runs(runs)
+    assert stated == "device of the scores: 'cpu' and 'cuda' (SA-seed0, ATConv-seed0)"
+    runs[1].final["fid_resampled"] = [1.0, 2.0]  # of another number: nothing to pair
+    assert compare.paired_differences(runs)[0]["per_seed"][0]["interval"] is None
     (output / "ATConv-seed0" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
     assert compare.load_run(output / "ATConv-seed0").hours == {}
 
@@ -254,10 +259,63 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
         ({"metrics": {"extractor": "vgg"}}, "extractor='vgg'"),
         ({"output": str(tmp_path / "full")}, "holds other files"),
         ({"models_and_seeds": 1}, "models_and_seeds"),
+        ({"sampling": {"num_samples": 70, "labels": "odd"}}, "labels='odd'"),
+        ({"sampling": {"num_samples": 0}}, "num_samples=0"),
+        ({"sampling": {"num_samples": 70, "solver": "fast"}}, "solver='fast'"),
+        ({"reference": str(tmp_path / "nowhere")}, "nowhere"),
+        ({"metrics": {"extractor": f"torchscript:{tmp_path / 'no.pt'}"}}, "no.pt"),
+        ({"device": "tpu"}, "tpu"),
     ]
     for changes, part in cases:
         assert part in refusal(capsys, write_yaml(tmp_path / "duel.yaml", tmp_path / "new", **changes)), part
     assert not started and not (tmp_path / "new").exists()
+
+
+def test_options_of_the_command_line_are_numbers(in_process, tmp_path, capsys):
+    """They arrive as text, and are those of the file."""
+    started, run = in_process
+    run.interrupt = False
+    file = write_yaml(tmp_path / "duel.yaml", tmp_path / "duel", seeds=[0], max_steps=1, inference_steps=[1])
+    changes = ["--sampling.num_samples", "65", "--metrics.bootstrap", "null", "--train.batch_size", "4"]
+    assert "bootstrap" in refusal(capsys, file, *changes[:2], "--metrics.bootstrap", "5")
+    changes[3] = "21"
+    duel.main([file, *changes])
+    report = json.loads((tmp_path / "duel/SA-seed0/evaluation/step-00000001-1-inference-steps.json").read_text())
+    assert report["num_samples"] == 65 and len(report["fid_resampled"]) == 21
+    assert report["command"] == f"python eval/duel.py {file} {' '.join(changes)}"
+    assert yaml.safe_load((tmp_path / "duel/SA-seed0/config.yaml").read_text())["batch_size"] == 4
+    again = write_yaml(
+        tmp_path / "same.yaml",
+        tmp_path / "duel",
+        seeds=[0],
+        max_steps=1,
+        inference_steps=[1],
+        train=TINY | {"batch_size": 4},
+        sampling={"num_samples": 65, "batch_size": 70},
+        metrics={"extractor": "pixels", "metrics": "fid,kid", "bootstrap": 21},
+    )
+    duel.main([again])
+    assert len(started) == 2
+
+
+def test_reports_that_do_not_say_enough(tmp_path):
+    file = tmp_path / "fid.json"
+    whole = {"fid": 1.0, **dict.fromkeys(compare.STAMPED, "known")}
+    cases = [
+        ("{", "is not whole"),
+        (json.dumps(whole | {"fid": float("nan")}), "fid=nan is no finite number"),
+        (json.dumps(whole | {"model_sha256": None}), "does not say its model_sha256"),
+        (json.dumps({name: value for name, value in whole.items() if name != "notes"}), "does not say its notes"),
+    ]
+    for text, part in cases:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=part) as error:
+            compare.read_report(file)
+        assert str(file) in str(error.value)
+    file.write_text(json.dumps({"class_accuracy": 0.5}))
+    assert compare.read_report(file) is None
+    file.write_text(json.dumps(whole))
+    assert compare.read_report(file) == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

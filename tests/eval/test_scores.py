@@ -1,6 +1,7 @@
 """Whole reports: equal to clean-fid's on the same folders; references of every kind; what is stamped and refused."""
 
 import json
+import os
 import shutil
 
 import cleanfid.fid
@@ -78,7 +79,8 @@ def test_fid_and_kid_of_folders_equal_clean_fids(folders, network):
     assert report["fid"] == pytest.approx(expected, rel=1e-5)
     np.random.seed(5)
     assert report["kid"] == pytest.approx(cleanfid.fid.kernel_distance(a, b), rel=1e-5)
-    assert not report["biased"] and report["notes"] == []
+    assert not report["biased"]
+    assert report["notes"] == ["KID is over subsets of 120 images, not 1000: there are no more"]
 
 
 def test_a_real_imagenet_network(folders, tmp_path):
@@ -334,6 +336,40 @@ def test_metric_options_are_checked_before_any_work(folders, network, monkeypatc
     for options, part in cases:
         with pytest.raises(ValueError, match=part):
             evaluate(folders["a"], folders["b"], extractor=network, **options)
+
+
+def test_features_that_are_not_finite_name_their_side(folders, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        logarithm = torch.jit.script(Logarithm())
+    logarithm.save(tmp_path / "log.pt")
+    with pytest.raises(ValueError, match=r"^reference: the features of image 0 are not finite"):
+        evaluate(folders["a"], folders["b"], extractor=f"torchscript:{tmp_path / 'log.pt'}@8")
+
+
+class Logarithm(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(-1 - x.flatten(1))
+
+
+def test_folders_that_hold_more_than_their_images_are_refused(folders, network, tmp_path):
+    """A run in place of its pipeline or samples, and a folder within the other."""
+    run = tmp_path / "run"
+    (run / "pipeline").mkdir(parents=True)
+    (run / "pipeline" / "model_index.json").write_text("{}")
+    for sides in ((str(run), folders["a"]), (folders["a"], str(run))):
+        with pytest.raises(ValueError, match="holds pipeline, a pipeline or its samples"):
+            evaluate(*sides, extractor=network)
+    parent = os.path.dirname(folders["a"])
+    for sides in ((parent, folders["a"]), (folders["a"], parent)):
+        with pytest.raises(ValueError, match="one holds the other"):
+            evaluate(*sides, extractor=network)
+
+
+@pytest.mark.parametrize("sigma", [-np.eye(16), np.triu(np.ones((16, 16)))], ids=["negative", "triangle"])
+def test_what_is_no_covariance_is_refused(sigma, folders, network, tmp_path):
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=sigma)
+    with pytest.raises(ValueError, match="is not symmetric, or has negative variances"):
+        evaluate(folders["a"], str(tmp_path / "statistics.npz"), extractor=network, reference_extractor=network)
 
 
 def test_broken_npz_is_refused(folders, network, tmp_path):
