@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 HAS_ONEDNN_PRODUCT = (
     platform.machine().lower() in ("x86_64", "amd64")
@@ -18,6 +19,7 @@ HAS_ONEDNN_PRODUCT = (
 )
 PLAIN = (torch.Tensor, nn.Parameter)  # and not a class of quantized, sharded or pretended tensors
 WORTHWHILE_PRODUCTS = 2**21  # multiplications of a layer; with fewer, starting oneDNN takes longer than it saves
+TRACED_WEIGHTS = 2**13  # the same under torch.compile, of a weight alone
 
 
 def register_product() -> None:
@@ -38,17 +40,20 @@ if HAS_ONEDNN_PRODUCT and not hasattr(torch.ops.sit_atconv, "onednn_linear"):
     register_product()
 
 
-class TracedOneDNNLinear(torch.autograd.Function):
-    """x·Wᵀ + b: as much of `OneDNNLinear` as torch.compile can trace. Derivatives of any order."""
+class OneDNNLinear(torch.autograd.Function):
+    """x·Wᵀ + b with x (…, in), W (out, in), b (out,), float32, on a CPU. Derivatives of any order, backwards."""
 
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return torch.ops.sit_atconv.onednn_linear(x, weight, bias)
+        if torch.compiler.is_compiling():
+            return torch.ops.sit_atconv.onednn_linear(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # 10 µs less than our own operator
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
 
     @staticmethod
     def backward(ctx, grad):
@@ -62,54 +67,32 @@ class TracedOneDNNLinear(torch.autograd.Function):
         )
 
 
-class OneDNNLinear(TracedOneDNNLinear):
-    """x·Wᵀ + b with x (…, in), W (out, in), b (out,), float32, on a CPU. Also has forward-mode derivatives and vmap."""
-
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # 10 µs less than our own operator
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-
-    @staticmethod
-    def jvp(ctx, x_tangent, weight_tangent, bias_tangent):
-        x, weight = ctx.saved_tensors
-        tangent = torch.zeros(()) if bias_tangent is None else bias_tangent
-        if x_tangent is not None:
-            tangent = tangent + linear(x_tangent, weight)
-        if weight_tangent is not None:
-            tangent = tangent + linear(x, weight_tangent)
-        return tangent
-
-    @staticmethod
-    def vmap(info, in_dims, x, weight, bias):
-        return torch.vmap(F.linear, in_dims)(x, weight, bias), 0
-
-
-def onednn_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the product x·Wᵀ is one for oneDNN."""
-    return (
-        HAS_ONEDNN_PRODUCT
-        and type(x) in PLAIN
-        and type(weight) in PLAIN
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
-        and x.numel() * weight.shape[0] >= WORTHWHILE_PRODUCTS
-    )
+def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether x·Wᵀ + b is one for oneDNN: float32 on a CPU, plain tensors that fit, and large enough to pay."""
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    if (
+        not HAS_ONEDNN_PRODUCT
+        or not torch.backends.mkldnn.enabled
+        or torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()  # vmap, and derivatives forwards, have no rule there
+    ):
+        return False
+    if any(type(t) not in PLAIN or t.device.type != "cpu" or t.dtype != torch.float32 for t in operands):
+        return False
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not (bias is None or bias.shape == weight.shape[:1]):
+        return False
+    if torch.compiler.is_compiling():  # traced sizes may stand for many, those of weights do not
+        return weight.numel() >= TRACED_WEIGHTS
+    if any(t.layout != torch.strided or forward_ad.unpack_dual(t).tangent is not None for t in operands):
+        return False
+    return x.numel() * weight.shape[0] >= WORTHWHILE_PRODUCTS
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `F.linear`: x (…, in), weight (out, in), bias (out,) -> (…, out)."""
-    if onednn_takes(x, weight):
-        function = TracedOneDNNLinear if torch.compiler.is_compiling() else OneDNNLinear
-        return function.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return (OneDNNLinear.apply if onednn_takes(x, weight, bias) else F.linear)(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -119,20 +102,19 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def gelu_of_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`F.gelu(layer(x), approximate="tanh")`, without derivatives in one pass over the output.
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether a layer is one of ours with nothing on it that its call would run, such as an adapter or a hook."""
+    everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    own = (layer._forward_hooks, layer._forward_pre_hooks)
+    return type(layer) is Linear and not any((*everywhere, *own)) and "forward" not in vars(layer)
 
-    That passes over the layer's own call, and so is done only where nothing else hangs on it, such as an adapter or a
-    hook that brings the weights.
+
+def gelu_of_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`F.gelu(layer(x), approximate="tanh")`, in one pass over the output where there are no derivatives.
+
+    That goes past the layer's own call, and so is done only where the call would do nothing else.
     """
-    if (
-        type(layer) is Linear
-        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and onednn_takes(x, layer.weight)
-        and forward_ad.unpack_dual(x).tangent is None
-        and forward_ad.unpack_dual(layer.weight).tangent is None
-    ):
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if eager and is_untouched(layer) and onednn_takes(x, layer.weight, layer.bias):
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
     return F.gelu(layer(x), approximate="tanh")

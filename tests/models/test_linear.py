@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
@@ -31,6 +32,7 @@ class Operators(TorchDispatchMode):
 def any_size(monkeypatch):
     """Small products go to oneDNN, too."""
     monkeypatch.setattr(module, "WORTHWHILE_PRODUCTS", 0)
+    monkeypatch.setattr(module, "TRACED_WEIGHTS", 0)
 
 
 def inputs(shape: tuple[int, ...], features: int) -> list[torch.Tensor]:
@@ -94,16 +96,28 @@ def test_forward_mode_and_vmap(any_size, assert_close):
     def directional_in_x(function):
         return torch.func.jvp(lambda x: function(x, weight), (x,), tangents[:1])[1]
 
-    for transform in (of_one_sample, second, directional, directional_in_x):
+    def nested(function):
+        inner = lambda x: torch.func.jvp(lambda w: function(x, w, bias), (weight,), tangents[1:2])[1]  # noqa: E731
+        return torch.func.jvp(inner, (x,), tangents[:1])[1]
+
+    def with_duals(function):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(weight, tangents[1])
+            return torch.autograd.forward_ad.unpack_dual(function(x, dual, bias)).tangent
+
+    for transform in (of_one_sample, second, directional, directional_in_x, nested, with_duals):
         assert_close(transform(linear), transform(F.linear), 1e-5)
+    compiled = torch.compile(directional, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(linear), directional(F.linear), 1e-5)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_whole(backend, any_size, assert_close):
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(backend, dynamic, any_size, assert_close):
     arguments = inputs((2, 5, 6), 4)
     if backend == "inductor":
         torch.compiler.reset()
-    compiled = torch.compile(linear, backend=backend, fullgraph=True)
+    compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=dynamic)
     actual = compiled(*arguments)
     gradients = torch.autograd.grad(actual.sin().sum(), arguments)
     expected, *others = derivatives(F.linear, arguments)
@@ -112,6 +126,30 @@ def test_compiles_whole(backend, any_size, assert_close):
         assert_close(gradient, other, 1e-5)
     with torch.no_grad():
         assert_close(compiled(*arguments), expected, 1e-5)
+
+
+@needs_onednn
+def test_compiled_programs_hold_the_operator(any_size):
+    called = []
+
+    def record(graph, example_inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.compile(linear, backend=aot_autograd(fw_compiler=record), fullgraph=True)(*inputs((2, 5, 6), 4))
+    assert "sit_atconv.onednn_linear.default" in called
+
+
+def test_a_range_of_sizes_is_one_program():
+    """What a batch of 1 to 64 is compiled for reaches from too small for oneDNN to worthwhile."""
+    torch.compiler.reset()
+    layer, x = Linear(96, 384), torch.randn(64, 96)
+    torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert compiled(x).shape == (64, 384)
 
 
 def test_exported_programs_hold_no_operator_of_ours(any_size):
@@ -130,15 +168,60 @@ def test_other_dtypes_and_autocast(any_size):
         layer(x.double())
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (5,), (2, 0, 6)])
-def test_shapes_that_do_not_fit_are_as_pytorch_has_them(shape, any_size):
-    """An error where PyTorch has one; nothing of nothing."""
-    weight, bias = torch.randn(4, 6), torch.randn(4)
-    if 0 in shape:
-        assert linear(torch.randn(shape), weight, bias).shape == (2, 0, 4)
+def outcome(function, *arguments):
+    """What is returned, or the error."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+ODD = {
+    "x too narrow": lambda: (torch.randn(2, 5), torch.randn(4, 6), torch.randn(4)),
+    "no rows": lambda: (torch.randn(2, 0, 6), torch.randn(4, 6), torch.randn(4)),
+    "one dimension": lambda: (torch.randn(6), torch.randn(4, 6), torch.randn(4)),
+    "weight of one output": lambda: (torch.randn(2, 6), torch.randn(6), None),
+    "bias of one": lambda: (torch.randn(2, 6), torch.randn(4, 6), torch.randn(1)),
+    "bias of each row": lambda: (torch.randn(2, 6), torch.randn(4, 6), torch.randn(2, 4)),
+    "bias too long": lambda: (torch.randn(2, 6), torch.randn(4, 6), torch.randn(5)),
+    "bias elsewhere": lambda: (torch.randn(2, 6), torch.randn(4, 6), torch.randn(4, device="meta")),
+    "other dtype": lambda: (torch.randn(2, 6), torch.randn(4, 6), torch.randn(4).double()),
+    "sparse weight": lambda: (torch.randn(2, 6), torch.eye(4, 6).to_sparse_csr(), torch.randn(4)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_is_odd_is_as_pytorch_has_it(name, any_size):
+    """The same result, or the same error."""
+    torch.manual_seed(0)
+    arguments = ODD[name]()
+    actual, expected = outcome(linear, *arguments), outcome(F.linear, *arguments)
+    assert type(actual) is type(expected)
+    if isinstance(expected, str):
+        assert actual == expected
+    elif expected.device.type == "cpu":
+        torch.testing.assert_close(actual, expected)
     else:
-        with pytest.raises(RuntimeError):
-            linear(torch.randn(shape), weight, bias)
+        assert actual.device == expected.device
+
+
+def test_switched_off_and_scripted(any_size):
+    layer, x = Linear(6, 4), torch.randn(2, 6)
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), Operators() as operators:
+        layer(x)
+    assert "mkldnn::_linear_pointwise" not in operators.names
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("trained", ["x", "weight"])
+def test_only_what_a_gradient_needs_is_kept(trained, any_size):
+    """Frozen layers, as of a model with adapters, do not keep their input."""
+    kept = []
+    x, weight, bias = (a.detach() for a in inputs((3, 6), 4))
+    (x if trained == "x" else weight).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
+        linear(x, weight, bias)
+    assert kept == [weight.shape if trained == "x" else x.shape]
 
 
 @needs_onednn
@@ -206,13 +289,61 @@ def test_gelu_waits_for_what_hangs_on_the_layer(how, any_size, assert_close):
         assert_close(gelu_of_linear(layer, x), expected, 1e-6)
 
 
-def test_gelu_in_forward_mode(any_size, assert_close):
-    """Forward mode has derivatives where reverse mode is off."""
-    layer, x, tangent = Linear(6, 9), torch.randn(2, 6), torch.randn(2, 6)
+def test_gelu_under_transforms(any_size, assert_close, recwarn):
+    """Forward mode has derivatives where reverse mode is off: of any operand, and of one another; vmap has rows."""
+    layer, x = Linear(6, 9), torch.randn(2, 6)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+
+    def ours(x, parameters):
+        return torch.func.functional_call(GELU(layer), {f"layer.{n}": p for n, p in parameters.items()}, (x,))
+
+    def pytorchs(x, parameters):
+        return F.gelu(F.linear(x, parameters["weight"], parameters["bias"]), approximate="tanh")
+
+    def in_x(function):
+        return torch.func.jvp(lambda x: function(x, parameters), (x,), (torch.ones_like(x),))[1]
+
+    def in_bias(function):
+        move = lambda bias: function(x, parameters | {"bias": bias})  # noqa: E731
+        return torch.func.jvp(move, (parameters["bias"],), (tangents["bias"],))[1]
+
+    def twice(function):
+        inner = lambda x: torch.func.jvp(lambda w: function(x, parameters | {"weight": w}), (weight,), (step,))[1]  # noqa: E731
+        weight, step = parameters["weight"], tangents["weight"]
+        return torch.func.jvp(inner, (x,), (torch.ones_like(x),))[1]
+
+    def with_dual_bias(function):
+        with torch.autograd.forward_ad.dual_level():
+            bias = torch.autograd.forward_ad.make_dual(parameters["bias"], tangents["bias"])
+            return torch.autograd.forward_ad.unpack_dual(function(x, parameters | {"bias": bias})).tangent
+
+    def by_row(function):
+        return torch.vmap(lambda row: function(row, parameters))(x)
+
     with torch.no_grad():
-        ours = torch.func.jvp(lambda x: gelu_of_linear(layer, x), (x,), (tangent,))[1]
-        pytorchs = torch.func.jvp(
-            lambda x: F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh"), (x,), (tangent,)
-        )[1]
-    assert pytorchs.abs().max() > 0
-    assert_close(ours, pytorchs, 1e-5)
+        for transform in (in_x, in_bias, twice, with_dual_bias, by_row):
+            expected = transform(pytorchs)
+            assert expected.abs().max() > 0
+            assert_close(transform(ours), expected, 1e-5)
+    assert not [w for w in recwarn if "performance drop" in str(w.message)]
+
+
+class GELU(torch.nn.Module):
+    """`gelu_of_linear` as a module."""
+
+    def __init__(self, layer: Linear):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return gelu_of_linear(self.layer, x)
+
+
+def test_gelu_waits_for_hooks_on_all_modules(any_size):
+    layer, seen = Linear(6, 9), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module))
+    with torch.no_grad():
+        gelu_of_linear(layer, torch.randn(2, 6))
+    handle.remove()
+    assert seen == [layer]
