@@ -4,8 +4,9 @@
     accelerate launch --num_processes 8 eval/sample.py PIPELINE --output FOLDER --num_samples 50000 --npz FOLDER.npz
 
 Image i, 000123.png for i = 123, depends on its label and on (seed, i) alone. The folder also gets labels.csv and
-samples.json, which says how the images were made. Started again, the same command draws what is missing, into identical
-files: batches are the same ones, whatever is missing and however many processes share them.
+samples.json, which says how the images were made, and costs.jsonl, what each batch took. Started again, the same
+command draws what is missing or broken, into identical files: batches are the same ones, whatever is missing and
+however many processes share them.
 """
 
 import csv
@@ -16,11 +17,13 @@ import shlex
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from jsonargparse import ArgumentParser
 from PIL import Image
 from tqdm import tqdm
@@ -40,7 +43,7 @@ from sit_atconv.evaluation import (
     split_options,
     write_json,
 )
-from sit_atconv.image_sets import STAMP_FILE, read_stamp
+from sit_atconv.image_sets import COSTS_FILE, STAMP_FILE, read_stamp
 from sit_atconv.validation import check_count
 
 # What may change when a folder is filled in; everything else would make other images.
@@ -57,6 +60,8 @@ MAY_CHANGE = {
 
 # Of the versions, those that pixels and PNG files may depend on.
 MUST_STAY = ("torch", "diffusers", "sit_atconv", "torchdiffeq", "Pillow")
+
+PNG_END = b"IEND\xaeB`\x82"  # with its checksum, which Pillow does not verify
 
 
 class SamplingError(ValueError):
@@ -132,6 +137,26 @@ def missing_batches(folder: Path, num_samples: int, batch_size: int) -> list[int
     ]
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a PNG is all there, with the right checksums; its pixels are not decoded."""
+    content = file.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow's plugins raise all sorts
+        return False
+    return content.endswith(PNG_END)
+
+
+def remove_broken(folder: Path, indices: Iterable[int]) -> None:
+    """Remove those of the images that a crash or a full disk has cut short: they are missing, too."""
+    files = [file for file in (image_file(folder, i) for i in indices) if file.exists()]
+    with ThreadPoolExecutor() as pool:
+        for file, whole in zip(files, pool.map(is_whole, files), strict=True):
+            if not whole:
+                file.unlink()
+
+
 def save_image(image: np.ndarray, file: Path) -> None:
     """Write a PNG so that it is whole as soon as it is there."""
     staged = file.with_name(f".{file.name}.part")
@@ -140,14 +165,53 @@ def save_image(image: np.ndarray, file: Path) -> None:
     staged.replace(file)
 
 
-def sample_into_folder(
-    pipeline: SiTPipeline, folder: Path, options: SamplingOptions, state: PartialState
-) -> list[dict]:
-    """Draw this process's share of the missing images; returns what each process did: rows, images and seconds."""
+def note_cost(folder: Path, process: int, start: int, network_calls: int, seconds: float) -> None:
+    """Add a batch to what this process has drawn: calls are counted once for each image that passes through."""
+    cost = {"first_image": start, "network_calls": network_calls, "seconds": seconds}
+    with (folder / f".{process}.{COSTS_FILE}").open("a", encoding="utf-8") as opened:
+        opened.write(f"\n{json.dumps(cost)}")  # the line break first: a line cut short does not spoil the next
+
+
+def collect_costs(folder: Path) -> dict[int, dict]:
+    """What each batch has cost, by its first image; the notes of the processes become one file."""
+    file = folder / COSTS_FILE
+    notes = list(folder.glob(f".*.{COSTS_FILE}"))
+    costs = {}
+    for source in [file, *notes] if file.exists() else notes:
+        for line in source.read_bytes().splitlines():
+            try:
+                cost = json.loads(line)
+            except ValueError:  # empty, or cut short by a crash
+                continue
+            costs[cost["first_image"]] = cost
+    if notes:
+        staged = folder / f".{COSTS_FILE}.part"
+        staged.write_text("".join(f"{json.dumps(costs[start])}\n" for start in sorted(costs)), encoding="utf-8")
+        staged.replace(file)
+        for note in notes:
+            note.unlink()
+    return costs
+
+
+def cost_per_image(costs: dict[int, dict], options: SamplingOptions) -> dict:
+    """Averages over all batches, for the stamp; none where the cost of one is not known."""
+    starts = range(0, options.num_samples, options.batch_size)
+    if not costs.keys() >= set(starts):
+        return {}
+    drawn = len(starts) * options.batch_size
+    return {
+        f"{name}_per_image": sum(costs[start][name] for start in starts) / drawn
+        for name in ("seconds", "network_calls")
+    }
+
+
+def sample_into_folder(pipeline: SiTPipeline, folder: Path, options: SamplingOptions, state: PartialState) -> None:
+    """Draw this process's share of the missing images."""
+    remove_broken(folder, range(state.process_index, options.num_samples, state.num_processes))
+    state.wait_for_everyone()
     starts = missing_batches(folder, options.num_samples, options.batch_size)
     state.wait_for_everyone()  # before anyone adds to what others list
     own = starts[state.process_index :: state.num_processes]
-    work = {"rows": 0, "images": 0, "seconds": 0.0}
     missing = min(len(starts) * options.batch_size, options.num_samples)
     with (
         counting_rows(pipeline.transformer) as rows,
@@ -161,18 +225,17 @@ def sample_into_folder(
         ) as progress,
     ):
         for start in own:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), rows[0]
             # Always a whole batch, past the last image if need be: sums in batches of another size may round otherwise.
             images = draw_images(pipeline, range(start, start + options.batch_size), options)
-            work["seconds"] += time.perf_counter() - began
-            work["images"] += len(images)
+            # First: no image is ever there without its cost.
+            note_cost(folder, state.process_index, start, rows[0] - before, time.perf_counter() - began)
             for i, image in enumerate(images, start):
                 file = image_file(folder, i)
                 if i < options.num_samples and not file.exists():
                     save_image(image, file)
             progress.update(min(options.batch_size * state.num_processes, options.num_samples - progress.n))
-        work["rows"] = rows[0]
-    return gather_object([work])
+    state.wait_for_everyone()
 
 
 def write_labels(folder: Path, options: SamplingOptions, num_classes: int) -> None:
@@ -226,12 +289,11 @@ def sample(
         device: such as cpu; auto takes the one that accelerate gives this process.
 
     Returns:
-        The stamp, on the main process. It lacks the costs where all images were there already, but not the stamp of
-        the process that drew the last.
+        The stamp, on the main process. It lacks the costs where neither it nor the notes of earlier runs have them.
 
     Raises:
         ValueError: naming what cannot be used, before any long work.
-        SamplingError: for an image that is not finite, or cannot be written.
+        SamplingError: for an image that is not finite, or a file that cannot be written.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
     if options.num_samples is None:
@@ -262,21 +324,20 @@ def sample(
         write_labels(folder, options, pipeline.transformer.config.num_classes)
     state.wait_for_everyone()
     try:
-        work = sample_into_folder(pipeline, folder, options, state)
+        sample_into_folder(pipeline, folder, options, state)
     except (ValueError, OSError) as error:
         raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
     if not state.is_main_process:
         return None
-    drawn = sum(part["images"] for part in work)
-    if drawn:
-        stamp["seconds_per_image"] = sum(part["seconds"] for part in work) / drawn
-        stamp["network_calls_per_image"] = sum(part["rows"] for part in work) / drawn
-    stamp["complete"] = True
+    stamp |= cost_per_image(collect_costs(folder), options) | {"complete": True}
     write_json(folder / STAMP_FILE, stamp)
     if npz is not None and not packed:
         labels = options.label_ids(range(options.num_samples), pipeline.transformer.config.num_classes)
-        write_json(Path(npz).with_suffix(".json"), stamp)  # first: no batch is ever there without its stamp
-        write_npz(folder, Path(npz), labels, image_shape(pipeline))
+        try:
+            write_json(Path(npz).with_suffix(".json"), stamp)  # first: no batch is ever there without its stamp
+            write_npz(folder, Path(npz), labels, image_shape(pipeline))
+        except (ValueError, OSError) as error:
+            raise SamplingError(f"npz={npz!r} cannot be written: {error}") from error
     return stamp
 
 
@@ -298,6 +359,10 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, SamplingError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"sample.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("sample.py: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     if stamp is not None:
         costs = "their cost is not known"
         if "seconds_per_image" in stamp:

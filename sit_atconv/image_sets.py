@@ -25,7 +25,8 @@ ODDITIES = {
     "deep": "more than 8 bits a channel, which are clipped",
 }
 STAMP_FILE = "samples.json"  # in a folder that eval/sample.py wrote
-COMPANIONS = {STAMP_FILE, "labels.csv"}
+COSTS_FILE = "costs.jsonl"  # likewise
+COMPANIONS = {STAMP_FILE, COSTS_FILE, "labels.csv"}
 
 
 class FolderImages:
@@ -128,6 +129,11 @@ class FolderImages:
 class BatchImages:
     """The images of a .npz batch, arr_0 (N, H, W, C) or (N, H, W) uint8; not read before they are asked for.
 
+    Args:
+        file: to open.
+        uniform: images whose three channels are equal, in all of the batch, have one channel, as in `FolderImages`. The
+            batch is read for that, up to the first that differ.
+
     Attributes:
         shape: (H, W, C).
 
@@ -135,7 +141,7 @@ class BatchImages:
         ValueError: for a file that cannot be read, or holds no such array.
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, uniform: bool = False):
         self.notes = []
         try:
             self.array = map_array(file, "arr_0")
@@ -147,6 +153,8 @@ class BatchImages:
             raise ValueError(
                 f"{str(file)!r}: arr_0 is {self.array.dtype} {self.array.shape}, but must be uint8 (N, H, W, 1 or 3)"
             )
+        if uniform and all((image == image[..., :1]).all() for image in self.array):
+            self.array = self.array[..., :1]
         self.shape = self.array.shape[1:]
 
     def __len__(self) -> int:
@@ -215,7 +223,7 @@ def open_images(
     """
     try:
         if Path(source).suffix == ".npz":
-            images = BatchImages(source)
+            images = BatchImages(source, uniform)
             if image_size not in (None, images.shape[0]):
                 raise ValueError(f"image_size={image_size}: the images of {source} are {images.shape[0]} pixels high")
             return images

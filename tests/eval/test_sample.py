@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fid
 import numpy as np
 import pytest
 import sample
@@ -48,6 +49,71 @@ def test_missing_images_are_filled_in_with_identical_files(pipeline_folder, tmp_
     assert not list(part.glob(".*"))
 
 
+@pytest.mark.parametrize("kept", [0, 60, -4, -1])
+def test_an_image_cut_short_is_drawn_again(pipeline_folder, tmp_path, kept):
+    folder, npz = tmp_path / "samples", tmp_path / "batch.npz"
+    command = [pipeline_folder, "--output", str(folder), "--num_samples", "20", *OPTIONS]
+    sample.main(command)
+    before = files(folder)
+    (folder / "000012.png").write_bytes(before["000012.png"][:kept])
+    sample.main([*command, "--npz", str(npz)])
+    assert files(folder) == before and npz.exists()
+
+
+def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    command = [str(tmp_path / "pipeline"), "--num_samples", "20", *OPTIONS, "--solver", "dopri5", "--output"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    sample.main([*command, str(whole)])
+    lines = (whole / "costs.jsonl").read_text(encoding="utf-8").splitlines()
+    calls = [json.loads(line)["network_calls"] / 8 for line in lines]
+    assert len(calls) == 3 and len(set(calls)) > 1, "batches of one cost show nothing"
+    whole_calls = read_stamp(whole)["network_calls_per_image"]
+    assert whole_calls == sum(calls) / 3
+
+    draw = sample.draw_images
+
+    def interrupted(pipeline, indices, options):
+        if indices[0] == 8:
+            raise KeyboardInterrupt
+        return draw(pipeline, indices, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "draw_images", interrupted)
+        with pytest.raises(SystemExit):
+            sample.main([*command, str(part)])
+    with next(part.glob(".*.jsonl")).open("a", encoding="utf-8") as notes:
+        notes.write('\n{"first_image": 8, "netw')  # of a crash
+    sample.main([*command, str(part)])
+    assert read_stamp(part)["network_calls_per_image"] == whole_calls
+    for name in ("000002.png", "000019.png"):
+        (part / name).unlink()
+        sample.main([*command, str(part)])
+        assert read_stamp(part)["network_calls_per_image"] == whole_calls
+    assert files(part) == files(whole) and not list(part.glob(".*"))
+
+
+def test_grey_images_score_alike_as_folder_and_as_npz(tiny_pipeline, tmp_path):
+    tiny_pipeline(in_channels=1).save_pretrained(tmp_path / "pipeline")
+    folder, npz = tmp_path / "samples", tmp_path / "batch.npz"
+    sample.main(
+        [str(tmp_path / "pipeline"), "--output", str(folder), "--num_samples", "24", *OPTIONS, "--npz", str(npz)]
+    )
+    reports = []
+    for samples in (folder, npz):
+        output = tmp_path / f"{samples.name}.report"
+        fid.main([str(samples), "--reference=digits", "--extractor=pixels", "--device=cpu", "--output", str(output)])
+        reports.append(json.loads(output.read_text(encoding="utf-8")))
+    of_folder, of_npz = reports
+    assert of_folder["fid"] == of_npz["fid"] and of_folder["samples_sha256"] == of_npz["samples_sha256"]
+
+    images = np.load(npz)["arr_0"]
+    assert open_images("samples", str(npz)).shape == (8, 8, 3)
+    images[-1, 7, 7, 2] ^= 1  # one value of one image
+    np.savez(tmp_path / "coloured.npz", arr_0=images)
+    assert open_images("samples", str(tmp_path / "coloured.npz"), uniform=True).shape == (8, 8, 3)
+
+
 def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
     sample.main([pipeline_folder, "--output", str(tmp_path / "one"), "--num_samples", "20", *OPTIONS])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sample.__file__]
@@ -55,6 +121,8 @@ def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     subprocess.run(command, check=True, capture_output=True, timeout=240, env=environment)
     assert read_stamp(tmp_path / "two")["num_processes"] == 2
+    assert read_stamp(tmp_path / "two")["network_calls_per_image"] == 2 * 2
+    assert not list((tmp_path / "two").glob(".*"))
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
@@ -104,8 +172,10 @@ def test_npz_is_made_once_and_never_without_its_stamp(pipeline_folder, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(sample, "write_npz", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit) as stopped:
             sample.main(command)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.endswith("sample.py: interrupted; the same command goes on\n")
     assert read_stamp(npz)["num_samples"] == 8 and not npz.exists()
     sample.main(command)
     written = npz.stat().st_mtime_ns
@@ -132,6 +202,7 @@ def test_a_folder_that_lacks_only_its_last_stamp_is_finished(pipeline_folder, tm
     for cost in ("seconds_per_image", "network_calls_per_image"):
         del stamp[cost]
     file.write_text(json.dumps(stamp), encoding="utf-8")
+    (tmp_path / "a" / "costs.jsonl").unlink()
     sample.main(command)
     assert read_stamp(tmp_path / "a")["complete"] and "their cost is not known" in capsys.readouterr().out
     stamp["versions"]["torch"] = "1.0"
@@ -139,6 +210,20 @@ def test_a_folder_that_lacks_only_its_last_stamp_is_finished(pipeline_folder, tm
     with pytest.raises(SystemExit):
         sample.main(command)
     assert "holds other images (versions" in capsys.readouterr().err
+
+
+def test_a_batch_that_cannot_be_written_ends_with_one_line(pipeline_folder, tmp_path, capsys, monkeypatch):
+    def broken(folder, *arguments):  # after the images were looked at
+        (folder / "000005.png").write_bytes(b"no image")
+        write_npz(folder, *arguments)
+
+    npz, write_npz = tmp_path / "batch.npz", sample.write_npz
+    command = [pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS, "--npz", str(npz)]
+    monkeypatch.setattr(sample, "write_npz", broken)
+    with pytest.raises(SystemExit) as stopped:
+        sample.main(command)
+    assert stopped.value.code == 2 and not npz.exists()
+    assert "batch.npz' cannot be written: cannot identify image file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", [ValueError("image 3 is not finite"), OSError("No space left on device")])
