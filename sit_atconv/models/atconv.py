@@ -12,9 +12,9 @@ from torch import nn
 
 from ..validation import check_choice
 from .depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
-from .linear import Linear
+from .linear import Linear, gelu_of_linear, is_untouched
 
-KERNEL_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+KERNEL_ACTIVATIONS = ("gelu_tanh", "silu")
 KERNEL_POOLS = ("strips", "grid")
 
 
@@ -111,12 +111,20 @@ class ATConv(nn.Module):
         N tokens first, at k²/N of the cost.
         """
         context = self.pool(tokens, grid)  # (B, k², C)
-        g = KERNEL_ACTIVATIONS[self.kernel_activation](self.kernel_proj(context))
-        kernels = self.kernel_gen(g.transpose(1, 2))  # (B, C, k²)
-        return kernels - torch.sigmoid(self.inhibition)[:, None] * kernels.mean(dim=-1, keepdim=True)
+        if self.kernel_activation == "gelu_tanh":
+            g = gelu_of_linear(self.kernel_proj, context)
+        else:
+            g = F.silu(self.kernel_proj(context))
+        if is_untouched(self.kernel_gen) and not torch.compiler.is_compiling():  # from the left, without a copy
+            weight, bias = self.kernel_gen.weight, self.kernel_gen.bias
+            kernels = torch.baddbmm(bias[:, None], weight.expand(len(g), -1, -1), g)  # (B, k², C)
+        else:
+            kernels = self.kernel_gen(g.transpose(1, 2)).transpose(1, 2)
+        mean = kernels.mean(dim=1, keepdim=True)  # (B, 1, C)
+        return torch.addcmul(kernels, torch.sigmoid(self.inhibition), mean, value=-1).transpose(1, 2)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W), H·W = N. Returns (B, N, C)."""
-        kernels = self.kernels(tokens, grid)
-        y = depthwise_conv(self.value_proj(tokens), kernels, grid)
+        values = self.value_proj(tokens)
+        y = depthwise_conv(values, self.kernels(tokens, grid), grid)
         return self.out_proj(y)

@@ -22,11 +22,18 @@ WORTHWHILE_PRODUCTS = 2**21  # multiplications of a layer; with fewer, starting 
 TRACED_WEIGHTS = 2**13  # the same under torch.compile, of a weight alone
 
 
+def is_dense(weight: torch.Tensor) -> bool:
+    """Whether a matrix lies row by row or column by column."""
+    return weight.is_contiguous() or weight.t().is_contiguous()
+
+
 def register_product() -> None:
     """Make `torch.ops.sit_atconv.onednn_linear`: torch.compile keeps it whole, and not the one that it calls."""
 
     @torch.library.custom_op("sit_atconv::onednn_linear", mutates_args=())
     def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight = weight if is_dense(weight) else weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @product.register_fake
@@ -87,6 +94,9 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         return weight.numel() >= TRACED_WEIGHTS
     if any(t.layout != torch.strided or forward_ad.unpack_dual(t).tangent is not None for t in operands):
         return False
+    # oneDNN takes no weight whose strides overlap, and reads a bias as if it had none.
+    if not (is_dense(weight) and (bias is None or bias.is_contiguous())):
+        return False
     return x.numel() * weight.shape[0] >= WORTHWHILE_PRODUCTS
 
 
@@ -106,7 +116,7 @@ def is_untouched(layer: nn.Module) -> bool:
     """Whether a layer is one of ours with nothing on it that its call would run, such as an adapter or a hook."""
     everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
     own = (layer._forward_hooks, layer._forward_pre_hooks)
-    return type(layer) is Linear and not any((*everywhere, *own)) and "forward" not in vars(layer)
+    return type(layer) is Linear and not any((*everywhere, *own)) and "forward" not in layer.__dict__
 
 
 def gelu_of_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
