@@ -102,7 +102,10 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `F.linear`: x (…, in), weight (out, in), bias (out,) -> (…, out)."""
-    return (OneDNNLinear.apply if onednn_takes(x, weight, bias) else F.linear)(x, weight, bias)
+    if not onednn_takes(x, weight, bias):
+        return F.linear(x, weight, bias)
+    without_derivatives = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return (OneDNNLinear.forward if without_derivatives else OneDNNLinear.apply)(x, weight, bias)  # 10 µs less
 
 
 class Linear(nn.Linear):
