@@ -38,21 +38,29 @@ def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tup
     return y.view(B, C, N).transpose(1, 2)  # (B, N, C)
 
 
+def one_image_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Tokens (N, C) and kernels (C, k²) -> (1, H, W, C). Channels lie together, which CPU convolutions like best."""
+    C, K = kernels.shape
+    k = round(K**0.5)
+    image = tokens.reshape(1, *grid, C).permute(0, 3, 1, 2)  # (1, C, H, W)
+    return F.conv2d(image, kernels.reshape(C, 1, k, k), padding=k // 2, groups=C).permute(0, 2, 3, 1)
+
+
 def channels_last_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """The fastest on CPUs, forward and backward. See `depthwise_conv`.
 
-    Tokens (1, N, C) already are an image whose channels lie together, which CPU convolutions like best. Samples small
-    enough to share the cache stand side by side as the channels of one image, (1, B·C, H, W); that copies runs of C.
+    Tokens (1, N, C) already are an image whose channels lie together. Samples small enough to share the cache stand
+    side by side as the channels of one image, (1, H, W, B·C); that copies runs of C.
     """
-    _, N, C = tokens.shape
-    k = round(kernels.shape[-1] ** 0.5)
+    B, N, C = tokens.shape
+    if B == 1:
+        return one_image_depthwise_conv(tokens[0], kernels[0], grid).reshape(1, N, C)
     together = max(1, CACHED_ELEMENTS // (N * C))
     outputs = []
     for x, w in zip(tokens.split(together), kernels.split(together), strict=True):
         b = x.shape[0]
-        image = x.transpose(0, 1).reshape(1, *grid, b * C).permute(0, 3, 1, 2)  # (1, b·C, H, W)
-        y = F.conv2d(image, w.reshape(b * C, 1, k, k), padding=k // 2, groups=b * C)
-        outputs.append(y.permute(0, 2, 3, 1).reshape(N, b, C).transpose(0, 1))  # (b, N, C)
+        y = one_image_depthwise_conv(x.transpose(0, 1).reshape(N, b * C), w.flatten(0, 1), grid)
+        outputs.append(y.reshape(N, b, C).transpose(0, 1))  # (b, N, C)
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
@@ -87,7 +95,8 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
         return torch.ops.sit_atconv.depthwise_conv(tokens, kernels, H, W)
-    kernels = kernels.to(tokens.dtype)
+    if kernels.dtype != tokens.dtype:
+        kernels = kernels.to(tokens.dtype)
     if torch.compiler.is_compiling():
         return naive_depthwise_conv(tokens, kernels, grid)
     if device == "cpu":
