@@ -27,7 +27,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -54,13 +54,18 @@ from sit_atconv.benchmarking import (
     summarize,
     time_by_operation,
 )
+from sit_atconv.evaluation import git_commit
 from sit_atconv.guidance import GuidedModel
 from sit_atconv.latents import decode, load_vae
 from sit_atconv.macs import count_operations
-from sit_atconv.models.transformer_sit import PRESETS
+from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.models.transformer_sit import PRESETS, SelfAttention
 from sit_atconv.validation import check_choice, check_count, check_positive
 
 MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", "sde")
+TRAINING = ("training", "checkpointing")
+COUNTED = ("operator", "forward", "training")  # whose operations are counted
+PROFILED = (*COUNTED, "sampling")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda")
 COMPILE = ("none", "blocks", "whole")
@@ -339,6 +344,14 @@ def make_calls(
     return {**calls, VAE_ROW: partial(decode, vae, latents)}, {**baselines, VAE_ROW: VAE_ROW}
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C within a setting; `rows` is what of it had been measured."""
+
+    def __init__(self, rows: list[dict]):
+        super().__init__()
+        self.rows = rows
+
+
 def measure_setting(
     models: Mapping[str, SiTTransformer2DModel],
     setting: Setting,
@@ -353,45 +366,59 @@ def measure_setting(
         setting, options: what to measure, and how.
         device: where the models are.
         rates: floating-point operations and bytes per second that the device is capable of.
+
+    Raises:
+        Interrupted: on Ctrl-C, with the rows of the rounds that were finished.
     """
     if options.compile != "none":
         torch.compiler.reset()  # so that each setting is compiled for its own shapes
     calls, baselines = make_calls(models, setting, options, device)
-    inference = setting.measurement not in ("training", "checkpointing")
-    with torch.inference_mode(inference):
-        times = measure(calls, options.repeats, options.warmup, device, options.max_seconds)
-        memory = {}
-        for name, call in calls.items():
-            for model in models.values():
-                model.zero_grad(set_to_none=True)
-            # What CUDA graphs use is set aside for good, and would be counted as nothing.
-            memory[name] = None if options.cuda_graphs else peak_memory(call, device)
-    for model in models.values():
-        model.zero_grad(set_to_none=True)
+    times, memory, profiles, interrupted = {}, {}, {}, False
+    try:
+        with torch.inference_mode(setting.measurement not in TRAINING):
+            measure(calls, options.repeats, options.warmup, device, options.max_seconds, times)
+            for name, call in calls.items():
+                drop_gradients(models)
+                # What CUDA graphs use is set aside for good, and would be counted as nothing.
+                memory[name] = None if options.cuda_graphs else peak_memory(call, device)
+                if setting.measurement in PROFILED:
+                    profiles[name] = time_by_operation(call, device)
+    except KeyboardInterrupt:
+        interrupted = True
+    drop_gradients(models)
 
     rows = []
     for name, summary in summarize(times, baselines).items():
         ms = summary["ms"][1]
-        row = asdict(setting) | {"name": name, "peak_bytes": memory[name], **summary}
+        row = asdict(setting) | {"name": name, "peak_bytes": memory.get(name), **summary}
         row["images_per_second"] = setting.batch_size * 1e3 / ms
         del row["presets"]
         model = models.get(name.partition(",")[0])
         if model is not None:
             row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        if setting.measurement in ("operator", "forward"):
+            row["attention"] = attention_backend(model, setting, device)
+        if setting.measurement in COUNTED:
             if setting.measurement == "operator":
                 operations = count_operations(model.blocks[0].mixer, *operator_inputs(model, setting, device))
             else:
                 inputs = make_inputs(model, setting.image_size, setting.batch_size, device)
-                operations = count_operations(model, *inputs)
-            with torch.inference_mode():
-                row["operations"] = time_by_operation(calls[name], device)
+                operations = count_operations(model, *inputs, backward=setting.measurement == "training")
             row["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
             row["roofline_share"] = roofline_ms(operations, *rates) / ms
+        if name in profiles:
+            row["operations"] = profiles[name]
         if setting.measurement == "sampling" and model is not None:
             row["vae_share"] = quartiles(times[VAE_ROW])[1] / ms
         rows.append(row)
+    if interrupted:
+        raise Interrupted(rows)
     return rows
+
+
+def drop_gradients(models: Mapping[str, nn.Module]) -> None:
+    """Free what a training step left."""
+    for model in models.values():
+        model.zero_grad(set_to_none=True)
 
 
 def without_memory(setting: Setting) -> dict:
@@ -428,14 +455,16 @@ def markdown_table(results: list[dict]) -> str:
 
 
 def profile_table(results: list[dict]) -> str:
-    """Where the forward passes of the smallest and the largest image spend their time, as a Markdown table."""
-    profiled = [r for r in results if r["measurement"] == "forward" and "operations" in r]
-    sizes = {r["image_size"] for r in profiled}
-    lines = ["| model | image px | share of the time by operation |", "| --- | ---: | --- |"]
+    """Where a pass spends its time, for the smallest and the largest image of each measurement: a Markdown table."""
+    profiled = [r for r in results if "operations" in r]
+    sizes = {}
     for r in profiled:
-        if r["image_size"] in (min(sizes), max(sizes)):
+        sizes.setdefault(r["measurement"], set()).add(r["image_size"])
+    lines = ["| measurement | model | image px | share of the time by operation |", "| --- | --- | ---: | --- |"]
+    for r in profiled:
+        if r["image_size"] in (min(sizes[r["measurement"]]), max(sizes[r["measurement"]])):
             shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in r["operations"].items())
-            lines.append(f"| {r['name']} | {r['image_size']} | {shares} |")
+            lines.append(f"| {r['measurement']} | {r['name']} | {r['image_size']} | {shares} |")
     return "\n".join(lines)
 
 
@@ -484,13 +513,20 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def attention_backend(dtype: torch.dtype, device: torch.device) -> str:
-    """The implementation that PyTorch picks for self-attention of this dtype, such as FLASH_ATTENTION."""
-    q = torch.randn(1, 16, 256, 72, device=device).to(dtype)
-    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name
+def attention_backend(model: SiTTransformer2DModel, setting: Setting, device: torch.device) -> str | None:
+    """The implementation that PyTorch picks for this model's self-attention, such as FLASH_ATTENTION; None without."""
+    heads = next((block.mixer.num_heads for block in model.blocks if isinstance(block.mixer, SelfAttention)), None)
+    if heads is None:
+        return None
+    tokens = (setting.image_size // PIXELS_PER_LATENT // model.config.patch_size) ** 2
+    shape = (setting.batch_size, tokens, 3, heads, model.config.attention_head_dim)
+    training = setting.measurement in TRAINING
+    qkv = torch.empty(shape, dtype=DTYPES[setting.dtype], device=device, requires_grad=training)
+    with torch.set_grad_enabled(training):
+        return SDPBackend(torch._fused_sdp_choice(*qkv.permute(2, 0, 3, 1, 4))).name
 
 
-def environment(device: torch.device, dtypes: Sequence[str]) -> dict:
+def environment(device: torch.device) -> dict:
     """What else a time depends on."""
     triton = importlib.util.find_spec("triton") and importlib.import_module("triton")
     return {
@@ -500,13 +536,14 @@ def environment(device: torch.device, dtypes: Sequence[str]) -> dict:
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
-        "attention": {name: attention_backend(DTYPES[name], device) for name in dtypes},
+        "onednn_products": device.type == "cpu" and HAS_ONEDNN_PRODUCT and torch.backends.mkldnn.enabled,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "triton": triton.__version__ if triton else None,
         "diffusers": diffusers.__version__,
         "sit_atconv": sit_atconv.__version__,
+        "git_commit": git_commit(),
     }
 
 
@@ -526,11 +563,13 @@ def write_results(folder: Path, report: dict) -> None:
 def report_text(report: dict) -> str:
     """The table, headed by how it was made."""
     facts, rates = report["environment"], report["rates"]
+    attention = sorted({row["attention"] for row in report["results"] if row.get("attention")})
     lines = [
         f"`{report['command']}`",
         "",
         f"{report['date'][:10]}, {facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}, compile "
-        f"{report['options']['compile']}; measured limits by dtype: "
+        f"{report['options']['compile']}, attention {', '.join(attention) or 'none'}, "
+        f"commit {facts['git_commit'] or 'unknown'}; measured limits by dtype: "
         + "; ".join(f"{name} {flops / 1e9:.3g} GFLOP/s" for name, flops in rates["flops_per_second"].items())
         + f"; copying {rates['bytes_per_second'] / 1e9:.3g} GB/s",
         "",
@@ -542,7 +581,7 @@ def report_text(report: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, or 130 after an interrupt, which keeps the finished settings."""
+    """The command line. Returns the exit status: 0, or 130 after an interrupt, which keeps every finished round."""
     argv = sys.argv[1:] if argv is None else argv
     parser = ArgumentParser(prog="latency.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_class_arguments(Options)
@@ -566,7 +605,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": shlex.join(["python", "eval/latency.py", *argv]),
         "date": now.isoformat(timespec="seconds"),
         "options": asdict(options),
-        "environment": environment(device, dtypes),
+        "environment": environment(device),
         "rates": rates,
         "interrupted": True,  # until all is measured; the files are written after every setting
         "results": [],
@@ -574,13 +613,18 @@ def main(argv: list[str] | None = None) -> int:
     status, models, built = 0, {}, None
     try:
         for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
-            weights = "float32" if setting.measurement in ("training", "checkpointing") else setting.dtype
+            weights = "float32" if setting.measurement in TRAINING else setting.dtype
             if built != (setting.presets, weights):
                 models.clear()  # two groups of large models may not fit together
                 models, built = build_models(setting.presets, DTYPES[weights], device), (setting.presets, weights)
             limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
             try:
                 report["results"] += measure_setting(models, setting, options, device, limits)
+            except Interrupted as interrupt:
+                if interrupt.rows:
+                    report["results"] += interrupt.rows
+                    write_results(folder, report)
+                raise
             except torch.OutOfMemoryError:  # the settings to come may fit
                 report["results"].append(without_memory(setting))
                 models, built = {}, None
@@ -588,10 +632,11 @@ def main(argv: list[str] | None = None) -> int:
             report["interrupted"] = i + 1 < len(plan)
             write_results(folder, report)
     except KeyboardInterrupt:
-        print("interrupted: only what follows was measured", file=sys.stderr)
+        what = "only what follows" if report["results"] else "nothing"
+        print(f"interrupted: {what} was measured", file=sys.stderr)
         status = INTERRUPTED
-    print(markdown_table(report["results"]))
     if report["results"]:
+        print(markdown_table(report["results"]))
         print(f"\nIn {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return status
 

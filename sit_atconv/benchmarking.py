@@ -38,6 +38,7 @@ def measure(
     warmup: int,
     device: torch.device,
     max_seconds: float = float("inf"),
+    times: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Time each callable in turn, again and again. Gradient mode is the caller's.
 
@@ -47,24 +48,27 @@ def measure(
         warmup: rounds before that, not counted.
         device: on which they run.
         max_seconds: no round is begun after that time, once 3 have been counted. Warm-up does not count.
+        times: an empty dict to fill, round by round: what an interrupt leaves of it are whole rounds.
 
     Returns:
         Milliseconds by name: (repeats,) each, so that entry i of all is from the same repeat.
     """
-    times = {name: [] for name in callables}
+    times = {} if times is None else times
     for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
         if repeat == 0:
             begin = time.perf_counter()
         if repeat >= MIN_REPEATS and time.perf_counter() - begin > max_seconds:
             break
+        elapsed = {}
         for name in turns(list(callables), repeat):
             synchronize(device)
             start = time.perf_counter()
             callables[name]()
             synchronize(device)
-            elapsed = time.perf_counter() - start
-            if repeat >= 0:
-                times[name].append(elapsed * 1e3)
+            elapsed[name] = (time.perf_counter() - start) * 1e3
+        if repeat >= 0:
+            # Made anew in one step, so that an interrupt finds a round in all lists or in none.
+            times.update({name: [*times.get(name, []), elapsed[name]] for name in callables})
     return times
 
 

@@ -45,7 +45,35 @@ def count_macs(model: SiTTransformer2DModel, height: int, width: int, batch_size
     return flops // 2
 
 
-class _FlashAttention(TorchFunctionMode):
+def _convolution_backward(grad, x, weight, *options, out_val) -> int:
+    """Either gradient costs what the forward pass does. PyTorch's own formula overlooks that there are groups."""
+    return 2 * grad.numel() * weight[0].numel() * sum(options[-1][:2])  # the last option tells which are wanted
+
+
+FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+class _FlashAttention(torch.autograd.Function):
+    """The shapes of attention, and its operations: two products forward, and backward five, of which one is that of the
+    queries and keys once more (Algorithm 4 of arXiv 2205.14135)."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, operations):  # (B, heads, N, head_dim)
+        ctx.save_for_backward(q, k, v)
+        ctx.operations = operations
+        out = torch.empty_like(q)
+        operations.append((4 * q.numel() * k.shape[-2], sum(x.nbytes for x in (q, k, v, out))))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensors
+        read = (q, k, v, grad, grad)  # and the output, which is as large as its gradient
+        ctx.operations.append((10 * q.numel() * k.shape[-2], sum(x.nbytes for x in (*read, q, k, v))))
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+
+
+class _CountAttention(TorchFunctionMode):
     """Counts attention as one operation that reads q, k, v and writes its result, whatever the device makes of it."""
 
     def __init__(self, operations: list[tuple[int, int]]):
@@ -55,10 +83,7 @@ class _FlashAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        q, k, v = args[:3]  # (B, heads, N, head_dim)
-        out = torch.empty_like(q)
-        self.operations.append((4 * q.numel() * k.shape[-2], sum(x.nbytes for x in (q, k, v, out))))
-        return out
+        return _FlashAttention.apply(*args[:3], self.operations)
 
 
 class _Operations(TorchDispatchMode):
@@ -71,25 +96,32 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
+        count = FORMULAS.get(func._overloadpacket)
         if count is not None:
             tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
             self.operations.append((count(*args, **kwargs, out_val=out), sum(tensor.nbytes for tensor in tensors)))
         return out
 
 
-def count_operations(module: nn.Module, *inputs) -> list[tuple[int, int]]:
+def count_operations(module: nn.Module, *inputs, backward: bool = False) -> list[tuple[int, int]]:
     """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
 
     Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
     Bytes are those of operands and result; everything else (norms, activations, sums) is taken to be fused into them.
+
+    Args:
+        module: returns a tensor, or an output with `.sample`.
+        inputs: tensors and whatever else it takes.
+        backward: count the gradients of all weights, too; the inputs need none.
     """
-    weights = {name: weight.to("meta") for name, weight in module.state_dict().items()}
+    weights = {name: weight.to("meta").requires_grad_(backward) for name, weight in module.state_dict().items()}
     inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), inputs)
     counter = _Operations()
     eager = torch.compiler.set_stance("force_eager")  # compiled blocks hide what they do
-    with torch.no_grad(), eager, counter, _FlashAttention(counter.operations):
-        functional_call(module, weights, inputs)
+    with torch.set_grad_enabled(backward), eager, counter, _CountAttention(counter.operations):
+        output = functional_call(module, weights, inputs)
+        if backward:
+            getattr(output, "sample", output).sum().backward()
     return counter.operations
 
 

@@ -60,6 +60,21 @@ def test_measure_ends_after_its_time(max_seconds, rounds, recorded):
     assert len(measure(callables, repeats=9, warmup=1, device=CPU, max_seconds=max_seconds)["a"]) == rounds
 
 
+def test_an_interrupt_leaves_whole_rounds(recorded):
+    callables, log = recorded
+
+    def third():
+        if log.count("b") == 3:  # one to warm up, and two rounds
+            raise KeyboardInterrupt
+        callables["b"]()
+
+    times = {}
+    with pytest.raises(KeyboardInterrupt):
+        measure({**callables, "b": third}, repeats=6, warmup=1, device=CPU, times=times)
+    assert times == {"a": [500.0] * 2, "b": [250.0] * 2, "c": [2000.0] * 2}
+    assert log[-2:] == ["c", "a"]  # of the round that was not ended
+
+
 def test_device_is_synchronised_around_each_call(recorded, monkeypatch):
     callables, log = recorded
     monkeypatch.setattr(benchmarking.torch.cuda, "synchronize", lambda device: log.append("wait"))

@@ -5,6 +5,7 @@ import torch
 
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.macs import closed_form_macs, count_macs, count_operations
+from sit_atconv.models.transformer_sit import SelfAttention
 
 TINY = dict(sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_classes=10)
 
@@ -68,6 +69,21 @@ def test_count_does_not_depend_on_where_and_how_the_model_is(mixer):
 def test_count_grows_with_the_batch(mixer):
     model = build(mixer=mixer)
     assert count_macs(model, 8, 8, batch_size=3) == 3 * count_macs(model, 8, 8)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "atconv", "hybrid"])
+def test_training_costs_three_times_as_much(mixer):
+    """Each product has two gradients, but for those of latents and times, which no weight comes before. Attention makes
+    its weights once more: five products for two."""
+    model = build(mixer=mixer)
+    inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.zeros(2, dtype=torch.long)
+    forward = 2 * count_macs(model, 8, 8, batch_size=2)
+    N, D = 16, 16
+    without_gradient = 2 * 2 * (N * D * 4 * 2**2 + 256 * D)
+    again = sum(isinstance(block.mixer, SelfAttention) for block in model.blocks) * 2 * 2 * N**2 * D
+    counted = sum(flops for flops, _ in count_operations(model, *inputs, backward=True))
+    assert counted == 3 * forward - without_gradient + again
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 @pytest.mark.parametrize("preset", ["SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2"])

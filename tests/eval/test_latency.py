@@ -7,8 +7,11 @@ import latency
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
+from sit_atconv.evaluation import git_commit
 from sit_atconv.macs import count_macs
+from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT
 
 CPU = torch.device("cpu")
 NANO = ["SiT-Nano/2", "SiT-ATConv-Nano/2"]
@@ -53,7 +56,8 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     assert report["environment"]["torch"] == torch.__version__
     assert report["environment"]["threads"] == torch.get_num_threads()
     assert report["environment"]["device_name"]
-    assert set(report["environment"]["attention"]) == {"bfloat16"}
+    assert report["environment"]["git_commit"] == git_commit()
+    assert report["environment"]["onednn_products"] is HAS_ONEDNN_PRODUCT
     assert report["rates"] == {"flops_per_second": {"bfloat16": 1e10}, "bytes_per_second": 1e9}
 
     results = report["results"]
@@ -70,6 +74,7 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
         assert r["roofline_share"] > least / r["ms"][1]
         assert r["peak_bytes"] > 0
     attention, atconv = results[:2]
+    assert attention["attention"] in SDPBackend.__members__ and atconv["attention"] is None
     assert attention["ratio"] == [1.0, 1.0, 1.0]
     assert atconv["ratio"][1] == pytest.approx(np.mean(np.divide(atconv["times_ms"], attention["times_ms"])))
 
@@ -80,7 +85,8 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     assert table[3].startswith("| forward | SiT-ATConv-Nano/2 | 32 | 1 | bfloat16 |")
     assert f" {atconv['ms'][1]:.4g} [" in table[3]
     text = (folder / "latency.md").read_text()
-    assert "\n".join(table) in text and "| SiT-ATConv-Nano/2 | 64 | aten::" in text
+    assert "\n".join(table) in text and "| forward | SiT-ATConv-Nano/2 | 64 | aten::" in text
+    assert f"attention {attention['attention']}, commit {git_commit()}" in text
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -101,9 +107,13 @@ def test_every_measurement(tmp_path, tiny_vae):
     twice = ", 2 calls a step"
     assert names["sde"] == [(f"{name}{suffix}", f"{name}{twice}") for name in NANO for suffix in (twice, "")]
     for r in results:
-        assert ("roofline_share" in r) == (r["measurement"] in ("operator", "forward"))
+        assert ("roofline_share" in r) == (r["measurement"] in ("operator", "forward", "training"))
+        assert ("operations" in r) == (r["measurement"] in ("operator", "forward", "training", "sampling"))
         assert ("vae_share" in r) == (r["measurement"] == "sampling" and r["name"] != latency.VAE_ROW)
         assert r["ms"][1] > 0
+    macs = {(r["measurement"], r["name"]): r.get("macs_per_image") for r in results}
+    for name in NANO:
+        assert 2.9 < macs["training", name] / macs["forward", name] < 3.1
     assert not (tmp_path / "new" / "latency.png").exists()  # one resolution makes no curve
 
 
@@ -209,6 +219,31 @@ def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
         assert "| out of memory |" in out
     assert rows == expected
     assert len(table) == 2 + len(expected)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_rounds_before_an_interrupt_are_kept(rounds, tmp_path, monkeypatch, capsys):
+    """Ctrl-C within the only setting: its finished rounds are written, and nothing more is run."""
+    calls = []
+
+    def interrupted(*_):
+        if len(calls) == 2 * (1 + rounds) - (rounds == 0):  # after one round to warm up, or in its midst
+            raise KeyboardInterrupt
+        calls.append(1)
+
+    monkeypatch.setattr(latency, "train_step", interrupted)
+    arguments = ["--measurements", "[training]", "--image_sizes", "[32]", "--output", str(tmp_path / "new")]
+    assert latency.main([*SMALL, *arguments, "--repeats", "7"]) == latency.INTERRUPTED
+    out, err = capsys.readouterr()
+    if rounds:
+        report = json.loads((tmp_path / "new" / "latency.json").read_text())
+        assert report["interrupted"] is True
+        assert [len(r["times_ms"]) for r in report["results"]] == [rounds] * len(NANO)
+        assert all(r["peak_bytes"] is None and "operations" not in r for r in report["results"])
+        assert "only what follows was measured" in err and "| training | SiT-ATConv-Nano/2 |" in out
+    else:
+        assert not (tmp_path / "new").exists()
+        assert "nothing was measured" in err and out == ""
 
 
 def test_compiled_blocks_are_measured(tmp_path, monkeypatch, capsys):
