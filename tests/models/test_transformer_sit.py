@@ -1,16 +1,24 @@
 """SiTTransformer2DModel against the reference's numbers, its own variants and what diffusers expects of a model."""
 
 import math
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.guidance import GuidedModel
 from sit_atconv.models import transformer_sit
-from sit_atconv.models.transformer_sit import PRESETS, SelfAttention, mixer_per_block, sincos_position_embedding
+from sit_atconv.models.transformer_sit import (
+    PRESETS,
+    SelfAttention,
+    SiTBlock,
+    mixer_per_block,
+    sincos_position_embedding,
+)
 
 REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
 MIXERS = ["atconv", "attention", "hybrid"]
@@ -48,6 +56,25 @@ def test_modulations_of_many_times_at_once(mixer, tiny_transformer, assert_close
         assert_close(model(x, None, None, modulation=modulations[i]).sample, expected, 1e-5)
     with pytest.raises(ValueError, match="must lie in"):
         model.modulations(t, y + 5)
+
+
+@pytest.mark.parametrize("mixer", [ATConv(16), SelfAttention(16, 2)], ids=["atconv", "attention"])
+def test_the_compiler_fuses_modulation_and_gates(mixer, assert_close):
+    """Three loops over the tokens beside mixer and MLP: norm and modulation; gate, sum, norm and modulation; gate and
+    sum. Inductor names a loop after what it has fused in it."""
+    block = SiTBlock(16, mixer, 32).eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True)
+        actual, (code,) = run_and_get_code(compiled, x, condition, (4, 4))
+        assert_close(actual, block(x, condition, (4, 4)), 1e-5)
+    loops = re.findall(r"^(?:cpp|triton)\w*_fused_(\w+) = ", code, re.MULTILINE)
+    assert ["addcmul" in name for name in loops if "native_layer_norm" in name] == [True, True]
+    gates = [name for name in loops if "addcmul" in name and "sigmoid" not in name and "native_layer_norm" not in name]
+    assert len(gates) == 1
 
 
 def test_compiles_without_graph_breaks(tiny_transformer, assert_close):
