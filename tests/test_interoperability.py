@@ -6,6 +6,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscrete
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
 from sit_atconv.export import INPUTS, OUTPUT, export_onnx, export_transformer
+from sit_atconv.models import linear
 
 LORA_TARGETS = ["qkv", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
 SIZES = [(1, 8, 8), (3, 4, 12), (2, 10, 6)]  # batch, height, width
@@ -21,6 +22,13 @@ def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
     generator = torch.Generator().manual_seed(height)
     x = torch.randn(batch, 3, height, width, generator=generator)
     return x, torch.rand(batch, generator=generator), torch.randint(0, 6, (batch,), generator=generator)
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def products(request, monkeypatch):
+    """Layers as small as these, and the same computed as large ones are on an x86 CPU."""
+    if request.param == "large":
+        monkeypatch.setattr(linear, "WORTHWHILE_PRODUCTS", 0)
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ PyTorch hands them to Intel's MKL, which on AMD's processors reaches less than h
 """
 
 import platform
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 HAS_ONEDNN_PRODUCT = (
     platform.machine().lower() in ("x86_64", "amd64")
@@ -45,6 +47,19 @@ def register_product() -> None:
 # what it takes and returns must stay as it is. Another would need another name.
 if HAS_ONEDNN_PRODUCT and not hasattr(torch.ops.sit_atconv, "onednn_linear"):
     register_product()
+
+
+def register_flops() -> None:
+    """Let PyTorch's FlopCounterMode count the products that it does not know."""
+    unknown = {torch.ops.mkldnn._linear_pointwise, torch.ops.sit_atconv.onednn_linear} - flop_registry.keys()
+
+    @register_flop_formula(list(unknown))
+    def _(x_shape, weight_shape, *options, **others) -> int:
+        return 2 * prod(x_shape) * weight_shape[0]
+
+
+if HAS_ONEDNN_PRODUCT:
+    register_flops()
 
 
 class OneDNNLinear(torch.autograd.Function):

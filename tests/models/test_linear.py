@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.models import linear as module
@@ -144,6 +145,15 @@ def test_compiled_programs_hold_the_operator(any_size):
     with torch.no_grad():
         torch.compile(linear, backend=aot_autograd(fw_compiler=record), fullgraph=True)(*inputs((2, 5, 6), 4))
     assert "sit_atconv.onednn_linear.default" in called
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pytorchs_counter_counts_it(compiled, any_size):
+    x, weight, bias = inputs((2, 5, 6), 4)
+    function = torch.compile(linear, backend="aot_eager") if compiled else linear
+    with FlopCounterMode(display=False) as counter:
+        function(x, weight, bias).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 10 * 6 * 4
 
 
 def test_a_range_of_sizes_is_one_program():
