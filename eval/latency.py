@@ -26,8 +26,10 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -54,9 +56,9 @@ from sit_atconv.benchmarking import (
     summarize,
     time_by_operation,
 )
-from sit_atconv.evaluation import git_commit
+from sit_atconv.evaluation import check_new_file, git_commit
 from sit_atconv.guidance import GuidedModel
-from sit_atconv.latents import decode, load_vae
+from sit_atconv.latents import decode, load_vae, vae_scale_factor
 from sit_atconv.macs import count_operations
 from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT
 from sit_atconv.models.transformer_sit import PRESETS, SelfAttention
@@ -188,8 +190,9 @@ class Options:
                 raise ValueError(f"{name}={values} must name at least one, and each only once")
         for setting in self.plan:
             check_setting(setting)
-        if self.output is not None and Path(self.output).exists():
-            raise ValueError(f"output={self.output!r} exists already; remove it or name another")
+        if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
+            raise ValueError(f"vae={self.vae!r} is for the measurement sampling; add that, or leave vae out")
+        check_new_file("output", self.output)
 
     @property
     def plan(self) -> list[Setting]:
@@ -197,7 +200,7 @@ class Options:
         own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
         if all(values is None for values in own):
             return PLANS[self.device]
-        default = family("S/2")[:2] if self.measurements == ["operator"] else family("S/2")
+        default = family("S/2")[:2] if "operator" in (self.measurements or []) else family("S/2")
         presets = tuple(self.presets or default)
         default_dtype = "bfloat16" if self.device == "cuda" else "float32"
         combinations = itertools.product(
@@ -288,15 +291,20 @@ def train_step(model: nn.Module, inputs: tuple, dtype: torch.dtype, checkpointin
 
 
 def make_calls(
-    models: Mapping[str, SiTTransformer2DModel], setting: Setting, options: Options, device: torch.device
+    models: Mapping[str, SiTTransformer2DModel],
+    setting: Setting,
+    options: Options,
+    device: torch.device,
+    vae: nn.Module | None = None,
 ) -> tuple[dict[str, Callable], dict[str, str]]:
-    """What is timed in turn, by name, and which of it each is compared with."""
+    """What is timed in turn, by name, and which of it each is compared with. Without a VAE, one of random weights."""
     first = next(iter(models))
     baselines = dict.fromkeys(models, first)
     if setting.measurement == "operator":
-        inputs = operator_inputs(models[first], setting, device)
-        calls = {name: partial(compiled(model.blocks[0].mixer, options), *inputs) for name, model in models.items()}
-        return calls, baselines
+        return {
+            name: partial(compiled(model.blocks[0].mixer, options), *operator_inputs(model, setting, device))
+            for name, model in models.items()
+        }, baselines
 
     nets = {name: compiled(model, options) for name, model in models.items()}
     inputs = make_inputs(models[first], setting.image_size, setting.batch_size, device)
@@ -331,7 +339,7 @@ def make_calls(
                 baselines[name + suffix] = f"{name}, 2 calls a step"
         return calls, baselines
 
-    vae = AutoencoderKL(**VAE_CONFIG) if options.vae is None else load_vae(options.vae)
+    vae = vae or AutoencoderKL(**VAE_CONFIG)
     vae = nn.Module.to(vae, device, DTYPES[setting.dtype]).eval()
     calls = {}
     for name, net in nets.items():
@@ -358,6 +366,7 @@ def measure_setting(
     options: Options,
     device: torch.device,
     rates: tuple[float, float],
+    vae: nn.Module | None = None,
 ) -> list[dict]:
     """Measure every model in one setting: one row of results each.
 
@@ -366,13 +375,15 @@ def measure_setting(
         setting, options: what to measure, and how.
         device: where the models are.
         rates: floating-point operations and bytes per second that the device is capable of.
+        vae: of "sampling"; one of random weights where None.
 
     Raises:
         Interrupted: on Ctrl-C, with the rows of the rounds that were finished.
     """
     if options.compile != "none":
         torch.compiler.reset()  # so that each setting is compiled for its own shapes
-    calls, baselines = make_calls(models, setting, options, device)
+    calls, baselines = make_calls(models, setting, options, device, vae)
+    facts = {name: model_facts(model, setting, device, rates) for name, model in models.items()}
     times, memory, profiles, interrupted = {}, {}, {}, False
     try:
         with torch.inference_mode(setting.measurement not in TRAINING):
@@ -385,34 +396,74 @@ def measure_setting(
                     profiles[name] = time_by_operation(call, device)
     except KeyboardInterrupt:
         interrupted = True
-    drop_gradients(models)
-
-    rows = []
-    for name, summary in summarize(times, baselines).items():
-        ms = summary["ms"][1]
-        row = asdict(setting) | {"name": name, "peak_bytes": memory.get(name), **summary}
-        row["images_per_second"] = setting.batch_size * 1e3 / ms
-        del row["presets"]
-        model = models.get(name.partition(",")[0])
-        if model is not None:
-            row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            row["attention"] = attention_backend(model, setting, device)
-        if setting.measurement in COUNTED:
-            if setting.measurement == "operator":
-                operations = count_operations(model.blocks[0].mixer, *operator_inputs(model, setting, device))
-            else:
-                inputs = make_inputs(model, setting.image_size, setting.batch_size, device)
-                operations = count_operations(model, *inputs, backward=setting.measurement == "training")
-            row["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
-            row["roofline_share"] = roofline_ms(operations, *rates) / ms
-        if name in profiles:
-            row["operations"] = profiles[name]
-        if setting.measurement == "sampling" and model is not None:
-            row["vae_share"] = quartiles(times[VAE_ROW])[1] / ms
-        rows.append(row)
-    if interrupted:
-        raise Interrupted(rows)
+    with uninterrupted():
+        drop_gradients(models)
+        rows = []
+        for name, summary in summarize(times, baselines).items():
+            ms = summary["ms"][1]
+            row = asdict(setting) | {"name": name, "peak_bytes": memory.get(name), **summary}
+            row["images_per_second"] = setting.batch_size * 1e3 / ms
+            del row["presets"]
+            row |= facts.get(name.partition(",")[0], {})
+            if "roofline_ms" in row:
+                row["roofline_share"] = row["roofline_ms"] / ms
+            if name in profiles:
+                row["operations"] = profiles[name]
+            if setting.measurement == "sampling" and name in models:
+                row["vae_share"] = quartiles(times[VAE_ROW])[1] / ms
+            rows.append(row)
+        if interrupted:
+            raise Interrupted(rows)
     return rows
+
+
+def model_facts(
+    model: SiTTransformer2DModel, setting: Setting, device: torch.device, rates: tuple[float, float]
+) -> dict:
+    """What is known of a model in a setting before anything is timed: parameters, attention, operations."""
+    facts = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "attention": attention_backend(model, setting, device),
+    }
+    if setting.measurement in COUNTED:
+        if setting.measurement == "operator":
+            operations = count_operations(model.blocks[0].mixer, *operator_inputs(model, setting, device))
+        else:
+            inputs = make_inputs(model, setting.image_size, setting.batch_size, device)
+            training = setting.measurement == "training"
+            operations = count_operations(model, *inputs, backward=training, dtype=DTYPES[setting.dtype])
+        facts["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
+        facts["roofline_ms"] = roofline_ms(operations, *rates)
+    return facts
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C takes effect when the block is done: measured rows get into the report, and files are written whole."""
+    pressed = []
+    handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def load_fitting_vae(name: str) -> nn.Module:
+    """Load a VAE for `sampling`.
+
+    Raises:
+        ValueError: where there is none, or its latents are not those of the presets.
+    """
+    vae = load_vae(name)
+    made = (vae_scale_factor(vae), vae.config.latent_channels)
+    if made != (PIXELS_PER_LATENT, VAE_CONFIG["latent_channels"]):
+        raise ValueError(
+            f"vae={name!r} has {made[0]} pixels a latent and {made[1]} channels; the presets need {PIXELS_PER_LATENT} "
+            f"and {VAE_CONFIG['latent_channels']}, as stabilityai/sd-vae-ft-ema has"
+        )
+    return vae
 
 
 def drop_gradients(models: Mapping[str, nn.Module]) -> None:
@@ -550,11 +601,11 @@ def environment(device: torch.device) -> dict:
 def write_results(folder: Path, report: dict) -> None:
     """Write JSON, table and plot so that each file is whole at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure = plot(report["results"])
     contents = {"latency.json": json.dumps(report, indent=2) + "\n", "latency.md": report_text(report)}
     for name, text in contents.items():
         (folder / f"{name}.part").write_text(text, encoding="utf-8")
         (folder / f"{name}.part").replace(folder / name)
+    figure = plot(report["results"])
     if figure is not None:
         figure.savefig(folder / ".latency.png", dpi=120, format="png")
         (folder / ".latency.png").replace(folder / "latency.png")
@@ -588,57 +639,67 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         options = Options(**vars(arguments))
+        vae = None if options.vae is None else load_fitting_vae(options.vae)
     except ValueError as error:
         parser.error(str(error))
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device, plan = torch.device(options.device), options.plan
     now = datetime.now(timezone.utc)
     folder = Path(options.output or f"runs/latency-{now:%Y%m%d-%H%M%S}")
-    dtypes = list(dict.fromkeys(setting.dtype for setting in plan))
-    rates = {
-        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dtypes},
-        "bytes_per_second": copy_bandwidth(device),
-    }
     report = {
         "command": shlex.join(["python", "eval/latency.py", *argv]),
         "date": now.isoformat(timespec="seconds"),
         "options": asdict(options),
-        "environment": environment(device),
-        "rates": rates,
         "interrupted": True,  # until all is measured; the files are written after every setting
         "results": [],
     }
-    status, models, built = 0, {}, None
     try:
-        for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
-            weights = "float32" if setting.measurement in TRAINING else setting.dtype
-            if built != (setting.presets, weights):
-                models.clear()  # two groups of large models may not fit together
-                models, built = build_models(setting.presets, DTYPES[weights], device), (setting.presets, weights)
-            limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
-            try:
-                report["results"] += measure_setting(models, setting, options, device, limits)
-            except Interrupted as interrupt:
-                if interrupt.rows:
-                    report["results"] += interrupt.rows
-                    write_results(folder, report)
-                raise
-            except torch.OutOfMemoryError:  # the settings to come may fit
-                report["results"].append(without_memory(setting))
-                models, built = {}, None
-                torch.cuda.empty_cache()
-            report["interrupted"] = i + 1 < len(plan)
-            write_results(folder, report)
+        measure_plan(options, folder, report, vae)
     except KeyboardInterrupt:
         what = "only what follows" if report["results"] else "nothing"
-        print(f"interrupted: {what} was measured", file=sys.stderr)
-        status = INTERRUPTED
+        if report["interrupted"]:
+            print(f"interrupted: {what} was measured", file=sys.stderr)
     if report["results"]:
         print(markdown_table(report["results"]))
         print(f"\nIn {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    return status
+    return INTERRUPTED if report["interrupted"] else 0
+
+
+def measure_plan(options: Options, folder: Path, report: dict, vae: nn.Module | None) -> None:
+    """Measure all settings, and after each one write `report`, which gets its rows, to `folder`."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device, plan = torch.device(options.device), options.plan
+    dtypes = dict.fromkeys(setting.dtype for setting in plan)
+    report["environment"] = environment(device)
+    rates = report["rates"] = {
+        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dtypes},
+        "bytes_per_second": copy_bandwidth(device),
+    }
+    models, built = {}, None
+    for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
+        limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
+        weights = "float32" if setting.measurement in TRAINING else setting.dtype
+        interrupted = False
+        try:
+            if built != (setting.presets, weights):
+                models, built = {}, None  # two groups of large models may not fit together
+                models = build_models(setting.presets, DTYPES[weights], device)
+                built = (setting.presets, weights)
+            rows = measure_setting(models, setting, options, device, limits, vae)
+        except Interrupted as interrupt:
+            rows, interrupted = interrupt.rows, True
+        except torch.OutOfMemoryError:  # the settings to come may fit
+            rows = [without_memory(setting)]
+        with uninterrupted():
+            report["results"] += rows
+            report["interrupted"] = interrupted or i + 1 < len(plan)
+            if report["results"]:
+                write_results(folder, report)
+        if interrupted:
+            raise KeyboardInterrupt
+        if "error" in rows[0]:
+            models, built = {}, None
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
@@ -127,13 +128,27 @@ def peak_memory(fn: Callable[[], object], device: torch.device) -> int:
 
 
 def time_by_operation(fn: Callable[[], object], device: torch.device, count: int = 8) -> dict[str, float]:
-    """What PyTorch's profiler finds a call to spend its time on: the largest shares by name, then "other"."""
+    """What PyTorch's profiler finds a call to spend its time on: the largest shares by name, then "other".
+
+    The names are those of PyTorch's operations on a CPU, and of kernels on a GPU.
+    """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with _quiet_stderr(), profile(activities=activities) as profiler:
         fn()
         synchronize(device)
-    clock = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    spent = sorted(((getattr(event, clock), event.key) for event in profiler.key_averages()), reverse=True)
+    return shares_of_events(profiler.key_averages(), device, count)
+
+
+def shares_of_events(events: Iterable, device: torch.device, count: int) -> dict[str, float]:
+    """The shares of the profiler's averaged events by name, the largest first, then "other".
+
+    An operation of the CPU bears the time of the kernels that it launched, too: only what ran on the device counts.
+    Marks such as "Torch-Compiled Region" enclose other events.
+    """
+    on_gpu = device.type == "cuda"
+    kind, clock = (DeviceType.CUDA, "self_device_time_total") if on_gpu else (DeviceType.CPU, "self_cpu_time_total")
+    events = [event for event in events if event.device_type == kind and not event.is_user_annotation]
+    spent = sorted(((getattr(event, clock), event.key) for event in events), reverse=True)
     total = sum(time for time, _ in spent)
     shares = {name: time / total for time, name in spent[:count]}
     return {**shares, "other": 1 - sum(shares.values())}

@@ -354,7 +354,7 @@ def check_new_file(field: str, file: str | Path | None) -> None:
         return
     file = Path(file)
     if file.exists():
-        raise ValueError(f"{field}={str(file)!r} exists; name another file, or remove that one first")
+        raise ValueError(f"{field}={str(file)!r} exists; name another, or remove that one first")
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{field}={str(file)!r} cannot be written: {folder} is not a folder that you may write to")

@@ -103,7 +103,9 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-def count_operations(module: nn.Module, *inputs, backward: bool = False) -> list[tuple[int, int]]:
+def count_operations(
+    module: nn.Module, *inputs, backward: bool = False, dtype: torch.dtype | None = None
+) -> list[tuple[int, int]]:
     """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
 
     Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
@@ -113,9 +115,14 @@ def count_operations(module: nn.Module, *inputs, backward: bool = False) -> list
         module: returns a tensor, or an output with `.sample`.
         inputs: tensors and whatever else it takes.
         backward: count the gradients of all weights, too; the inputs need none.
+        dtype: of weights and inputs, as autocast sees them; by default their own.
     """
-    weights = {name: weight.to("meta").requires_grad_(backward) for name, weight in module.state_dict().items()}
-    inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), inputs)
+
+    def shape(x: torch.Tensor) -> torch.Tensor:
+        return x.to("meta", dtype if x.is_floating_point() else None)
+
+    weights = {name: shape(weight).requires_grad_(backward) for name, weight in module.state_dict().items()}
+    inputs = tree_map_only(torch.Tensor, shape, inputs)
     counter = _Operations()
     eager = torch.compiler.set_stance("force_eager")  # compiled blocks hide what they do
     with torch.set_grad_enabled(backward), eager, counter, _CountAttention(counter.operations):

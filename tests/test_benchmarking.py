@@ -2,12 +2,22 @@
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from sit_atconv import benchmarking
-from sit_atconv.benchmarking import measure, peak_memory, roofline_ms, summarize, time_by_operation, turns
+from sit_atconv.benchmarking import (
+    measure,
+    peak_memory,
+    roofline_ms,
+    shares_of_events,
+    summarize,
+    time_by_operation,
+    turns,
+)
 
 CPU = torch.device("cpu")
 
@@ -131,6 +141,25 @@ def test_time_is_told_by_operation():
     assert next(iter(shares)) == "aten::mm"
     assert list(shares)[-1] == "other" and len(shares) == 3
     assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", {"gemm": 0.75, "other": 0.25}), ("cpu", {"aten::mm": 1.0})])
+def test_shares_are_of_what_ran_on_the_device(device, expected):
+    """An operation bears its kernel's time, too, and a mark all that is within."""
+
+    def event(key, kind, on_cpu, on_gpu, mark=False):
+        times = dict(self_cpu_time_total=on_cpu, self_device_time_total=on_gpu)
+        return SimpleNamespace(key=key, device_type=kind, is_user_annotation=mark, **times)
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 5, 3),
+        event("gemm", DeviceType.CUDA, 0, 3),
+        event("copy", DeviceType.CUDA, 0, 1),
+        event("Torch-Compiled Region", DeviceType.CPU, 9, 0, True),
+        event("Torch-Compiled Region", DeviceType.CUDA, 0, 4, True),
+    ]
+    shares = shares_of_events(events, torch.device(device), count=1)
+    assert {name: share for name, share in shares.items() if share} == expected
 
 
 def test_roofline_in_closed_form():

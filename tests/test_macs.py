@@ -141,6 +141,20 @@ def test_attention_moves_no_matrix_of_its_weights(tiny_transformer):
     assert out == (2 * 100 * 16 * 16, 4 * (100 * 16 + 16 * 16 + 16 + 100 * 16))
 
 
+def test_attention_backward_reads_five_tensors_and_writes_three(tiny_transformer):
+    mixer = tiny_transformer(mixer="attention").blocks[0].mixer  # D = 16
+    operations = count_operations(mixer, torch.randn(1, 100, 16), (10, 10), backward=True)
+    assert (10 * 100 * 100 * 16, 4 * 8 * 100 * 16) in operations
+
+
+def test_operations_in_another_dtype(tiny_transformer):
+    mixer = tiny_transformer(mixer="attention").blocks[0].mixer
+    inputs = torch.randn(1, 100, 16), (10, 10)
+    halved = count_operations(mixer, *inputs, backward=True, dtype=torch.bfloat16)
+    whole = count_operations(mixer, *inputs, backward=True)
+    assert [(flops, 2 * nbytes) for flops, nbytes in halved] == whole
+
+
 def test_compiled_blocks_are_counted(tiny_transformer):
     model = tiny_transformer(mixer="hybrid")
     expected = count_macs(model, 8, 8)

@@ -92,7 +92,8 @@ class ATConv(nn.Module):
         # product reads tokens as they lie, and in exported programs it has any shape.
         tracing = torch.compiler.is_compiling()
         if tokens.device.type == "cuda" or tracing:
-            make = pooling_matrix if tracing else cached_pooling_matrix
+            cached = type(tokens) is torch.Tensor and not tracing  # not what is made in FakeTensorMode
+            make = cached_pooling_matrix if cached else pooling_matrix
             bins = make(grid, k, self.kernel_pool, tokens.device)
             # Ones are exact in any dtype; weights of a mean would be off by up to 0.4 % in bfloat16.
             sums = (bins.to(tokens.dtype) @ tokens).to(torch.promote_types(tokens.dtype, torch.float32))  # (B, k², C)

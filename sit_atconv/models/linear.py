@@ -137,10 +137,15 @@ class Linear(nn.Linear):
 
 
 def is_untouched(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours with nothing on it that its call would run, such as an adapter or a hook."""
-    everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-    own = (layer._forward_hooks, layer._forward_pre_hooks)
-    return type(layer) is Linear and not any((*everywhere, *own)) and "forward" not in layer.__dict__
+    """Whether a layer is one of ours, has plain weights, and nothing on it that its call would run, such as a hook."""
+    return (
+        type(layer) is Linear
+        and type(layer.weight) in PLAIN
+        and "forward" not in layer.__dict__
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+        and not (torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
+    )
 
 
 def gelu_of_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

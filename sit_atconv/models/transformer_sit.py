@@ -367,9 +367,9 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"class_labels must be a tensor of whole numbers, not {kind}")
         if labels.shape != (batch_size,):
             raise ValueError(f"class_labels has shape {tuple(labels.shape)}, but the batch has {batch_size} samples")
-        # Reading values off a GPU would stall it, and tracing cannot branch on them: there the pipeline and the
-        # data sets, which check their labels, stand guard.
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Reading values off a GPU would stall it, tracing cannot branch on them, and those of FakeTensorMode have none:
+        # there the pipeline and the data sets, which check their labels, stand guard.
+        if labels.device.type == "cpu" and type(labels) is torch.Tensor and not torch.compiler.is_compiling():
             classes = self.config.num_classes if self.training else self.class_embed.num_embeddings
             if labels.numel() and not (0 <= labels.min() and labels.max() < classes):
                 raise ValueError(f"class_labels={labels.tolist()} must lie in 0…{classes - 1}")
@@ -452,8 +452,10 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         # Contiguous, since sums take the strides of their first term: every norm of every block would copy x otherwise.
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":
-            # torch.compile sees through a cache, and warns; what it makes of this is one small kernel
-            embed = sincos_position_embedding if torch.compiler.is_compiling() else _cached_position_embedding
+            # torch.compile sees through a cache, and warns; what it makes of this is one small kernel. The tensors of
+            # FakeTensorMode would stay in it.
+            cached = type(x) is torch.Tensor and not torch.compiler.is_compiling()
+            embed = _cached_position_embedding if cached else sincos_position_embedding
             x = x + embed(x.shape[-1], grid, x.device).to(x.dtype)
 
         if modulation is None:

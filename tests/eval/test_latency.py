@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import signal
 
 import latency
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch.nn.attention import SDPBackend
 
 from sit_atconv.evaluation import git_commit
@@ -86,7 +88,7 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     assert f" {atconv['ms'][1]:.4g} [" in table[3]
     text = (folder / "latency.md").read_text()
     assert "\n".join(table) in text and "| forward | SiT-ATConv-Nano/2 | 64 | aten::" in text
-    assert f"attention {attention['attention']}, commit {git_commit()}" in text
+    assert f"attention {attention['attention']}, commit {git_commit() or 'unknown'}" in text
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,6 +113,9 @@ def test_every_measurement(tmp_path, tiny_vae):
         assert ("operations" in r) == (r["measurement"] in ("operator", "forward", "training", "sampling"))
         assert ("vae_share" in r) == (r["measurement"] == "sampling" and r["name"] != latency.VAE_ROW)
         assert r["ms"][1] > 0
+    sampling = [r for r in results if r["measurement"] == "sampling"]
+    for r in sampling[:2]:
+        assert r["vae_share"] == pytest.approx(np.median(sampling[2]["times_ms"]) / np.median(r["times_ms"]))
     macs = {(r["measurement"], r["name"]): r.get("macs_per_image") for r in results}
     for name in NANO:
         assert 2.9 < macs["training", name] / macs["forward", name] < 3.1
@@ -278,6 +283,8 @@ def test_compiled_blocks_are_measured(tmp_path, monkeypatch, capsys):
         (["--warmup", "0"], "warmup=0 must be"),
         (["--max_seconds", "0"], "max_seconds=0.0 must be"),
         (["--threads", "0"], "threads=0 must be"),
+        (["--vae", "somewhere"], "vae='somewhere' is for the measurement sampling"),
+        (["--output", f"{__file__}/new"], "cannot be written: "),
     ],
 )
 def test_refused_before_anything_is_built(arguments, message, monkeypatch, capsys):
@@ -298,4 +305,113 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch, capsys):
 def test_existing_output_is_kept(tmp_path, capsys):
     with pytest.raises(SystemExit):
         latency.main([*SMALL, "--output", str(tmp_path)])
-    assert "exists already" in capsys.readouterr().err
+    assert "exists; name another" in capsys.readouterr().err
+
+
+def test_a_vae_of_other_latents_is_refused(tmp_path, monkeypatch, capsys):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    monkeypatch.setattr(latency, "build_models", lambda *args: pytest.fail("built models"))
+    for vae, message in ("vae", "has 1 pixels a latent and 4 channels; the presets need 8 and 4"), ("no", "is no auto"):
+        with pytest.raises(SystemExit):
+            latency.main([*SMALL, "--measurements", "[sampling]", "--vae", str(tmp_path / vae)])
+        assert message in capsys.readouterr().err
+
+
+def test_every_operator_gets_tokens_of_its_own_width_and_grid(tmp_path):
+    presets = ["--presets", "[SiT-Nano/2, SiT-Nano/4, SiT-S/2]", "--measurements", "[operator]"]
+    arguments = ["--image_sizes", "[64]", "--output", str(tmp_path / "new")]
+    assert latency.main([*SMALL, *presets, *arguments]) == 0
+    results = json.loads((tmp_path / "new" / "latency.json").read_text())["results"]
+    assert [r["macs_per_image"] for r in results] == [
+        4 * N * D**2 + 2 * N**2 * D for N, D in [(16, 96), (4, 96), (16, 384)]
+    ]
+
+
+def test_the_operator_is_not_measured_of_hybrids_by_default():
+    for measurements in ["operator"], ["forward", "operator"]:
+        options = latency.Options(device="cpu", measurements=measurements)
+        assert {setting.presets for setting in options.plan} == {latency.family("S/2")[:2]}
+
+
+def test_training_below_float32_has_float32_weights(tmp_path, monkeypatch):
+    """Autocast casts them, and so the roofline reads and writes half the bytes."""
+    seen, step = set(), latency.train_step
+
+    def spy(model, *args):
+        seen.add((model.dtype, args[1]))
+        return step(model, *args)
+
+    monkeypatch.setattr(latency, "train_step", spy)
+    monkeypatch.setattr(latency, "matrix_rate", lambda *_: 1e30)  # all is bound by memory
+    arguments = ["--measurements", "[training]", "--image_sizes", "[64]", "--dtypes", "[float32, bfloat16]"]
+    assert latency.main([*SMALL, *arguments, "--output", str(tmp_path / "new")]) == 0
+    results = json.loads((tmp_path / "new" / "latency.json").read_text())["results"]
+    assert seen == {(torch.float32, torch.float32), (torch.float32, torch.bfloat16)}
+    least = {(r["dtype"], r["name"]): r["roofline_ms"] for r in results}
+    for name in NANO:
+        assert least["bfloat16", name] == pytest.approx(least["float32", name] / 2, rel=0.01)
+
+
+def test_the_plot_shows_medians_of_the_most_resolutions():
+    def row(name, size, dtype, ms):
+        facts = dict(measurement="forward", name=name, baseline="a", image_size=size, batch_size=1, dtype=dtype)
+        return facts | {"ms": [ms - 1, ms, ms + 5], "ratio": [0.9 * ms, ms / 10, 2 * ms]}
+
+    rows = [row("a", 512, "bfloat16", 3.0), row("b", 512, "bfloat16", 4.0)]
+    rows += [row(name, size, "float32", ms) for size, ms in [(512, 20.0), (256, 10.0)] for name in "ab"]
+    assert latency.plot(rows[:2]) is None
+    figure = latency.plot(rows)
+    for axes, values in zip(figure.axes, ([10.0, 20.0], [1.0, 2.0]), strict=True):
+        for line in axes.lines:
+            assert (list(line.get_xdata()), list(line.get_ydata())) == ([256, 512], values)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
+    assert "float32" in figure.axes[0].get_title()
+
+
+def test_attention_in_training_is_that_of_tensors_with_gradients(monkeypatch):
+    seen = []
+
+    def choice(q, k, v):
+        seen.append((tuple(q.shape), q.dtype, q.requires_grad, torch.is_grad_enabled()))
+        return latency.SDPBackend.MATH.value
+
+    monkeypatch.setattr(latency.torch, "_fused_sdp_choice", choice)
+    model = latency.SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2-Hybrid")
+    for measurement in ("forward", "training"):
+        setting = latency.Setting(measurement, (), 64, 3, "bfloat16")
+        assert latency.attention_backend(model, setting, CPU) == "MATH"
+    shape = (3, 4, 16, 24)
+    assert seen == [(shape, torch.bfloat16, False, False), (shape, torch.bfloat16, True, True)]
+
+
+def test_an_interrupt_waits_for_what_must_be_whole():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with latency.uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        done.append(2)
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("place", ["write_results", "matrix_rate", "build_models"])
+def test_an_interrupt_anywhere_leaves_whole_files_and_one_line(place, tmp_path, monkeypatch, capsys):
+    original, calls = getattr(latency, place), []
+
+    def pressed(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(latency, place, pressed)
+    folder = tmp_path / "new"
+    status = latency.main([*SMALL, "--image_sizes", "[32, 64]", "--output", str(folder)])
+    err = capsys.readouterr().err
+    assert status == latency.INTERRUPTED and "was measured" in err and "Traceback" not in err
+    if place == "write_results":
+        report = json.loads((folder / "latency.json").read_text())
+        assert len(report["results"]) == len(NANO) and report["interrupted"] is True
+    else:
+        assert not folder.exists()

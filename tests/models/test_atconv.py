@@ -181,3 +181,12 @@ def test_arguments_that_cannot_be_used(arguments, field):
 def test_a_grid_that_is_not_the_tokens_fails():
     with pytest.raises(ValueError, match="grid=4×4 has 16 places, but there are 12 tokens"):
         ATConv(4)(torch.randn(1, 12, 4), (4, 4))
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_the_backward_pass_run(register):
+    module, seen = ATConv(8), []
+    for name in ("kernel_proj", "kernel_gen"):
+        getattr(getattr(module, name), register)(lambda *_, name=name: seen.append(name))
+    module(torch.randn(2, 12, 8), (3, 4)).sum().backward()
+    assert sorted(seen) == ["kernel_gen", "kernel_proj"]

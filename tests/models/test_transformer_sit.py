@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.guidance import GuidedModel
@@ -56,6 +57,15 @@ def test_modulations_of_many_times_at_once(mixer, tiny_transformer, assert_close
         assert_close(model(x, None, None, modulation=modulations[i]).sample, expected, 1e-5)
     with pytest.raises(ValueError, match="must lie in"):
         model.modulations(t, y + 5)
+
+
+def test_pretended_tensors_leave_nothing_behind(tiny_transformer):
+    """As tools do that estimate memory: a real pass over the same grid, of which there was none before, still runs."""
+    model = tiny_transformer(mixer="hybrid")
+    x, t, y = inputs(model, 1, 4, 20)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(x), mode.from_tensor(t), mode.from_tensor(y)).sample.shape == x.shape
+    assert model(x, t, y).sample.isfinite().all()
 
 
 @pytest.mark.parametrize("mixer", [ATConv(16), SelfAttention(16, 2)], ids=["atconv", "attention"])
