@@ -138,8 +138,8 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
     cases = [
         ((str(tmp_path / "missing"), "--reference", "digits"), "missing' is no pipeline folder"),
         ((pipeline_folder, "--reference", "missing"), "'missing' is no folder"),
-        ((*digits, "--output", str(existing)), f"output={str(existing)!r} exists; name another file"),
-        ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} exists; name another file"),
+        ((*digits, "--output", str(existing)), f"output={str(existing)!r} exists; name another"),
+        ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} exists; name another"),
         ((*digits, "--samples_per_class", "0"), "samples_per_class=0"),
         ((*digits, "--num_inference_steps", "0"), "num_inference_steps=0"),
         ((*digits, "--seed", "-1"), "seed=-1"),
