@@ -447,7 +447,7 @@ def uninterrupted():
     finally:
         signal.signal(signal.SIGINT, handler)
     if pressed:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
 
 def load_fitting_vae(name: str) -> nn.Module:

@@ -98,7 +98,7 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         not HAS_ONEDNN_PRODUCT
         or not torch.backends.mkldnn.enabled
         or torch.jit.is_tracing()
-        or torch.compiler.is_exporting()
+        or torch.compiler._is_exporting_flag  # is_exporting() of torch 2.11 is true in torch.compile, too
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()  # vmap, and derivatives forwards, have no rule there
     ):

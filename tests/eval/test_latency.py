@@ -28,6 +28,14 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, which shells switch off for what they run in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
 def tiny_vae(monkeypatch):
     config = dict(block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1)
     monkeypatch.setattr(latency, "VAE_CONFIG", latency.VAE_CONFIG | config)
@@ -384,7 +392,7 @@ def test_attention_in_training_is_that_of_tensors_with_gradients(monkeypatch):
     assert seen == [(shape, torch.bfloat16, False, False), (shape, torch.bfloat16, True, True)]
 
 
-def test_an_interrupt_waits_for_what_must_be_whole():
+def test_an_interrupt_waits_for_what_must_be_whole(ctrl_c):
     done = []
     with pytest.raises(KeyboardInterrupt):
         with latency.uninterrupted():
@@ -396,7 +404,7 @@ def test_an_interrupt_waits_for_what_must_be_whole():
 
 
 @pytest.mark.parametrize("place", ["write_results", "matrix_rate", "build_models"])
-def test_an_interrupt_anywhere_leaves_whole_files_and_one_line(place, tmp_path, monkeypatch, capsys):
+def test_an_interrupt_anywhere_leaves_whole_files_and_one_line(place, ctrl_c, tmp_path, monkeypatch, capsys):
     original, calls = getattr(latency, place), []
 
     def pressed(*args):
