@@ -22,7 +22,6 @@ from its launch until the device is done. Measurements:
 import importlib
 import importlib.util
 import itertools
-import json
 import os
 import platform
 import shlex
@@ -56,7 +55,7 @@ from sit_atconv.benchmarking import (
     summarize,
     time_by_operation,
 )
-from sit_atconv.evaluation import check_new_file, git_commit
+from sit_atconv.evaluation import check_new_file, git_commit, staged, write_json
 from sit_atconv.guidance import GuidedModel
 from sit_atconv.latents import decode, load_vae, vae_scale_factor
 from sit_atconv.macs import count_operations
@@ -352,14 +351,6 @@ def make_calls(
     return {**calls, VAE_ROW: partial(decode, vae, latents)}, {**baselines, VAE_ROW: VAE_ROW}
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C within a setting; `rows` is what of it had been measured."""
-
-    def __init__(self, rows: list[dict]):
-        super().__init__()
-        self.rows = rows
-
-
 def measure_setting(
     models: Mapping[str, SiTTransformer2DModel],
     setting: Setting,
@@ -367,8 +358,8 @@ def measure_setting(
     device: torch.device,
     rates: tuple[float, float],
     vae: nn.Module | None = None,
-) -> list[dict]:
-    """Measure every model in one setting: one row of results each.
+) -> tuple[list[dict], bool]:
+    """Measure every model in one setting.
 
     Args:
         models: by preset, as `build_models` makes them.
@@ -377,8 +368,9 @@ def measure_setting(
         rates: floating-point operations and bytes per second that the device is capable of.
         vae: of "sampling"; one of random weights where None.
 
-    Raises:
-        Interrupted: on Ctrl-C, with the rows of the rounds that were finished.
+    Returns:
+        One row of results each, and whether Ctrl-C came in between: then they are of the rounds that were finished, and
+        empty where there was none.
     """
     if options.compile != "none":
         torch.compiler.reset()  # so that each setting is compiled for its own shapes
@@ -412,9 +404,7 @@ def measure_setting(
             if setting.measurement == "sampling" and name in models:
                 row["vae_share"] = quartiles(times[VAE_ROW])[1] / ms
             rows.append(row)
-        if interrupted:
-            raise Interrupted(rows)
-    return rows
+    return rows, interrupted
 
 
 def model_facts(
@@ -600,15 +590,13 @@ def environment(device: torch.device) -> dict:
 
 def write_results(folder: Path, report: dict) -> None:
     """Write JSON, table and plot so that each file is whole at any moment."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {"latency.json": json.dumps(report, indent=2) + "\n", "latency.md": report_text(report)}
-    for name, text in contents.items():
-        (folder / f"{name}.part").write_text(text, encoding="utf-8")
-        (folder / f"{name}.part").replace(folder / name)
+    write_json(folder / "latency.json", report)
+    with staged(folder / "latency.md") as part:
+        part.write_text(report_text(report), encoding="utf-8")
     figure = plot(report["results"])
     if figure is not None:
-        figure.savefig(folder / ".latency.png", dpi=120, format="png")
-        (folder / ".latency.png").replace(folder / "latency.png")
+        with staged(folder / "latency.png") as part:
+            figure.savefig(part, dpi=120, format="png")
 
 
 def report_text(report: dict) -> str:
@@ -655,8 +643,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         measure_plan(options, folder, report, vae)
     except KeyboardInterrupt:
-        what = "only what follows" if report["results"] else "nothing"
         if report["interrupted"]:
+            what = "only what follows" if report["results"] else "nothing"
             print(f"interrupted: {what} was measured", file=sys.stderr)
     if report["results"]:
         print(markdown_table(report["results"]))
@@ -679,17 +667,14 @@ def measure_plan(options: Options, folder: Path, report: dict, vae: nn.Module | 
     for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
         limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
         weights = "float32" if setting.measurement in TRAINING else setting.dtype
-        interrupted = False
         try:
             if built != (setting.presets, weights):
                 models, built = {}, None  # two groups of large models may not fit together
                 models = build_models(setting.presets, DTYPES[weights], device)
                 built = (setting.presets, weights)
-            rows = measure_setting(models, setting, options, device, limits, vae)
-        except Interrupted as interrupt:
-            rows, interrupted = interrupt.rows, True
+            rows, interrupted = measure_setting(models, setting, options, device, limits, vae)
         except torch.OutOfMemoryError:  # the settings to come may fit
-            rows = [without_memory(setting)]
+            rows, interrupted = [without_memory(setting)], False
         with uninterrupted():
             report["results"] += rows
             report["interrupted"] = interrupted or i + 1 < len(plan)

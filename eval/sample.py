@@ -41,6 +41,7 @@ from sit_atconv.evaluation import (
     load_pipeline,
     pick_device,
     split_options,
+    staged,
     write_json,
 )
 from sit_atconv.image_sets import COSTS_FILE, STAMP_FILE, read_stamp
@@ -159,10 +160,8 @@ def remove_broken(folder: Path, indices: Iterable[int]) -> None:
 
 def save_image(image: np.ndarray, file: Path) -> None:
     """Write a PNG so that it is whole as soon as it is there."""
-    staged = file.with_name(f".{file.name}.part")
-    with staged.open("wb") as opened:
+    with staged(file) as part, part.open("wb") as opened:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(opened, "png")
-    staged.replace(file)
 
 
 def note_cost(folder: Path, process: int, start: int, network_calls: int, seconds: float) -> None:
@@ -185,9 +184,8 @@ def collect_costs(folder: Path) -> dict[int, dict]:
                 continue
             costs[cost["first_image"]] = cost
     if notes:
-        staged = folder / f".{COSTS_FILE}.part"
-        staged.write_text("".join(f"{json.dumps(costs[start])}\n" for start in sorted(costs)), encoding="utf-8")
-        staged.replace(file)
+        with staged(file) as part:
+            part.write_text("".join(f"{json.dumps(costs[start])}\n" for start in sorted(costs)), encoding="utf-8")
         for note in notes:
             note.unlink()
     return costs
@@ -240,13 +238,11 @@ def sample_into_folder(pipeline: SiTPipeline, folder: Path, options: SamplingOpt
 
 def write_labels(folder: Path, options: SamplingOptions, num_classes: int) -> None:
     """labels.csv: file and class id of each image."""
-    staged = folder / ".labels.csv.part"
-    with staged.open("w", newline="", encoding="utf-8") as opened:
+    with staged(folder / "labels.csv") as part, part.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(["file", "label"])
         labels = options.label_ids(range(options.num_samples), num_classes)
         writer.writerows((image_file(folder, i).name, label) for i, label in enumerate(labels))
-    staged.replace(folder / "labels.csv")
 
 
 def write_npz(folder: Path, file: Path, labels: list[int], shape: tuple[int, int, int]) -> None:
@@ -255,9 +251,8 @@ def write_npz(folder: Path, file: Path, labels: list[int], shape: tuple[int, int
     One image is in memory at a time.
     """
     height, width, _ = shape
-    staged = file.with_name(f".{file.name}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as archive:
+    with staged(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), height, width, 3)}
             np.lib.format.write_array_header_1_0(opened, header)
@@ -267,7 +262,6 @@ def write_npz(folder: Path, file: Path, labels: list[int], shape: tuple[int, int
         array = io.BytesIO()
         np.save(array, np.array(labels, dtype=np.int64))
         archive.writestr("arr_1.npy", array.getvalue())
-    staged.replace(file)
 
 
 def sample(

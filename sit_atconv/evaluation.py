@@ -369,10 +369,17 @@ def write_report(file: str | Path, report: dict) -> None:
         opened.write("\n")
 
 
+@contextmanager
+def staged(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to. It takes its place at the end, so that `file` is whole at any moment."""
+    part = file.with_name(f".{file.name}.part")
+    yield part
+    part.replace(file)
+
+
 def write_json(file: str | Path, value: dict) -> None:
     """Write JSON so that the file is whole at any moment; what was there is replaced."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.part")
-    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staged.replace(file)
+    with staged(file) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

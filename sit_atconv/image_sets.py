@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from .data import open_dataset, read_image
-from .evaluation import check_new_file
+from .evaluation import check_new_file, staged
 
 EXIF_ORIENTATION = 0x0112
 ODDITIES = {
@@ -314,10 +314,8 @@ def save_statistics(file: str | Path, statistics: ReferenceStatistics) -> None:
     arrays = {name: array for name, array in arrays.items() if array is not None}
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.part")
-    with staged.open("wb") as opened:
+    with staged(file) as part, part.open("wb") as opened:
         np.savez(opened, **arrays, stamp=np.array(json.dumps(statistics.stamp)))
-    staged.replace(file)  # whole as soon as it is there
 
 
 class ImagesHash:

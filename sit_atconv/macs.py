@@ -7,6 +7,7 @@ that fall on zero padding do.
 Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W tokens, D model width, k kernel size.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping
 
 import torch
@@ -50,7 +51,7 @@ def _convolution_backward(grad, x, weight, *options, out_val) -> int:
     return 2 * grad.numel() * weight[0].numel() * sum(options[-1][:2])  # the last option tells which are wanted
 
 
-FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
+FORMULAS = ChainMap({torch.ops.aten.convolution_backward: _convolution_backward}, flop_registry)
 
 
 class _FlashAttention(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..validation import check_choice
 from .depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
-from .linear import Linear, gelu_of_linear, is_untouched
+from .linear import PLAIN, Linear, gelu_of_linear, is_untouched
 
 KERNEL_ACTIVATIONS = ("gelu_tanh", "silu")
 KERNEL_POOLS = ("strips", "grid")
@@ -92,7 +92,7 @@ class ATConv(nn.Module):
         # product reads tokens as they lie, and in exported programs it has any shape.
         tracing = torch.compiler.is_compiling()
         if tokens.device.type == "cuda" or tracing:
-            cached = type(tokens) is torch.Tensor and not tracing  # not what is made in FakeTensorMode
+            cached = type(tokens) in PLAIN and not tracing  # not what is made in FakeTensorMode
             make = cached_pooling_matrix if cached else pooling_matrix
             bins = make(grid, k, self.kernel_pool, tokens.device)
             # Ones are exact in any dtype; weights of a mean would be off by up to 0.4 % in bfloat16.
@@ -116,7 +116,7 @@ class ATConv(nn.Module):
             g = gelu_of_linear(self.kernel_proj, context)
         else:
             g = F.silu(self.kernel_proj(context))
-        if is_untouched(self.kernel_gen) and not torch.compiler.is_compiling():  # from the left, without a copy
+        if not torch.compiler.is_compiling() and is_untouched(self.kernel_gen):  # from the left, without a copy
             weight, bias = self.kernel_gen.weight, self.kernel_gen.bias
             kernels = torch.baddbmm(bias[:, None], weight.expand(len(g), -1, -1), g)  # (B, k², C)
         else:

@@ -95,8 +95,7 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
         return torch.ops.sit_atconv.depthwise_conv(tokens, kernels, H, W)
-    if kernels.dtype != tokens.dtype:
-        kernels = kernels.to(tokens.dtype)
+    kernels = kernels.to(tokens.dtype)
     if torch.compiler.is_compiling():
         return naive_depthwise_conv(tokens, kernels, grid)
     if device == "cpu":

@@ -20,7 +20,7 @@ from torch import nn
 from ..validation import check_choice, check_count, check_positive
 from ..weight_files import replacing_weights
 from .atconv import ATConv
-from .linear import Linear, gelu_of_linear
+from .linear import PLAIN, Linear, gelu_of_linear
 
 MIXERS = ("atconv", "attention")
 POSITION_EMBEDDINGS = ("sincos", "none")
@@ -369,7 +369,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"class_labels has shape {tuple(labels.shape)}, but the batch has {batch_size} samples")
         # Reading values off a GPU would stall it, tracing cannot branch on them, and those of FakeTensorMode have none:
         # there the pipeline and the data sets, which check their labels, stand guard.
-        if labels.device.type == "cpu" and type(labels) is torch.Tensor and not torch.compiler.is_compiling():
+        if labels.device.type == "cpu" and type(labels) in PLAIN and not torch.compiler.is_compiling():
             classes = self.config.num_classes if self.training else self.class_embed.num_embeddings
             if labels.numel() and not (0 <= labels.min() and labels.max() < classes):
                 raise ValueError(f"class_labels={labels.tolist()} must lie in 0…{classes - 1}")
@@ -454,7 +454,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.position_embedding == "sincos":
             # torch.compile sees through a cache, and warns; what it makes of this is one small kernel. The tensors of
             # FakeTensorMode would stay in it.
-            cached = type(x) is torch.Tensor and not torch.compiler.is_compiling()
+            cached = type(x) in PLAIN and not torch.compiler.is_compiling()
             embed = _cached_position_embedding if cached else sincos_position_embedding
             x = x + embed(x.shape[-1], grid, x.device).to(x.dtype)
 
