@@ -20,22 +20,19 @@ from tqdm import tqdm
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import ImageDataset, open_dataset
-from sit_atconv.evaluation import (
+from sit_atconv.evaluation.sampling import (
     balanced_labels,
-    check_new_file,
-    check_pixel_dimensions,
     check_sampling,
     describe_pipeline,
     flatten_pixels,
     generate,
     image_shape,
     load_pipeline,
-    pick_device,
-    versions,
-    write_report,
 )
-from sit_atconv.images import save_grid
-from sit_atconv.validation import check_count
+from sit_atconv.utils.checks import check_count, check_pixel_dimensions
+from sit_atconv.utils.environment import package_versions, pick_device
+from sit_atconv.utils.files import check_new_file, write_report
+from sit_atconv.utils.image_grid import save_grid
 
 HELD_OUT = 0.25
 MIN_PER_CLASS = round(1 / HELD_OUT)  # so that every class has a held-out image
@@ -146,7 +143,7 @@ def class_accuracy(
         "guidance_scale": guidance_scale,
         "num_inference_steps": num_inference_steps,
         **describe_pipeline(pipeline),
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 

@@ -27,14 +27,16 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 import sit_atconv
-from sit_atconv import SiTPipeline, metrics
-from sit_atconv.benchmarking import measure, peak_memory, quartiles
-from sit_atconv.evaluation import SamplingOptions, draw_images, folder_sha256, load_pipeline, pick_device, versions
-from sit_atconv.hub import CARD_METRICS
-from sit_atconv.images import save_grid
-from sit_atconv.macs import count_macs
-from sit_atconv.scores import check_comparable
-from sit_atconv.validation import check_count
+from sit_atconv import SiTPipeline
+from sit_atconv.benchmarks.timing import measure, peak_memory, quartiles
+from sit_atconv.evaluation import metrics
+from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, folder_sha256, load_pipeline
+from sit_atconv.evaluation.scores import check_comparable
+from sit_atconv.models.macs import count_macs
+from sit_atconv.sharing.hub import CARD_METRICS
+from sit_atconv.utils.checks import check_count
+from sit_atconv.utils.environment import package_versions, pick_device
+from sit_atconv.utils.image_grid import save_grid
 
 GRID_IMAGES = 40
 # Options of training in which the runs of a duel are meant to differ.
@@ -508,7 +510,7 @@ def write_comparison(
         "samples alone, not that of the training run.",
         f"Latency and memory: {picked_device}, float32, {torch.get_num_threads()} threads; memory is what one forward "
         "pass allocates at most beyond weights and input. "
-        f"{name_versions(versions())}.",
+        f"{name_versions(package_versions())}.",
         f"Scores: {final['device']}, {name_versions(final['versions'])}.",
     ]
     notes = list(dict.fromkeys(note for run in runs for note in run.final["notes"]))

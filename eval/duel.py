@@ -25,14 +25,16 @@ from safetensors.torch import load_file
 from sample import sample
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.checkpoints import checkpoint_steps
-from sit_atconv.ema import profile_weights
-from sit_atconv.evaluation import SamplingOptions, load_pipeline, pick_device, write_json
-from sit_atconv.features import build_extractor
-from sit_atconv.scores import MetricOptions, evaluate, open_reference, summary
-from sit_atconv.training import TrainConfig
-from sit_atconv.training_state import EMA
-from sit_atconv.validation import check_count
+from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.sampling import SamplingOptions, load_pipeline
+from sit_atconv.evaluation.scores import MetricOptions, evaluate, open_reference, summary
+from sit_atconv.training.checkpoints import checkpoint_steps
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.ema import profile_weights
+from sit_atconv.training.state import EMA
+from sit_atconv.utils.checks import check_count
+from sit_atconv.utils.environment import pick_device
+from sit_atconv.utils.files import write_json
 
 STATISTICS = "reference.npz"  # in the duel's folder, once they are known
 TRAIN = Path(__file__).resolve().parents[1] / "train" / "train_sit.py"

@@ -14,8 +14,9 @@ import sys
 
 from jsonargparse import ArgumentParser
 
-from sit_atconv.evaluation import SamplingOptions, check_new_file, split_options, write_report
-from sit_atconv.scores import MetricOptions, evaluate, summary
+from sit_atconv.evaluation.sampling import SamplingOptions, split_options
+from sit_atconv.evaluation.scores import MetricOptions, evaluate, summary
+from sit_atconv.utils.files import check_new_file, write_report
 
 
 def main(arguments: list[str] | None = None) -> None:

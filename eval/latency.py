@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 
 import sit_atconv
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.benchmarking import (
+from sit_atconv.benchmarks.timing import (
     copy_bandwidth,
     matrix_rate,
     measure,
@@ -55,13 +55,14 @@ from sit_atconv.benchmarking import (
     summarize,
     time_by_operation,
 )
-from sit_atconv.evaluation import check_new_file, git_commit, staged, write_json
-from sit_atconv.guidance import GuidedModel
-from sit_atconv.latents import decode, load_vae, vae_scale_factor
-from sit_atconv.macs import count_operations
-from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.flow.guidance import GuidedModel
+from sit_atconv.models.macs import count_operations
 from sit_atconv.models.transformer_sit import PRESETS, SelfAttention
-from sit_atconv.validation import check_choice, check_count, check_positive
+from sit_atconv.models.vae import decode, load_vae, vae_scale_factor
+from sit_atconv.ops.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.utils.checks import check_choice, check_count, check_positive
+from sit_atconv.utils.environment import device_name, git_commit
+from sit_atconv.utils.files import check_new_file, staged, write_json
 
 MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", "sde")
 TRAINING = ("training", "checkpointing")
@@ -542,16 +543,6 @@ def plot(results: list[dict]) -> Figure | None:
         axes.grid(alpha=0.3)
     latency_axes.legend()
     return figure
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the CPU's model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def attention_backend(model: SiTTransformer2DModel, setting: Setting, device: torch.device) -> str | None:

@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 
 from sit_atconv import ATConv
-from sit_atconv.benchmarking import measure, quartiles
-from sit_atconv.models.depthwise_conv import (
+from sit_atconv.benchmarks.timing import measure, quartiles
+from sit_atconv.models.transformer_sit import SelfAttention
+from sit_atconv.ops.depthwise_conv import (
     channels_last_depthwise_conv,
     depthwise_conv,
     naive_depthwise_conv,
     planes_depthwise_conv,
 )
-from sit_atconv.models.linear import linear
-from sit_atconv.models.transformer_sit import SelfAttention
-from sit_atconv.validation import check_choice, check_count
+from sit_atconv.ops.linear import linear
+from sit_atconv.utils.checks import check_choice, check_count
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # XL/2 at 256 px; S/2 at 512 px, at 1024 px, and at 256 px in a batch

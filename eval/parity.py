@@ -18,11 +18,12 @@ from cleanfid.resize import make_resizer
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from sit_atconv.evaluation import check_new_file, pick_device, write_report
-from sit_atconv.features import Extractor, build_extractor, parse_extractor
-from sit_atconv.image_sets import open_images
-from sit_atconv.scores import MetricOptions, evaluate
-from sit_atconv.validation import check_count
+from sit_atconv.evaluation.features import Extractor, build_extractor, parse_extractor
+from sit_atconv.evaluation.image_sets import open_images
+from sit_atconv.evaluation.scores import MetricOptions, evaluate
+from sit_atconv.utils.checks import check_count
+from sit_atconv.utils.environment import pick_device
+from sit_atconv.utils.files import check_new_file, write_report
 
 
 def image_folder(field: str, source: str, target: Path, options: MetricOptions, num_images: int | None) -> Path:

@@ -29,23 +29,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from sit_atconv import SiTPipeline
-from sit_atconv.evaluation import (
+from sit_atconv.evaluation.image_sets import COSTS_FILE, STAMP_FILE, read_stamp
+from sit_atconv.evaluation.sampling import (
     SamplingOptions,
-    check_new_file,
     counting_rows,
-    describe_environment,
     describe_pipeline,
     draw_images,
     folder_sha256,
     image_shape,
     load_pipeline,
-    pick_device,
     split_options,
-    staged,
-    write_json,
 )
-from sit_atconv.image_sets import COSTS_FILE, STAMP_FILE, read_stamp
-from sit_atconv.validation import check_count
+from sit_atconv.utils.checks import check_count
+from sit_atconv.utils.environment import describe_environment, pick_device
+from sit_atconv.utils.files import STAGING, check_new_file, staged, write_json
 
 # What may change when a folder is filled in; everything else would make other images.
 MAY_CHANGE = {
@@ -160,7 +157,7 @@ def remove_broken(folder: Path, indices: Iterable[int]) -> None:
 
 def save_image(image: np.ndarray, file: Path) -> None:
     """Write a PNG so that it is whole as soon as it is there."""
-    with staged(file) as part, part.open("wb") as opened:
+    with staged(file, durable=False) as part, part.open("wb") as opened:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(opened, "png")
 
 
@@ -312,7 +309,7 @@ def sample(
     state.wait_for_everyone()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.part"):
+        for leftover in folder.glob(f"{STAGING}*"):
             leftover.unlink()
         write_json(folder / STAMP_FILE, stamp)
         write_labels(folder, options, pipeline.transformer.config.num_classes)

@@ -19,9 +19,11 @@ from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
-from sit_atconv.evaluation import balanced_labels, check_new_file, load_pipeline, pick_device, write_report
-from sit_atconv.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
-from sit_atconv.validation import check_count
+from sit_atconv.evaluation.sampling import balanced_labels, load_pipeline
+from sit_atconv.flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
+from sit_atconv.utils.checks import check_count
+from sit_atconv.utils.environment import pick_device
+from sit_atconv.utils.files import check_new_file, write_report
 
 BUDGETS = (10, 20, 30, 50, 100, 200)  # network calls
 TOLERANCES = (1e-2, 1e-3, 1e-4)

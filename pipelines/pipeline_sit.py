@@ -19,14 +19,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
-from sit_atconv.guidance import GuidedModel, evaluating
-from sit_atconv.hub import publish, write_model_card
-from sit_atconv.interpolants import Interpolant
-from sit_atconv.latents import check_vae_weights, decode, encode, vae_scale_factor
-from sit_atconv.portable import PACKAGE, check_format, make_portable, use_installed_classes
-from sit_atconv.solvers import after_step
-from sit_atconv.validation import check_choice, check_count
-from sit_atconv.weight_files import replacing_weights, weight_patterns
+from sit_atconv.flow.guidance import GuidedModel, evaluating
+from sit_atconv.flow.interpolants import Interpolant
+from sit_atconv.flow.solvers import after_step
+from sit_atconv.models.vae import check_vae_weights, decode, encode, vae_scale_factor
+from sit_atconv.models.weight_files import replacing_weights, weight_patterns
+from sit_atconv.sharing.hub import publish, write_model_card
+from sit_atconv.sharing.portable import PACKAGE, check_format, make_portable, use_installed_classes
+from sit_atconv.utils.checks import check_choice, check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is within a fifth of a grey level by then
@@ -89,7 +89,7 @@ class SiTPipeline(DiffusionPipeline):
             max_shard_size: of one file of weights, such as "5GB".
             push_to_hub: upload the folder, too.
             license: of the weights, for the card, such as "mit".
-            **hub_options: repo_id, private, token, commit_message, create_pr; see `sit_atconv.hub.publish`.
+            **hub_options: repo_id, private, token, commit_message, create_pr; see `sit_atconv.sharing.hub.publish`.
 
         Raises:
             ValueError: for `safe_serialization=False`, or where the upload fails.

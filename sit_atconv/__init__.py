@@ -5,8 +5,8 @@ import importlib
 _PUBLIC = {
     "ATConv": "sit_atconv.models.atconv",
     "SiTTransformer2DModel": "sit_atconv.models.transformer_sit",
-    "Interpolant": "sit_atconv.interpolants",
-    "InterpolantLoss": "sit_atconv.losses",
+    "Interpolant": "sit_atconv.flow.interpolants",
+    "InterpolantLoss": "sit_atconv.flow.losses",
     "InterpolantODEScheduler": "sit_atconv.schedulers.scheduling_interpolant_ode",
     "InterpolantSDEScheduler": "sit_atconv.schedulers.scheduling_interpolant_sde",
     "SiTPipeline": "sit_atconv.pipelines.pipeline_sit",

@@ -23,11 +23,13 @@ def sample(args: argparse.Namespace) -> None:
     """
     from PIL import Image
 
-    from .evaluation import check_new_file, image_generator, pick_device
-    from .hub import weights_variant
-    from .images import save_grid
     from .pipelines.pipeline_sit import SiTPipeline
-    from .validation import check_choice, check_count
+    from .sharing.hub import weights_variant
+    from .utils.checks import check_choice, check_count
+    from .utils.environment import pick_device
+    from .utils.files import check_new_file
+    from .utils.image_grid import save_grid
+    from .utils.randomness import image_generator
 
     check_count("images_per_class", args.images_per_class)
     check_new_file("out", args.out)
@@ -59,10 +61,10 @@ def info(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or one of a newer format.
     """
-    from .hub import check_pipeline_folder, describe_folder, read_json
     from .models.transformer_sit import preset_name
-    from .portable import check_format, edited_sources
-    from .weight_files import stored_variants
+    from .models.weight_files import stored_variants
+    from .sharing.hub import check_pipeline_folder, describe_folder, read_json
+    from .sharing.portable import check_format, edited_sources
 
     folder = Path(args.folder)
     check_pipeline_folder(folder)
@@ -88,8 +90,8 @@ def convert(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be read, inferred or written.
     """
-    from .convert import convert_checkpoint, export_checkpoint
-    from .evaluation import is_pipeline_folder
+    from .convert.folder import convert_checkpoint, export_checkpoint
+    from .evaluation.sampling import is_pipeline_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
     if is_pipeline_folder(args.checkpoint):
@@ -109,7 +111,7 @@ def push(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
     """
-    from .hub import add_report, add_samples, check_pipeline_folder, publish
+    from .sharing.hub import add_report, add_samples, check_pipeline_folder, publish
 
     check_pipeline_folder(args.folder)
     for report in args.report:

@@ -28,8 +28,8 @@ from inception_stand_in import inception  # noqa: F401
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.convert import convert_state_dict
-from sit_atconv.interpolants import expand_like
+from sit_atconv.convert.folder import convert_state_dict
+from sit_atconv.flow.interpolants import expand_like
 
 # The first backward pass starts a thread for each GPU, after which no forked process can differentiate. Compilers
 # pretend to have one, so that comes before them, in whatever order tests are run.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sit_atconv import features
+from sit_atconv.evaluation import features
 
 
 class Block(nn.Module):

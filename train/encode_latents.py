@@ -32,9 +32,10 @@ from sit_atconv.data.latents import (
     write_shard,
 )
 from sit_atconv.data.order import too_many_broken
-from sit_atconv.faults import on_main_process, one_process_first, only_writer
-from sit_atconv.latents import load_vae, posterior_moments
-from sit_atconv.validation import check_choice, check_count
+from sit_atconv.models.vae import load_vae, posterior_moments
+from sit_atconv.training.faults import on_main_process, one_process_first
+from sit_atconv.utils.checks import check_choice, check_count
+from sit_atconv.utils.files import folder_lock
 
 
 class Images(Dataset):
@@ -133,7 +134,7 @@ def encode_latents(
             """Refuse what others wrote, lock the folder, remove leftovers; whether nothing is left to do."""
             if not begin_folder(folder, settings, writing=False):
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(only_writer(folder))
+                stack.enter_context(folder_lock(folder))
             return begin_folder(folder, settings, writing=True)
 
         if on_main_process(accelerator, begin):

@@ -13,11 +13,11 @@ from pathlib import Path
 import yaml
 
 from sit_atconv import SiTTransformer2DModel
-from sit_atconv.checkpoints import STATE, checkpoint_steps, read_checkpoint, verify_checkpoint
-from sit_atconv.ema import profile_weights, reconstruct
-from sit_atconv.latents import load_vae
-from sit_atconv.training import TrainConfig, build_pipeline, save_pipeline
-from sit_atconv.training_state import EMA
+from sit_atconv.models.vae import load_vae
+from sit_atconv.training.checkpoints import STATE, checkpoint_steps, read_checkpoint, verify_checkpoint
+from sit_atconv.training.config import TrainConfig, build_pipeline, save_pipeline
+from sit_atconv.training.ema import profile_weights, reconstruct
+from sit_atconv.training.state import EMA
 
 
 def export(run: Path, out: Path, average: str | None = None, std: float | None = None, step: int | None = None) -> None:

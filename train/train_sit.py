@@ -33,17 +33,33 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from sit_atconv import Interpolant, InterpolantLoss, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.checkpoints import checkpoint_steps, newest_good_checkpoint, read_checkpoint, save_checkpoint, sweep
 from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
 from sit_atconv.data.order import too_many_broken
-from sit_atconv.ema import WeightAverages
-from sit_atconv.evaluation import MAX_PIXEL_DIMENSIONS, image_generator
-from sit_atconv.faults import StopSignals, ignore_stop_signals, on_main_process, one_process_first, only_writer
-from sit_atconv.hub import finish_folder, prepare_repository
-from sit_atconv.images import save_grid
-from sit_atconv.latents import encode, load_vae
-from sit_atconv.repa import AlignedTransformer, TargetEncoder, alignment_loss
-from sit_atconv.runlog import (
+from sit_atconv.models.vae import encode, load_vae
+from sit_atconv.sharing.hub import finish_folder, prepare_repository
+from sit_atconv.training.checkpoints import (
+    checkpoint_steps,
+    newest_good_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    sweep,
+)
+from sit_atconv.training.config import (
+    TrainConfig,
+    build_pipeline,
+    build_transformer,
+    check_continues,
+    describe_data,
+    describe_plan,
+    learning_rate,
+    prepare_run_folder,
+    save_config,
+    save_pipeline,
+)
+from sit_atconv.training.ema import WeightAverages
+from sit_atconv.training.faults import StopSignals, ignore_stop_signals, on_main_process, one_process_first
+from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.training.runlog import (
     TIME_BINS,
     MetricsFile,
     StepReports,
@@ -57,20 +73,12 @@ from sit_atconv.runlog import (
     tracker_config,
     tracker_options,
 )
-from sit_atconv.sharding import whole
-from sit_atconv.training import (
-    TrainConfig,
-    build_pipeline,
-    build_transformer,
-    check_continues,
-    describe_data,
-    describe_plan,
-    learning_rate,
-    prepare_run_folder,
-    save_config,
-    save_pipeline,
-)
-from sit_atconv.training_state import gather_average, gather_state, restore_state
+from sit_atconv.training.sharding import whole
+from sit_atconv.training.state import gather_average, gather_state, restore_state
+from sit_atconv.utils.checks import MAX_PIXEL_DIMENSIONS
+from sit_atconv.utils.files import folder_lock
+from sit_atconv.utils.image_grid import save_grid
+from sit_atconv.utils.randomness import image_generator
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
 WAIT_FOR_OTHERS = timedelta(hours=1)  # until a process gives up on the others; the main one may write a checkpoint
@@ -456,7 +464,7 @@ def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: 
 def take_run_folder(run: Path, lock: ExitStack) -> None:
     """Make sure that there is a run folder, and that nothing else trains in it."""
     run.mkdir(parents=True, exist_ok=True)
-    lock.enter_context(only_writer(run))
+    lock.enter_context(folder_lock(run))
 
 
 def start_run_folder(config: TrainConfig, accelerator: Accelerator, start_step: int) -> None:

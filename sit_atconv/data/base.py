@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..validation import check_count
+from ..utils.checks import check_count
+from ..utils.files import write_atomically
 from .decode import IMAGE_EXTENSIONS, read_image
 
 
@@ -238,16 +239,6 @@ def hash_of(*parts) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write a file so that it is visible only when it is whole and on disk, even if the machine stops."""
-    staging = file.with_name(f".staging-{os.getpid()}-{file.name}")
-    with staging.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-    staging.replace(file)
-
-
 def cached_index(key: str, build) -> dict:
     """What `build()` finds in a large file, kept as JSON in the user's cache, so that it is searched once.
 
@@ -261,7 +252,7 @@ def cached_index(key: str, build) -> dict:
         index = build()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(index).encode())
+        write_atomically(file, json.dumps(index))
     except OSError:
         pass
     return index

@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from ..hashing import file_sha256, tensors_sha256
-from ..latents import latent_shift, vae_scale_factor
-from .base import ImageDataset, cached_index, hash_of, write_atomically
+from ..models.vae import latent_shift, vae_scale_factor
+from ..utils.files import write_atomically
+from ..utils.hashing import file_sha256, tensors_sha256
+from .base import ImageDataset, cached_index, hash_of
 
 MANIFEST, SETTINGS = "manifest.json", "encoding.json"
 FORMAT = 1
@@ -94,7 +95,7 @@ def write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], bro
         "sha256": hashlib.sha256(data).hexdigest(),
         "broken": broken,
     }
-    write_atomically(file.with_suffix(".json"), json.dumps(about).encode())
+    write_atomically(file.with_suffix(".json"), json.dumps(about))
     write_atomically(file, data)
 
 
@@ -140,7 +141,7 @@ def begin_folder(folder: Path, settings: dict, writing: bool) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".staging-*"):
             leftover.unlink()
-        write_atomically(folder / SETTINGS, json.dumps(settings, indent=2).encode())
+        write_atomically(folder / SETTINGS, json.dumps(settings, indent=2))
     return False
 
 
@@ -172,7 +173,7 @@ def finish_folder(folder: Path, settings: dict) -> dict:
         "broken": [reason for shard in shards for reason in shard["broken"]],
         "shards": [{key: value for key, value in shard.items() if key != "broken"} for shard in shards],
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
     _remove(folder, settings)
     return manifest
 

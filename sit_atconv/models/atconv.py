@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..validation import check_choice
-from .depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
-from .linear import PLAIN, Linear, gelu_of_linear, is_untouched
+from ..ops.depthwise_conv import depthwise_conv, naive_depthwise_conv  # noqa: F401
+from ..ops.linear import PLAIN, Linear, gelu_of_linear, is_untouched
+from ..utils.checks import check_choice
 
 KERNEL_ACTIVATIONS = ("gelu_tanh", "silu")
 KERNEL_POOLS = ("strips", "grid")

@@ -17,10 +17,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..validation import check_choice, check_count, check_positive
-from ..weight_files import replacing_weights
+from ..ops.linear import PLAIN, Linear, gelu_of_linear
+from ..utils.checks import check_choice, check_count, check_positive
 from .atconv import ATConv
-from .linear import PLAIN, Linear, gelu_of_linear
+from .weight_files import replacing_weights
 
 MIXERS = ("atconv", "attention")
 POSITION_EMBEDDINGS = ("sincos", "none")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils import BaseOutput
 
-from ..interpolants import Interpolant
-from ..validation import check_count, check_eps
+from ..flow.interpolants import Interpolant
+from ..utils.checks import check_count, check_eps
 
 ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..solvers import (
+from ..flow.solvers import (
     ADAPTIVE,
     FIXED_STEP,
     MULTISTEP,
@@ -15,7 +15,7 @@ from ..solvers import (
     solve_multistep,
     stage_times,
 )
-from ..validation import check_choice, check_positive
+from ..utils.checks import check_choice, check_positive
 from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
 

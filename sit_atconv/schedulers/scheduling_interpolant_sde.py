@@ -9,9 +9,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..interpolants import DIFFUSION_FORMS
-from ..solvers import Callback, after_step
-from ..validation import check_choice, check_positive
+from ..flow.interpolants import DIFFUSION_FORMS
+from ..flow.solvers import Callback, after_step
+from ..utils.checks import check_choice, check_positive
 from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
 
 SDE_SOLVERS = ("euler_maruyama", "heun")

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import generate
+from sit_atconv.evaluation.sampling import generate
 
 
 @pytest.fixture(scope="module")

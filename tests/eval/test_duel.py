@@ -18,7 +18,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from sit_atconv.evaluation import SamplingOptions, describe_pipeline, draw_images
+from sit_atconv.evaluation.sampling import SamplingOptions, describe_pipeline, draw_images
 
 sys.path.insert(0, str(Path(duel.TRAIN).parent))
 import train_sit

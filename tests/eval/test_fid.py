@@ -15,14 +15,16 @@ from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from safetensors.torch import save_file
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, features, scores
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import balanced_labels, generate, image_generator, load_pipeline
-from sit_atconv.features import build_extractor
-from sit_atconv.hashing import file_sha256
-from sit_atconv.image_sets import FolderImages
-from sit_atconv.metrics import frechet_distance
-from sit_atconv.scores import MetricOptions
+from sit_atconv.evaluation import features, scores
+from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.image_sets import FolderImages
+from sit_atconv.evaluation.metrics import frechet_distance
+from sit_atconv.evaluation.sampling import balanced_labels, generate, load_pipeline
+from sit_atconv.evaluation.scores import MetricOptions
+from sit_atconv.utils.hashing import file_sha256
+from sit_atconv.utils.randomness import image_generator
 
 CPU = torch.device("cpu")
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160

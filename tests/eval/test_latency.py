@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn.attention import SDPBackend
 
-from sit_atconv.evaluation import git_commit
-from sit_atconv.macs import count_macs
-from sit_atconv.models.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.models.macs import count_macs
+from sit_atconv.ops.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.utils.environment import git_commit
 
 CPU = torch.device("cpu")
 NANO = ["SiT-Nano/2", "SiT-ATConv-Nano/2"]

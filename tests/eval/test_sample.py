@@ -17,8 +17,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from sit_atconv import InterpolantSDEScheduler
-from sit_atconv.evaluation import SamplingOptions, describe_environment, draw_images, folder_sha256
-from sit_atconv.image_sets import open_images, read_stamp
+from sit_atconv.evaluation.image_sets import open_images, read_stamp
+from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, folder_sha256
+from sit_atconv.utils.environment import describe_environment
 
 OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]
 
@@ -40,7 +41,7 @@ def test_missing_images_are_filled_in_with_identical_files(pipeline_folder, tmp_
     sample.main([pipeline_folder, "--output", str(part), "--num_samples", "11", *OPTIONS])  # a batch cut short
     for name in ("000003.png", "000009.png"):
         (part / name).unlink()
-    (part / ".000009.png.part").write_bytes(b"half an ima")  # of a killed process
+    (part / ".staging-1-000009.png").write_bytes(b"half an ima")  # of a killed process
     kept = part / "000004.png"
     written = kept.stat().st_mtime_ns
     sample.main([pipeline_folder, "--output", str(part), "--num_samples", "20", *OPTIONS])
@@ -154,7 +155,8 @@ def test_stamp_labels_and_npz(pipeline_folder, tmp_path, capsys):
 
 
 def test_files_are_what_the_pipeline_draws(pipeline_folder, tmp_path):
-    from sit_atconv.evaluation import load_pipeline, pick_device
+    from sit_atconv.evaluation.sampling import load_pipeline
+    from sit_atconv.utils.environment import pick_device
 
     sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
     options = SamplingOptions(num_inference_steps=2)

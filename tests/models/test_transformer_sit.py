@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
-from sit_atconv.guidance import GuidedModel
+from sit_atconv.flow.guidance import GuidedModel
 from sit_atconv.models import transformer_sit
 from sit_atconv.models.transformer_sit import (
     PRESETS,

@@ -15,7 +15,8 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, guidance
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
+from sit_atconv.flow import guidance
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
-from sit_atconv.interpolants import DIFFUSION_FORMS, PREDICTIONS
+from sit_atconv.flow.interpolants import DIFFUSION_FORMS, PREDICTIONS
 from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS, SDE_SOLVERS
 
 PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import LatentsDataset, TrainingView, open_dataset
-from sit_atconv.faults import only_writer
-from sit_atconv.hashing import file_sha256, tensors_sha256
-from sit_atconv.latents import encode, load_vae
+from sit_atconv.models.vae import encode, load_vae
+from sit_atconv.utils.files import folder_lock
+from sit_atconv.utils.hashing import file_sha256, tensors_sha256
 
 IMAGES = 22
 
@@ -238,7 +238,7 @@ def test_two_commands_cannot_write_to_one_folder(photos, vae, tmp_path):
             encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
 
     (tmp_path / "cache").mkdir()
-    with only_writer(tmp_path / "cache"):
+    with folder_lock(tmp_path / "cache"):
         assert in_child(second) == 0
     assert contents(tmp_path / "cache") == {}
 

@@ -23,10 +23,11 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
-from sit_atconv import faults
-from sit_atconv.faults import StopSignals, on_main_process, only_writer
-from sit_atconv.losses import InterpolantLoss
-from sit_atconv.runlog import StepReports
+from sit_atconv.flow.losses import InterpolantLoss
+from sit_atconv.training import faults
+from sit_atconv.training.faults import StopSignals, on_main_process
+from sit_atconv.training.runlog import StepReports
+from sit_atconv.utils.files import folder_lock
 
 TINY = [
     "--model.num_layers",
@@ -285,7 +286,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
         with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
-    with only_writer(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         assert processes(1, second) == [0]
     assert checkpoints(tmp_path / "run") == ["step-00000002"]
 
@@ -299,14 +300,14 @@ def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, proc
         with pytest.raises(ValueError, match="another process is writing to it"):
             run(tmp_path / "run", "--resume", "latest", steps=4)
 
-    with only_writer(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         assert processes(1, second) == [0]
 
 
 def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
-    with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), only_writer(tmp_path):
+    with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), folder_lock(tmp_path):
         pass
 
 

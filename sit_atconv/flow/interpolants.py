@@ -1,0 +1,262 @@
+"""Stochastic interpolants (arXiv 2303.08797, 2401.08740): paths between noise and data, and what a network can predict.
+
+x_0 noise, x_1 data, t in [0, 1] with t=0 noise, t=1 data.
+    x_t = alpha(t)·x_1 + sigma(t)·x_0,   velocity = d_alpha(t)·x_1 + d_sigma(t)·x_0,   score = −x_0 / sigma(t)
+Coefficients have the shape of t: () or (B,). Any two of x_t, velocity, score, noise and data fix the others; the
+conversions below are written so that they stay finite wherever the quantity itself is.
+"""
+
+import math
+
+import torch
+
+from ..utils.checks import check_choice, check_positive
+
+PREDICTIONS = ("velocity", "score", "noise", "data")
+DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
+
+
+class LinearPath:
+    """alpha = t, sigma = 1 − t: rectified flow."""
+
+    def alpha(self, t):
+        return t
+
+    def sigma(self, t):
+        return 1 - t
+
+    def d_alpha(self, t):
+        return torch.ones_like(t)
+
+    def d_sigma(self, t):
+        return -torch.ones_like(t)
+
+    def determinant(self, t):
+        """alpha·d_sigma − sigma·d_alpha, the determinant of (x_1, x_0) -> (x_t, velocity)."""
+        return -torch.ones_like(t)
+
+    def sigma_determinant(self, t):
+        """sigma·determinant."""
+        return t - 1
+
+    def noise_from_velocity(self, t):
+        """(a, b) with x_0 = a·x_t + b·velocity."""
+        return torch.ones_like(t), -t
+
+    def data_from_velocity(self, t):
+        """(a, b) with x_1 = a·x_t + b·velocity."""
+        return torch.ones_like(t), 1 - t
+
+
+class GVPPath:
+    """alpha = sin(πt/2), sigma = cos(πt/2): the variance stays one."""
+
+    def alpha(self, t):
+        return torch.sin(t * (math.pi / 2))
+
+    def sigma(self, t):
+        return torch.sin((1 - t) * (math.pi / 2))  # exactly 0 at t=1, where cos(π/2) in floating point is not
+
+    def d_alpha(self, t):
+        return self.sigma(t) * (math.pi / 2)
+
+    def d_sigma(self, t):
+        return self.alpha(t) * (-math.pi / 2)
+
+    def determinant(self, t):
+        return torch.full_like(t, -math.pi / 2)
+
+    def sigma_determinant(self, t):
+        return self.sigma(t) * (-math.pi / 2)
+
+    def noise_from_velocity(self, t):
+        return self.sigma(t), self.alpha(t) * (-2 / math.pi)
+
+    def data_from_velocity(self, t):
+        return self.alpha(t), self.sigma(t) * (2 / math.pi)
+
+
+class VPPath:
+    """The variance-preserving diffusion of score SDEs (arXiv 2011.13456), beta from 0.1 to 20, time reversed."""
+
+    beta_min = 0.1
+    beta_max = 20.0
+
+    def log_alpha(self, t):
+        return -0.25 * (1 - t) ** 2 * (self.beta_max - self.beta_min) - 0.5 * (1 - t) * self.beta_min
+
+    def d_log_alpha(self, t):
+        return 0.5 * (1 - t) * (self.beta_max - self.beta_min) + 0.5 * self.beta_min
+
+    def alpha(self, t):
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t):
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()  # expm1: 1 − alpha² loses every digit near t=1
+
+    def d_alpha(self, t):
+        return self.alpha(t) * self.d_log_alpha(t)
+
+    def d_sigma(self, t):
+        return -(self.alpha(t) ** 2) * self.d_log_alpha(t) / self.sigma(t)
+
+    def determinant(self, t):
+        return self.sigma_determinant(t) / self.sigma(t)
+
+    def sigma_determinant(self, t):
+        # sigma·(alpha·d_sigma − sigma·d_alpha) = −d_alpha·(alpha² + sigma²), and the bracket is one
+        return -self.d_alpha(t)
+
+    def noise_from_velocity(self, t):
+        return self.sigma(t), -self.sigma(t) / self.d_log_alpha(t)
+
+    def data_from_velocity(self, t):
+        return self.alpha(t), self.sigma(t) ** 2 / self.d_alpha(t)
+
+
+PATHS = {"linear": LinearPath, "gvp": GVPPath, "vp": VPPath}
+
+
+class Interpolant:
+    """A path between noise and data, and the quantity that a network predicts on it. Pure mathematics, no network.
+
+    Args:
+        path: "linear", "gvp" or "vp".
+        prediction: "velocity", "score", "noise" or "data".
+
+    Raises:
+        ValueError: for an unknown path or prediction.
+    """
+
+    def __init__(self, path: str = "linear", prediction: str = "velocity"):
+        check_choice("path", path, PATHS)
+        check_choice("prediction", prediction, PREDICTIONS)
+        self.path = path
+        self.prediction = prediction
+        self._path = PATHS[path]()
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        """The share of data in x_t."""
+        return self._path.alpha(t)
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """The share of noise in x_t."""
+        return self._path.sigma(t)
+
+    def d_alpha(self, t: torch.Tensor) -> torch.Tensor:
+        """The time derivative of alpha."""
+        return self._path.d_alpha(t)
+
+    def d_sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """The time derivative of sigma."""
+        return self._path.d_sigma(t)
+
+    def interpolate(self, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t = alpha·x_1 + sigma·x_0, for noise x_0 and data x_1 (B, …) and t () or (B,)."""
+        t = expand_like(t, x_1)
+        return self.alpha(t) * x_1 + self.sigma(t) * x_0
+
+    def velocity(self, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The time derivative of x_t: d_alpha·x_1 + d_sigma·x_0."""
+        t = expand_like(t, x_1)
+        return self.d_alpha(t) * x_1 + self.d_sigma(t) * x_0
+
+    def target(self, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network should return at x_t: the velocity, score, noise or data, by `prediction`."""
+        if self.prediction == "velocity":
+            return self.velocity(x_0, x_1, t)
+        if self.prediction == "score":
+            return -x_0 / self.sigma(expand_like(t, x_0))
+        return x_0 if self.prediction == "noise" else x_1
+
+    def to_velocity(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The velocity of the probability flow ODE, given what the network returned at x_t (B, …) and t."""
+        if self.prediction == "velocity":
+            return model_output
+        t = expand_like(t, x_t)
+        path = self._path
+        if self.prediction == "data":
+            sigma = path.sigma(t)
+            return (path.d_sigma(t) * x_t - path.determinant(t) * model_output) / sigma
+        if self.prediction == "noise":
+            return (path.d_alpha(t) * x_t + path.determinant(t) * model_output) / path.alpha(t)
+        return (path.d_alpha(t) * x_t - path.sigma_determinant(t) * model_output) / path.alpha(t)
+
+    def to_score(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The score ∇ log p_t(x_t)."""
+        if self.prediction == "score":
+            return model_output
+        t = expand_like(t, x_t)
+        path = self._path
+        if self.prediction == "velocity":
+            return (path.d_alpha(t) * x_t - path.alpha(t) * model_output) / path.sigma_determinant(t)
+        if self.prediction == "noise":
+            return -model_output / path.sigma(t)
+        return (path.alpha(t) * model_output - x_t) / path.sigma(t) ** 2
+
+    def to_noise(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The expected noise E[x_0 | x_t]."""
+        if self.prediction == "noise":
+            return model_output
+        t = expand_like(t, x_t)
+        if self.prediction == "velocity":
+            a, b = self._path.noise_from_velocity(t)
+            return a * x_t + b * model_output
+        if self.prediction == "score":
+            return -self.sigma(t) * model_output
+        return (x_t - self.alpha(t) * model_output) / self.sigma(t)
+
+    def to_data(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The expected data E[x_1 | x_t]."""
+        if self.prediction == "data":
+            return model_output
+        t = expand_like(t, x_t)
+        if self.prediction == "velocity":
+            a, b = self._path.data_from_velocity(t)
+            return a * x_t + b * model_output
+        if self.prediction == "score":
+            return (x_t + self.sigma(t) ** 2 * model_output) / self.alpha(t)
+        return (x_t - self.sigma(t) * model_output) / self.alpha(t)
+
+    def diffusion(self, t: torch.Tensor, form: str = "sigma", norm: float = 1.0) -> torch.Tensor:
+        """The diffusion coefficient w(t) of the SDE dX = (velocity + w·score) dt + sqrt(2w) dW; shape of t.
+
+        Args:
+            t: times.
+            form: "constant", "sbdm", "sigma", "linear", "decreasing" or "increasing-decreasing". All are functions
+                of t alone but "sbdm", the w with which a score-based diffusion has no deterministic part of its own.
+            norm: scale of w.
+
+        Raises:
+            ValueError: for an unknown form or a norm that is not positive.
+        """
+        check_choice("diffusion_form", form, DIFFUSION_FORMS)
+        check_positive("diffusion_norm", norm)
+        if form == "constant":
+            return torch.full_like(t, norm)
+        if form == "sbdm":
+            return -norm * self._path.sigma_determinant(t) / self.alpha(t)
+        if form == "sigma":
+            return norm * self.sigma(t)
+        if form == "linear":
+            return norm * (1 - t)
+        if form == "decreasing":
+            return 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2
+        return norm * torch.sin(math.pi * t) ** 2
+
+    def time_interval(self, eps: float) -> tuple[float, float]:
+        """The part of [0, 1] on which the prediction is finite, with `eps` cut from the ends that are not."""
+        cut_start = self.prediction != "velocity" and self.path != "vp"
+        cut_end = self.prediction != "velocity" or self.path == "vp"
+        return (eps if cut_start else 0.0), (1.0 - eps if cut_end else 1.0)
+
+    def default_eps(self, training: bool) -> float:
+        """What is cut from the ends by default, as in SiT: nothing for velocity on a path that allows it."""
+        if self.path == "vp":
+            return 1e-5 if training else 1e-3
+        return 0.0 if self.prediction == "velocity" else 1e-3
+
+
+def expand_like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Shape t, () or (B,), so that it multiplies x (B, …) sample by sample."""
+    return t.view(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t

@@ -1,0 +1,112 @@
+"""The training objective: regress the interpolant's target at a random time (SiT, arXiv 2401.08740, Section 2)."""
+
+from collections.abc import Callable
+
+import torch
+
+from ..utils.checks import check_choice, check_eps, check_positive
+from .interpolants import Interpolant, expand_like
+
+WEIGHTINGS = ("none", "velocity", "likelihood")
+TIME_SAMPLINGS = ("uniform", "logit-normal")
+
+
+class InterpolantLoss:
+    """The squared error of a network's prediction, one number a sample.
+
+    Args:
+        interpolant: the path and the prediction.
+        weighting: "none": the plain error (of sigma·score for score prediction, so that it stays finite);
+            "velocity": as if the velocity had been regressed; "likelihood": the bound on the log-likelihood. Velocity
+            prediction takes "none" alone.
+        time_sampling: "uniform", or "logit-normal" (SD3, arXiv 2403.03206), which favours the middle.
+        time_shift: resolution shift of SD3: times move towards noise by this factor of odds; 1 leaves them.
+        train_eps: what is cut from the ends of [0, 1]; as `Interpolant.default_eps` where None.
+
+    Raises:
+        ValueError: for an unknown choice, or a weighting of velocity prediction.
+    """
+
+    def __init__(
+        self,
+        interpolant: Interpolant,
+        weighting: str = "none",
+        time_sampling: str = "uniform",
+        time_shift: float = 1.0,
+        train_eps: float | None = None,
+    ):
+        check_choice("weighting", weighting, WEIGHTINGS)
+        check_choice("time_sampling", time_sampling, TIME_SAMPLINGS)
+        check_positive("time_shift", time_shift)
+        if interpolant.prediction == "velocity" and weighting != "none":
+            raise ValueError(f"weighting={weighting!r} is for score, noise and data prediction; velocity takes 'none'")
+        self.interpolant = interpolant
+        self.weighting = weighting
+        self.time_sampling = time_sampling
+        self.time_shift = time_shift
+        check_eps("train_eps", train_eps)
+        eps = interpolant.default_eps(training=True) if train_eps is None else train_eps
+        self.interval = interpolant.time_interval(eps)
+
+    def sample_time(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw training times: (B,) float32 on the generator's device, the CPU without one."""
+        device = generator.device if generator is not None else "cpu"
+        return self.time_from_normal(torch.randn(batch_size, generator=generator, device=device))
+
+    def time_from_normal(self, z: torch.Tensor) -> torch.Tensor:
+        """Turn standard normal numbers into training times of the chosen distribution; shape of z."""
+        u = torch.special.ndtr(z) if self.time_sampling == "uniform" else torch.sigmoid(z)
+        shifted = u / (u + self.time_shift * (1 - u))
+        start, end = self.interval
+        return start + (end - start) * shifted
+
+    def __call__(
+        self,
+        model_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        x_1: torch.Tensor,
+        x_0: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Compute the loss of data x_1 (B, …).
+
+        Args:
+            model_fn: (x_t, t) -> the network's raw output, like x_t.
+            x_1: data.
+            x_0: noise, like x_1; drawn where None.
+            t: times (B,); drawn where None.
+            generator: for what is drawn.
+
+        Returns:
+            (B,) float32.
+        """
+        x_1 = x_1.float()
+        if t is None:
+            t = self.sample_time(len(x_1), generator).to(x_1.device)
+        if x_0 is None:
+            device = generator.device if generator is not None else x_1.device
+            x_0 = torch.randn(x_1.shape, generator=generator, device=device).to(x_1.device)
+        x_t = self.interpolant.interpolate(x_0, x_1, t)
+        error = self._weighted_error(model_fn(x_t, t).float(), x_0, x_1, t)
+        return error.square().flatten(1).mean(1)
+
+    def _weighted_error(
+        self, model_output: torch.Tensor, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        interpolant = self.interpolant
+        t = expand_like(t, x_1)
+        if interpolant.prediction == "velocity":
+            return model_output - interpolant.velocity(x_0, x_1, t)
+        sigma = interpolant.sigma(t)
+        if interpolant.prediction == "score":
+            error = sigma * model_output + x_0
+        elif interpolant.prediction == "noise":
+            error = model_output - x_0
+        else:
+            error = model_output - x_1
+        if self.weighting == "none":
+            return error
+        if interpolant.prediction == "data":
+            error = error * interpolant.alpha(t) / sigma  # the error of the noise that this data implies
+        w = interpolant.diffusion(t, "sbdm")
+        return error * (w / sigma if self.weighting == "velocity" else w.sqrt() / sigma)

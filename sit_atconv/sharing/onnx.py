@@ -1,0 +1,69 @@
+"""The transformer as a graph for other runtimes: torch.export, and ONNX through it.
+
+Batch, height and width stay free in both.
+
+Shapes: B batch, C channels, (H, W) token grid.
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from ..models.transformer_sit import SiTTransformer2DModel
+from ..utils.files import check_new_file
+
+INPUTS, OUTPUT = ("hidden_states", "timestep", "class_labels"), "sample"
+MAX_BATCH, MAX_SIDE = 1024, 1024  # in samples, and in tokens along one side
+
+
+class _Sample(nn.Module):
+    """The transformer with a tensor as its result."""
+
+    def __init__(self, transformer: SiTTransformer2DModel):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, hidden_states, timestep, class_labels):
+        return self.transformer(hidden_states, timestep, class_labels, return_dict=False)[0]
+
+
+def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
+    """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
+
+    B is free from 1, height and width from 2 patches on. The model is taken as it is evaluated, and is not changed. The
+    program of a model on a GPU holds the operator `sit_atconv::depthwise_conv`, and needs this package where it runs.
+    """
+    p, config = transformer.config.patch_size, transformer.config
+    batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))
+    options = dict(device=transformer.device)
+    example = (
+        torch.zeros(2, config.in_channels, 4 * p, 6 * p, dtype=transformer.dtype, **options),
+        torch.zeros(2, **options),
+        torch.zeros(2, dtype=torch.long, **options),
+    )
+    shapes = ({0: batch, 2: p * height, 3: p * width}, {0: batch}, {0: batch})
+    training = transformer.training
+    try:
+        return torch.export.export(_Sample(transformer).eval(), example, dynamic_shapes=shapes, strict=False)
+    finally:
+        transformer.train(training)
+
+
+def export_onnx(transformer: SiTTransformer2DModel, file: str | Path) -> None:
+    """Write the transformer as an ONNX file with the inputs and the output of `INPUTS` and `OUTPUT`.
+
+    Raises:
+        ValueError: where the file exists.
+        ImportError: where onnx or onnxscript is not installed.
+    """
+    check_new_file("file", file)
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install 'sit-atconv[onnx]'")
+    # On a CPU, where all of it is plain operations: on GPUs the convolution is an operator of this package.
+    program = export_transformer(copy.deepcopy(transformer).cpu())
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=[OUTPUT], verbose=False).save(str(file))

@@ -1,0 +1,128 @@
+"""Representation alignment (REPA, arXiv 2410.06940): early blocks learn to predict what a pretrained encoder sees.
+
+B images, N = H·W tokens of the transformer's grid, D its width, Z the encoder's.
+"""
+
+import math
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..models.transformer_sit import SiTTransformer2DModel
+
+HIDDEN = 2048  # of the projector, as in the paper
+
+
+class AlignedTransformer(nn.Module):
+    """A transformer, and the projector from one of its blocks to the encoder's features; they are trained together.
+
+    Args:
+        transformer: what is trained, and all that is kept after training.
+        depth: the number of blocks before the one that is looked at, it included.
+        features: Z.
+        seed: of the projector's first weights.
+
+    Raises:
+        ValueError: where the transformer has fewer blocks.
+    """
+
+    _no_split_modules = SiTTransformer2DModel._no_split_modules
+
+    def __init__(self, transformer: SiTTransformer2DModel, depth: int, features: int, seed: int = 0):
+        super().__init__()
+        if depth > transformer.config.num_layers:
+            raise ValueError(
+                f"repa_depth={depth}: the model has {transformer.config.num_layers} blocks; choose one of them"
+            )
+        self.transformer = transformer
+        dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projector = nn.Sequential(
+                nn.Linear(dim, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, features)
+            )
+        self._hidden: torch.Tensor | None = None
+        transformer.blocks[depth - 1].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self._hidden = output
+
+    def forward(self, *arguments, **options) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the transformer's, and the projected tokens: (B, C, S, S), (B, N, Z)."""
+        sample = self.transformer(*arguments, **options)[0]
+        hidden, self._hidden = self._hidden, None
+        return sample, self.projector(hidden)
+
+
+class TargetEncoder:
+    """A frozen timm model whose patch features are the target.
+
+    Args:
+        name: of the timm model, such as vit_base_patch14_dinov2.lvd142m, the paper's.
+        weights: "pretrained" for timm's own (from the Hub or its cache), "random", or a file.
+        grid: tokens of the transformer along (H, W). A vision transformer sees the image at the size that gives just
+            these tokens (224 pixels for 16 × 16 at patch 14, as in the paper); the features of other models are
+            resized to them.
+        device: where it runs.
+
+    Attributes:
+        features: Z.
+
+    Raises:
+        ValueError: for a name that timm does not know, or weights that cannot be loaded.
+    """
+
+    def __init__(self, name: str, weights: str, grid: tuple[int, int], device: torch.device):
+        if not timm.is_model(name):
+            raise ValueError(
+                f"repa={name!r}: timm has no such model; timm.list_models('*dinov2*') lists the usual ones"
+            )
+        options: dict = {}
+        if weights == "pretrained":
+            options["pretrained"] = True
+        elif weights != "random":
+            if not Path(weights).is_file():
+                raise ValueError(f"repa_weights={weights!r} is no file, nor 'pretrained' or 'random'")
+            options |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
+        try:
+            with torch.device("meta"):
+                probe = timm.create_model(name, num_classes=0)
+            patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
+            self.input_size = timm.data.resolve_model_data_config(probe)["input_size"][1:]
+            if patch is not None:
+                self.input_size = options["img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = timm.create_model(name, num_classes=0, **options)
+        except Exception as error:  # whatever the hub, the file or the model's code answers
+            raise ValueError(f"repa={name!r}, repa_weights={weights!r} cannot be loaded: {error}") from error
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.grid = grid
+        config = timm.data.resolve_model_data_config(model)
+        self.mean = torch.tensor(config["mean"], device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(config["std"], device=device).view(1, -1, 1, 1)
+        self.features = model.num_features
+
+    @torch.no_grad()
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features (B, N, Z) float32 of images (B, 1 or 3, height, width) in [−1, 1]."""
+        x = pixels.expand(-1, 3, -1, -1) * 0.5 + 0.5
+        x = F.interpolate(x, self.input_size, mode="bicubic", antialias=True, align_corners=False)
+        z = self.model.forward_features((x - self.mean) / self.std)
+        if z.ndim == 3:
+            z = z[:, getattr(self.model, "num_prefix_tokens", 0) :].mT  # (B, Z, tokens)
+            side = math.isqrt(z.shape[-1])
+            z = z.unflatten(2, self.grid if z.shape[-1] == math.prod(self.grid) else (side, side))
+        elif z.shape[1] != self.features:
+            z = z.permute(0, 3, 1, 2)  # channels last, as of Swin
+        if z.shape[2:] != self.grid:
+            z = F.interpolate(z.float(), self.grid, mode="bilinear", antialias=True, align_corners=False)
+        return z.flatten(2).mT.float()
+
+
+def alignment_loss(projected: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Negative cosine similarity of tokens (B, N, Z), averaged over the tokens: (B,) in [−1, 1] (Equation 8)."""
+    return -F.cosine_similarity(projected.float(), target.float(), dim=-1).mean(1)

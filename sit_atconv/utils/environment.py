@@ -1,0 +1,93 @@
+"""Where numbers were made: versions, git commit, device."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "accelerate",
+    "timm",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "Pillow",
+    "clean-fid",
+    "torchdiffeq",
+)
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: for a name that PyTorch does not know, or a device that is not there.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type)
+    try:
+        picked = torch.device(device)
+        torch.empty(1, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}; try cpu or auto") from error
+    return picked
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python, this package and those that results may depend on; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "sit_atconv": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["torch"] = torch.__version__  # with the build: CPU, CUDA 12.8…
+    return versions
+
+
+def git_commit(file: Path = Path(__file__)) -> str | None:
+    """The commit of the git checkout that tracks `file`, ending in -dirty if tracked files differ from it.
+
+    None without git, outside of a checkout, and for a package installed into somebody else's checkout.
+    """
+    output = ""
+    try:
+        for command in (f"ls-files --error-unmatch {file.name}", "describe --always --exclude=* --abbrev=40 --dirty"):
+            command = ["git", "-C", str(file.parent), *command.split()]
+            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.strip()
+
+
+def describe_environment(device: torch.device) -> dict:
+    """What a report records of where it was made: versions, git commit, device and whether float32 is TF32 there."""
+    on_gpu = device.type == "cuda"
+    return {
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "device": device.type,
+        "device_name": device_name(device),
+        "tf32": {
+            "matmul": on_gpu and torch.backends.cuda.matmul.allow_tf32,
+            "cudnn": on_gpu and torch.backends.cudnn.allow_tf32,
+        },
+    }

@@ -1,0 +1,195 @@
+"""Classifier-free guidance: its formula, where it applies and what it costs."""
+
+import pytest
+import torch
+
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.flow import guidance
+from sit_atconv.flow.guidance import GuidedModel, guide
+
+
+class CountingTransformer:
+    """Stands in front of a transformer and keeps the rows of every call."""
+
+    def __init__(self, transformer):
+        self.transformer = transformer
+        self.rows = []
+
+    def __getattr__(self, name):
+        return getattr(self.transformer, name)
+
+    def __call__(self, x, t, labels, **options):
+        self.rows.append(len(x))
+        return self.transformer(x, t, labels, **options)
+
+
+@pytest.fixture
+def transformer(tiny_transformer):
+    return CountingTransformer(tiny_transformer().requires_grad_(False))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+LABELS = torch.tensor([0, 4, 2])
+
+
+def halves(transformer, x, t):
+    null = torch.full_like(LABELS, transformer.null_class)
+    model = transformer.transformer
+    return model(x, t, LABELS).sample, model(x, t, null).sample
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2, 3])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.5, 4.0])
+@pytest.mark.parametrize("t", [torch.tensor(0.4), torch.tensor([0.1, 0.4, 0.9])], ids=["one time", "own times"])
+def test_formula(t, scale, channels, transformer, x):
+    cond, uncond = halves(transformer, x, t)
+    expected = cond.clone()
+    expected[:, :channels] = (uncond + scale * (cond - uncond))[:, :channels]
+    guided = GuidedModel(transformer, LABELS, scale, guidance_channels=channels)
+    torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
+    assert transformer.rows == [6]
+
+
+def test_guide_in_closed_form():
+    cond, uncond = torch.full((2, 3, 1, 1), 2.0), torch.full((2, 3, 1, 1), 1.0)
+    assert guide(cond, uncond, 3.0, None).unique().tolist() == [4.0]
+    assert guide(cond, uncond, 3.0, 2)[:, :, 0, 0].tolist() == [[4.0, 4.0, 2.0]] * 2
+    assert guide(cond, uncond, 0.0, None).unique().tolist() == [1.0]
+
+
+def test_scale_one_costs_nothing(transformer, x):
+    t = torch.tensor(0.4)
+    guided = GuidedModel(transformer, LABELS, guidance_scale=1.0)
+    torch.testing.assert_close(guided(x, t), halves(transformer, x, t)[0], rtol=0, atol=0)
+    assert transformer.rows == [3]
+
+
+def test_scale_one_needs_no_null_class(tiny_transformer, x):
+    transformer = tiny_transformer(class_dropout_prob=0.0)
+    with torch.no_grad():
+        GuidedModel(transformer, LABELS)(x, torch.tensor(0.5))
+    with pytest.raises(ValueError, match="cannot be guided"):
+        GuidedModel(transformer, LABELS, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("t", "guided_rows"),
+    [(0.0, 0), (0.24, 0), (0.25, 3), (0.5, 3), (0.75, 3), (0.76, 0), (1.0, 0)],
+)
+def test_interval(t, guided_rows, transformer, x):
+    t = torch.tensor(t)
+    cond, uncond = halves(transformer, x, t)
+    expected = uncond + 2.0 * (cond - uncond) if guided_rows else cond
+    guided = GuidedModel(transformer, LABELS, 2.0, guidance_interval=(0.25, 0.75))
+    torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
+    assert transformer.rows == [3 + guided_rows]
+
+
+@pytest.mark.parametrize("inside", [[], [0], [1, 2], [0, 1, 2]])
+def test_interval_of_samples_at_different_times(inside, transformer, x):
+    """Adaptive solvers give every sample its own time: guided are the rows that are inside, and no others run twice."""
+    t = torch.tensor([0.1, 0.15, 0.9])
+    t[inside] = torch.tensor([0.3, 0.5, 0.7])[: len(inside)]
+    cond, uncond = halves(transformer, x, t)
+    expected = cond.clone()
+    expected[inside] = (uncond + 2.0 * (cond - uncond))[inside]
+    guided = GuidedModel(transformer, LABELS, 2.0, guidance_interval=(0.25, 0.75))
+    torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
+    assert transformer.rows == [3 + len(inside)]
+
+
+def test_samples_do_not_mix(transformer, x):
+    t = torch.tensor([0.1, 0.5, 0.6])
+    together = GuidedModel(transformer, LABELS, 3.0, (0.3, 0.55))(x, t)
+    for i in range(3):
+        rows = slice(i, i + 1)
+        alone = GuidedModel(transformer, LABELS[rows], 3.0, (0.3, 0.55))(x[rows], t[rows])
+        torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_output_is_float32_for_any_weights(tiny_transformer, x, assert_close):
+    full = tiny_transformer().requires_grad_(False)
+    half = tiny_transformer().requires_grad_(False).bfloat16()
+    t = torch.tensor(0.5)
+    output = GuidedModel(half, LABELS, 2.0)(x, t)
+    assert output.dtype == torch.float32
+    assert_close(output, GuidedModel(full, LABELS, 2.0)(x, t), 0.1)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.25, 0.75)])
+def test_gradients_flow(interval, tiny_transformer, x):
+    """Sampling runs without gradients, but nothing here forbids them: d/dx equals that of the formula."""
+    transformer = tiny_transformer()
+    t = torch.tensor([0.1, 0.4, 0.9])
+    x = x.requires_grad_()
+    (actual,) = torch.autograd.grad(GuidedModel(transformer, LABELS, 2.0, interval)(x, t).square().sum(), x)
+
+    cond = transformer(x, t, LABELS).sample
+    uncond = transformer(x, t, torch.full_like(LABELS, transformer.null_class)).sample
+    scale = torch.where((t >= interval[0]) & (t <= interval[1]), 2.0, 1.0).view(3, 1, 1, 1)
+    (expected,) = torch.autograd.grad((uncond + scale * (cond - uncond)).square().sum(), x)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("autoguided", [False, True])
+def test_prepared_times_cost_no_conditioning(autoguided, scale, tiny_transformer, x):
+    """The same outputs, with the layers of the conditioning run once for all times instead of once a call."""
+    transformer, weaker = tiny_transformer().requires_grad_(False), None
+    if autoguided:
+        weaker = tiny_transformer(seed=1, num_layers=1).requires_grad_(False)
+    expected = GuidedModel(transformer, LABELS, scale, (0.2, 1.0), guidance_model=weaker)
+    model = GuidedModel(transformer, LABELS, scale, (0.2, 1.0), guidance_model=weaker)
+    calls = []
+    transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append("modulation"))
+    transformer.register_forward_hook(lambda *_: calls.append("forward"))
+    model.prepare([0.1, 0.5, 0.5, 0.7])
+    for t in (0.1, 0.5, 0.7):
+        output = model(x, torch.tensor(t))
+        assert calls == ["modulation", *["forward"] * (len(calls) - 1)]
+        calls_before = len(calls)
+        torch.testing.assert_close(output, expected(x, torch.tensor(t)), rtol=1e-4, atol=1e-5)
+        del calls[calls_before:]
+    for t in (torch.tensor(0.3), torch.tensor([0.1, 0.5, 0.7])):  # times that nobody announced, and times of each row
+        torch.testing.assert_close(model(x, t), expected(x, t), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["memory", "hook"])
+def test_conditioning_is_not_prepared_where_it_cannot_be(reason, tiny_transformer, x, monkeypatch):
+    transformer = tiny_transformer().requires_grad_(False)
+    if reason == "memory":
+        monkeypatch.setattr(guidance, "MODULATION_BYTES", 100)
+    else:  # as those that bring the weights to where they are needed
+        transformer.register_forward_pre_hook(lambda *_: None)
+    calls = []
+    transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append(1))
+    model = GuidedModel(transformer, LABELS, 2.0)
+    model.prepare([0.1, 0.5])
+    assert not calls
+    model(x, torch.tensor(0.5))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        *(InterpolantODEScheduler(solver=solver) for solver in ("euler", "midpoint", "rk4")),
+        InterpolantSDEScheduler(),
+        InterpolantSDEScheduler(solver="heun"),
+    ],
+)
+def test_sampling_never_waits_for_the_device(scheduler, tiny_transformer):
+    """On the meta device, reading a value is an error: a fixed-step solve decides everything on the host."""
+    transformer = tiny_transformer().requires_grad_(False)
+    model = GuidedModel(transformer, LABELS, 2.0, (0.2, 0.8), guidance_channels=2)
+    model.prepare(scheduler.network_times(4)[:3])
+    transformer.to("meta")
+    model.model.labels = model.model.labels.to("meta")
+    model.model.index, model.model.modulations = model.model.index.to("meta"), model.model.modulations.to("meta")
+    x = torch.empty(3, 3, 8, 8, device="meta")
+    scheduler._noise = lambda x, *_: torch.empty_like(x)  # there are no random numbers on the meta device
+    assert scheduler.solve(model, x, 4).shape == x.shape

@@ -1,0 +1,202 @@
+"""What people do with diffusers' models and pipelines works with these."""
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+from sit_atconv import SiTPipeline, SiTTransformer2DModel
+from sit_atconv.models import linear
+from sit_atconv.sharing.onnx import INPUTS, OUTPUT, export_onnx, export_transformer
+
+LORA_TARGETS = ["qkv", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
+SIZES = [(1, 8, 8), (3, 4, 12), (2, 10, 6)]  # batch, height, width
+
+
+def draw(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe([1, 4], guidance_scale=2.0, num_inference_steps=3, output_type="pt", generator=generator).images
+
+
+def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(height)
+    x = torch.randn(batch, 3, height, width, generator=generator)
+    return x, torch.rand(batch, generator=generator), torch.randint(0, 6, (batch,), generator=generator)
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def products(request, monkeypatch):
+    """Layers as small as these, and the same computed as large ones are on an x86 CPU."""
+    if request.param == "large":
+        monkeypatch.setattr(linear, "WORTHWHILE_PRODUCTS", 0)
+
+
+@pytest.fixture
+def pipe(tiny_pipeline):
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        upsampling_scaling_factor=2,
+    )
+    return tiny_pipeline(vae=vae.eval(), in_channels=4, mixer="hybrid")
+
+
+@pytest.fixture
+def folder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_to_moves_and_casts_every_model(pipe):
+    expected = draw(pipe)
+    pipe.to(torch.bfloat16)
+    assert {pipe.transformer.dtype, pipe.vae.dtype} == {torch.bfloat16}
+    torch.testing.assert_close(draw(pipe).float(), expected, rtol=0, atol=0.1)
+    pipe.to("meta")
+    assert {pipe.transformer.device.type, pipe.vae.device.type} == {"meta"}
+
+
+@pytest.mark.parametrize("load", [SiTPipeline.from_pretrained, DiffusionPipeline.from_pretrained])
+@pytest.mark.parametrize(
+    "options", [{"low_cpu_mem_usage": True}, {"low_cpu_mem_usage": False}, {"device_map": "cpu"}, {"torch_dtype": None}]
+)
+def test_ways_of_loading(options, load, pipe, folder):
+    loaded = load(folder, trust_remote_code=True, **options)
+    assert loaded.transformer.dtype == loaded.vae.dtype == torch.float32
+    torch.testing.assert_close(draw(loaded), draw(pipe))
+
+
+@pytest.mark.parametrize("load", [SiTPipeline.from_pretrained, DiffusionPipeline.from_pretrained])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_torch_dtype(dtype, load, pipe, folder):
+    loaded = load(folder, trust_remote_code=True, torch_dtype=dtype)
+    assert loaded.transformer.dtype == loaded.vae.dtype == dtype
+    torch.testing.assert_close(draw(loaded).float(), draw(pipe), rtol=0, atol=0.1)
+
+
+def test_device_map_spreads_the_blocks(pipe, folder, tmp_path):
+    """Blocks that lie on disk are read as they are needed."""
+    names = ["patch_embed", "time_embed", "class_embed", "blocks.0", "norm_out", "modulation_out", "proj_out"]
+    device_map = {**dict.fromkeys(names, "cpu"), "blocks.1": "disk"}
+    options = dict(device_map=device_map, offload_folder=tmp_path / "offload")
+    transformer = SiTTransformer2DModel.from_pretrained(folder / "transformer", **options)
+    assert transformer.blocks[1].mlp.fc1.weight.device.type == "meta"
+    x, t, y = inputs(2, 8, 8)
+    x = torch.cat([x, x[:, :1]], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(transformer(x, t, y).sample, pipe.transformer(x, t, y).sample)
+    balanced = SiTPipeline.from_pretrained(folder, device_map="balanced")
+    torch.testing.assert_close(draw(balanced), draw(pipe))
+
+
+def test_cpu_offload_hooks(pipe, folder):
+    """accelerate's hooks, which `enable_model_cpu_offload` and its sequential sister put on, with a CPU as the GPU."""
+    from accelerate import cpu_offload, cpu_offload_with_hook
+
+    whole, piecewise = SiTPipeline.from_pretrained(folder), SiTPipeline.from_pretrained(folder)
+    _, hook = cpu_offload_with_hook(whole.transformer, torch.device("cpu"))
+    whole._all_hooks = [hook]
+    torch.testing.assert_close(draw(whole), draw(pipe))
+    cpu_offload(piecewise.transformer, torch.device("cpu"))
+    assert piecewise.transformer.blocks[0].mlp.fc1.weight.device.type == "meta"
+    torch.testing.assert_close(draw(piecewise), draw(pipe))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_enable_model_cpu_offload(pipe, folder):
+    loaded = SiTPipeline.from_pretrained(folder)
+    loaded.enable_model_cpu_offload()
+    torch.testing.assert_close(draw(loaded).cpu(), draw(pipe), rtol=0, atol=1e-2)
+    assert {loaded.transformer.device.type, loaded.vae.device.type} == {"cpu"}
+
+
+def test_from_pipe_shares_the_components(pipe):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    same, other = SiTPipeline.from_pipe(pipe), SiTPipeline.from_pipe(pipe, scheduler=scheduler)
+    for copy in (same, other):
+        assert copy.transformer is pipe.transformer
+        assert copy.vae is pipe.vae
+        assert copy.labels == pipe.labels
+    assert same.scheduler is pipe.scheduler
+    assert other.scheduler is scheduler
+    torch.testing.assert_close(draw(same), draw(pipe))
+
+
+def test_layerwise_casting(pipe, folder):
+    loaded = SiTPipeline.from_pretrained(folder)
+    loaded.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert loaded.transformer.blocks[0].mlp.fc1.weight.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.3)
+
+
+def test_lora_is_saved_loaded_fused_and_unloaded(tiny_transformer, tmp_path):
+    peft = pytest.importorskip("peft")
+    args = inputs(2, 8, 8)
+    base = tiny_transformer(mixer="hybrid")
+    with torch.no_grad():
+        plain = base(*args).sample
+        base.add_adapter(peft.LoraConfig(r=2, target_modules=LORA_TARGETS, init_lora_weights=False))
+        adapted = base(*args).sample
+        assert not torch.allclose(adapted, plain, atol=0.1)
+        base.save_lora_adapter(tmp_path)
+        with pytest.raises(ValueError, match=r"call fuse_lora\(\) and unload_lora\(\) first"):
+            base.save_pretrained(tmp_path / "whole")
+        assert not (tmp_path / "whole").exists()
+
+        loaded = tiny_transformer(mixer="hybrid")
+        options = dict(prefix=None, weight_name="pytorch_lora_weights.safetensors")
+        loaded.load_lora_adapter(tmp_path, **options)
+        layers = {name for name, module in loaded.named_modules() if hasattr(module, "lora_A")}
+        assert layers == {
+            *(f"blocks.0.mixer.{name}" for name in ("qkv", "out_proj")),
+            *(f"blocks.1.mixer.{name}" for name in ("kernel_proj", "value_proj", "out_proj")),
+            *(f"blocks.{i}.mlp.{name}" for i in (0, 1) for name in ("fc1", "fc2")),
+        }
+        torch.testing.assert_close(loaded(*args).sample, adapted)
+        loaded.fuse_lora()
+        loaded.unload_lora()
+        loaded.save_pretrained(tmp_path / "fused")
+        torch.testing.assert_close(loaded(*args).sample, adapted, rtol=1e-4, atol=1e-5)
+        assert loaded.state_dict().keys() == tiny_transformer(mixer="hybrid").state_dict().keys()
+
+        loaded = tiny_transformer(mixer="hybrid")
+        loaded.load_lora_adapter(tmp_path, **options)
+        loaded.unload_lora()
+        torch.testing.assert_close(loaded(*args).sample, plain)
+
+
+def test_torchao_quantisation(pipe, folder):
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import TorchAoConfig
+
+    transformer = SiTTransformer2DModel.from_pretrained(
+        folder / "transformer", quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    )
+    assert type(transformer.blocks[0].mlp.fc1.weight).__module__.startswith("torchao")
+    loaded = SiTPipeline.from_pretrained(folder, transformer=transformer)
+    torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.1)
+
+
+def test_torch_export_leaves_batch_and_grid_free(tiny_transformer):
+    model = tiny_transformer(mixer="hybrid")
+    exported = export_transformer(model).module()
+    with torch.no_grad():
+        for size in SIZES:
+            torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
+
+
+def test_onnx_agrees_for_every_size(tiny_transformer, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny_transformer(mixer="hybrid")
+    export_onnx(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in SIZES:
+        args = inputs(*size)
+        (sample,) = session.run([OUTPUT], {name: value.numpy() for name, value in zip(INPUTS, args, strict=True)})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(sample), model(*args).sample, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="exists"):
+        export_onnx(model, tmp_path / "model.onnx")

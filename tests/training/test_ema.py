@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from sit_atconv.training.checkpoints import save_checkpoint
+from sit_atconv.training.ema import (
+    WeightAverages,
+    power_exponent,
+    power_weight,
+    reconstruct,
+    reconstruction_weights,
+)
+
+APPLIED, SKIPPED = torch.tensor(1.0), torch.tensor(0.0)
+
+
+@pytest.mark.parametrize("std, gamma", [(0.05, 16.97), (0.10, 6.94)])
+def test_exponents_of_the_paper(std, gamma):
+    assert power_exponent(std) == pytest.approx(gamma, abs=5e-3)
+
+
+@pytest.mark.parametrize("std", [0.01, 0.075, 0.2, 0.28])
+def test_exponent_gives_the_deviation(std):
+    gamma = power_exponent(std)
+    assert (gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5 == pytest.approx(std)
+    tau = (np.arange(100_000) + 0.5) / 100_000  # and the deviation is the one of the profile
+    weights = tau**gamma / (tau**gamma).sum()
+    assert np.sqrt((weights * tau**2).sum() - (weights * tau).sum() ** 2) == pytest.approx(std, rel=1e-4)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.29, -1.0])
+def test_impossible_deviation_is_refused(std):
+    with pytest.raises(ValueError, match=f"std={std}"):
+        power_exponent(std)
+
+
+def test_power_average_has_its_closed_form():
+    """The weight of update n in the average at t is (n^(γ+1) − (n−1)^(γ+1)) / t^(γ+1)."""
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    parameter = torch.full((3,), 1e6)  # the state before training leaves no trace
+    averages = WeightAverages([parameter], [], [0.1])
+    for step, value in enumerate(values, start=1):
+        averages.update([value], step, APPLIED)
+    n = np.arange(0, 41) / 40
+    weights = torch.from_numpy(np.diff(n ** (power_exponent(0.1) + 1)))
+    expected = (weights[:, None] * values.double()).sum(0)
+    torch.testing.assert_close(averages.first[0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exponential_average_warms_up():
+    averages = WeightAverages([torch.zeros(1)], [0.5, 0.999])
+    expected = 0.0
+    for step in range(1, 30):
+        averages.update([torch.tensor([float(step)])], step, APPLIED)
+        decay = 0.0 if step == 1 else min(0.5, step / (9 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert list(averages.averages) == ["decay-0.5", "decay-0.999"]
+    assert averages.first[0].item() == pytest.approx(expected)
+    assert averages.averages["decay-0.999"][0].item() < expected  # longer, so further behind
+
+
+def test_skipped_steps_leave_no_trace():
+    averages = WeightAverages([torch.ones(2)], [0.9], [0.1])
+    averages.update([torch.ones(2)], 1, APPLIED)
+    averages.update([torch.full((2,), 5.0)], 2, SKIPPED)
+    assert all(torch.equal(average[0], torch.ones(2)) for average in averages.averages.values())
+
+
+def test_averages_are_float32_whatever_the_model():
+    parameter = torch.ones(1, dtype=torch.bfloat16)
+    averages = WeightAverages([parameter], [0.9999])
+    for step in range(100_000, 100_200):
+        averages.update([parameter * 2], step, APPLIED)
+    assert averages.first[0].item() == pytest.approx(2 - 0.9999**200, rel=1e-4)  # in bfloat16 it would stand still
+
+
+def test_model_holds_the_average_only_within():
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    averages = WeightAverages(model.parameters(), [0.5])
+    averages.update([p + 1 for p in model.parameters()], 1, APPLIED)
+    with averages.in_place_of(model):
+        torch.testing.assert_close(model.weight.detach(), before + 1)
+        assert not model.training
+    assert torch.equal(model.weight.detach(), before)
+    assert model.training
+
+
+def test_stored_profile_is_its_own_reconstruction():
+    weights = reconstruction_weights([100, 100, 200, 200], [0.05, 0.1, 0.05, 0.1], 0.1, 200)
+    np.testing.assert_allclose(weights, [0, 0, 0, 1], atol=1e-6)
+
+
+@pytest.fixture
+def trajectory(tmp_path):
+    """Snapshots of a random walk, and averages of other lengths that were tracked on the way."""
+    generator = torch.Generator().manual_seed(0)
+    value, tracked = torch.zeros(50), [0.06, 0.075, 0.12]
+    averages = WeightAverages([value], [], [0.05, 0.1, *tracked])
+    for step in range(1, 1001):
+        value = value + torch.randn(50, generator=generator) * 0.1 + 0.01
+        averages.update([value], step, APPLIED)
+        if step % 50 == 0:
+            stored = {name: {"w": averages.averages[name][0]} for name in ("std-0.05", "std-0.1")}
+            save_checkpoint(tmp_path / "ema", step, stored, {"step": step})
+    return tmp_path / "ema", {std: averages.averages[f"std-{std:g}"][0] for std in tracked}, averages
+
+
+def test_reconstruction_equals_the_average_that_was_tracked(trajectory):
+    folder, tracked, averages = trajectory
+    nearest = averages.averages["std-0.1"][0]
+    for std, expected in tracked.items():
+        error = (reconstruct(folder, std)["w"] - expected).norm()
+        assert error < 0.02 * expected.std() * 50**0.5, std
+        assert error < 0.1 * (nearest - expected).norm(), std  # far closer than what is stored
+    torch.testing.assert_close(reconstruct(folder, 0.1)["w"], nearest, rtol=1e-4, atol=1e-4)
+
+
+def test_reconstruction_refuses_what_it_cannot_do(trajectory, tmp_path):
+    folder, *_ = trajectory
+    with pytest.raises(ValueError, match="step=33"):
+        reconstruct(folder, 0.1, step=33)
+    with pytest.raises(ValueError, match=r"std=0\.4"):
+        reconstruct(folder, 0.4)
+    with pytest.raises(ValueError, match="holds no snapshots"):
+        reconstruct(tmp_path / "nothing", 0.1)
+    (folder / "step-00000500" / "std-0.05.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="step-00000500"):
+        reconstruct(folder, 0.08)
+
+
+@pytest.mark.parametrize("decays, stds", [([1.0], []), ([0.5, 0.5], []), ([], []), ([0.5], [0.1, 0.1])])
+def test_unusable_profiles_are_refused(decays, stds):
+    with pytest.raises(ValueError, match="ema_decay"):
+        WeightAverages([torch.zeros(1)], decays, stds)
+
+
+def test_power_weight_of_the_first_step_is_one():
+    assert power_weight(0.05, 1) == 1

@@ -1,0 +1,119 @@
+import json
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from sit_atconv.training.runlog import (
+    TIME_BINS,
+    MetricsFile,
+    StepReports,
+    Window,
+    plot_metrics,
+    read_metrics,
+    scalars,
+    time_bin_sums,
+    tracker_options,
+)
+from sit_atconv.utils.environment import git_commit
+
+
+def test_losses_are_summed_by_time():
+    losses, t = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 0.05, 0.999, 1.0])
+    sums, counts = time_bin_sums(losses, t).split(TIME_BINS)
+    assert sums.tolist() == [3.0] + [0.0] * (TIME_BINS - 2) + [12.0]
+    assert counts.tolist() == [2.0] + [0.0] * (TIME_BINS - 2) + [2.0]
+
+
+def test_window_averages_over_samples_and_starts_anew():
+    window = Window()
+    window.add(time_bin_sums(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.2])).tolist(), 2.0, -0.5)
+    window.skip()
+    window.add(time_bin_sums(torch.tensor([5.0]), torch.tensor([0.1])).tolist(), 4.0, -0.1)
+    copy = Window(**json.loads(json.dumps(vars(window))))  # as through a checkpoint
+    for current in (window, copy):
+        values = current.close()
+        assert values["loss"] == 3.0
+        assert values["loss_by_time"][1:3] == [3.0, 3.0]
+        assert values["loss_by_time"][5] is None
+        assert (values["grad_norm"], values["grad_norm_max"]) == (3.0, 4.0)
+        assert values["alignment_loss"] == pytest.approx(-0.3)
+        assert values["skipped_steps"] == 1
+        assert current == Window()
+    assert window.close()["loss"] is None
+
+
+def test_reports_come_in_order():
+    reports = StepReports(torch.device("cpu"))
+    for step in (1, 2):
+        reports.send(step, torch.tensor([float(step)]))
+    assert list(reports.arrived()) == [(1, [1.0]), (2, [2.0])]
+    assert list(reports.arrived(wait=True)) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_reports_of_a_gpu_lag_by_one_step():
+    reports = StepReports(torch.device("cuda"))
+    for step in (1, 2):
+        reports.send(step, torch.tensor([float(step)], device="cuda"))
+    assert list(reports.arrived()) == [(1, [1.0])]
+    assert list(reports.arrived(wait=True)) == [(2, [2.0])]
+
+
+def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):
+    values = {"loss": 1.0, "loss_by_time": [1.0] * 9 + [None], "grad_norm": 0.5}
+    with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
+        for step in (1, 2, 3):
+            metrics.write(step, **values)
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 4, "lo')
+    with MetricsFile(tmp_path / "metrics.jsonl", 2) as metrics:
+        metrics.write(3, skipped=True)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("tracker, name", [("wandb", "id"), ("trackio", "name")])
+def test_trackers_continue_the_same_run(tmp_path, tracker, name):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    options = [
+        tracker_options(SimpleNamespace(log_with=tracker, output_dir=str(folder)))[tracker]
+        for folder in (first, first, second)
+    ]
+    assert options[0][name] == options[1][name] == (first / "tracker_id.txt").read_text()
+    assert options[2][name] != options[0][name]
+    assert options[0]["resume"] == "allow"
+    assert tracker_options(SimpleNamespace(log_with="tensorboard", output_dir=str(first))) == {}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_the_code_is_known(tmp_path):
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        command = ["git", "-C", str(tmp_path), *options, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "code.py"
+    file.write_text("1")
+    assert git_commit(file) is None  # no checkout
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert git_commit(file) is None  # as a package in a virtual environment within somebody's checkout
+    git("add", "code.py")
+    git("commit", "--quiet", "--message", "second")
+    assert git_commit(file) == git("rev-parse", "HEAD")
+    file.write_text("2")
+    assert git_commit(file) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_trackers_get_numbers_alone():
+    values = {"loss": None, "loss_by_time": [1.0, None], "grad_norm": 2.0}
+    assert scalars(values) == {"loss_by_time/0": 1.0, "grad_norm": 2.0}
