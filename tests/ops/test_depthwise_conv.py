@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sit_atconv.models import depthwise_conv_triton
+from sit_atconv.ops import depthwise_conv_triton
 from sit_atconv.ops.depthwise_conv import (
     channels_last_depthwise_conv,
     depthwise_conv,

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
-from sit_atconv.models import linear as module
+from sit_atconv.ops import linear as module
 from sit_atconv.ops.linear import HAS_ONEDNN_PRODUCT, Linear, gelu_of_linear, linear
 
 SHAPES = [((1, 3), 2), ((5, 7), 3), ((2, 4, 6), 9), ((3, 1, 2, 5), 4), ((33, 17), 65)]  # of x, and the outputs

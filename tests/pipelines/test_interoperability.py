@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
-from sit_atconv.models import linear
+from sit_atconv.ops import linear
 from sit_atconv.sharing.onnx import INPUTS, OUTPUT, export_onnx, export_transformer
 
 LORA_TARGETS = ["qkv", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
