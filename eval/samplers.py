@@ -24,6 +24,7 @@ from sit_atconv.flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
 from sit_atconv.utils.checks import check_count
 from sit_atconv.utils.environment import pick_device
 from sit_atconv.utils.files import check_new_file, write_report
+from sit_atconv.utils.tables import markdown_table
 
 BUDGETS = (10, 20, 30, 50, 100, 200)  # network calls
 TOLERANCES = (1e-2, 1e-3, 1e-4)
@@ -108,12 +109,10 @@ def compare_samplers(
     return rows
 
 
-def markdown_table(rows: list[dict]) -> str:
+def error_table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| sampler | setting | network calls | RMS error |", "| --- | --- | ---: | ---: |"]
-    for row in rows:
-        lines.append(f"| {row['sampler']} | {row['setting']} | {row['network_calls']} | {row['rms_error']:.2e} |")
-    return "\n".join(lines)
+    cells = [[row["sampler"], row["setting"], row["network_calls"], f"{row['rms_error']:.2e}"] for row in rows]
+    return markdown_table(["sampler", "setting", "network calls", "RMS error"], cells, text_columns=2)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -133,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = compare_samplers(pipeline, options.num_images, guidance_scale=options.guidance_scale, seed=options.seed)
     except ValueError as error:
         parser.error(str(error))
-    print(markdown_table(rows))
+    print(error_table(rows))
     if options.output is not None:
         write_report(options.output, {"folder": options.folder, "rows": rows, "command": sys.argv})
 
