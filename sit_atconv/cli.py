@@ -91,7 +91,7 @@ def convert(args: argparse.Namespace) -> None:
         ValueError: naming what cannot be read, inferred or written.
     """
     from .convert.folder import convert_checkpoint, export_checkpoint
-    from .evaluation.sampling import is_pipeline_folder
+    from .sharing.hub import is_pipeline_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
     if is_pipeline_folder(args.checkpoint):

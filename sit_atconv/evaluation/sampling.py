@@ -18,6 +18,7 @@ import torch
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
+from ..sharing.hub import is_pipeline_folder
 from ..utils.checks import check_choice, check_count
 from ..utils.hashing import file_sha256
 from ..utils.randomness import image_generator
@@ -149,11 +150,6 @@ def counting_rows(model: torch.nn.Module):
         yield rows
     finally:
         handle.remove()
-
-
-def is_pipeline_folder(folder: str | Path) -> bool:
-    """Whether the folder is one that `SiTPipeline.save_pretrained` wrote."""
-    return (Path(folder) / SiTPipeline.config_name).is_file()
 
 
 def load_pipeline(folder: str | Path, device: torch.device) -> SiTPipeline:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..sharing.hub import CARD_METRICS
+from ..sharing.hub import CARD_METRICS, is_pipeline_folder
 from ..utils.checks import check_choice, check_count, check_pixel_dimensions
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import check_new_file
@@ -41,7 +41,6 @@ from .sampling import (
     draw_images,
     folder_sha256,
     image_shape,
-    is_pipeline_folder,
     load_pipeline,
 )
 

@@ -63,12 +63,16 @@ def read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def is_pipeline_folder(folder: str | Path) -> bool:
+    """Whether the folder is one that `save_pretrained` of a pipeline wrote."""
+    return (Path(folder) / "model_index.json").is_file()
+
+
 def check_pipeline_folder(folder: str | Path) -> None:
     """Raise ValueError unless this is a folder of a SiTPipeline."""
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
+    if not is_pipeline_folder(folder):
         raise ValueError(f"folder={str(folder)!r} is no pipeline folder: it has no model_index.json")
-    name = read_json(index).get("_class_name")
+    name = read_json(Path(folder) / "model_index.json").get("_class_name")
     name = name[-1] if isinstance(name, list) and name else name
     if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
         raise ValueError(f"folder={str(folder)!r} is no folder of a SiTPipeline, but of {name}")
