@@ -29,6 +29,7 @@ from sit_atconv.evaluation.sampling import (
     image_shape,
     load_pipeline,
 )
+from sit_atconv.flow.guidance import Guidance
 from sit_atconv.utils.checks import check_count, check_pixel_dimensions
 from sit_atconv.utils.environment import package_versions, pick_device
 from sit_atconv.utils.files import check_new_file, write_report
@@ -113,7 +114,7 @@ def class_accuracy(
     check_new_file("grid", grid)
     if num_inference_steps is None:
         num_inference_steps = pipeline.default_num_inference_steps
-    check_sampling(pipeline, seed, batch_size, guidance_scale, num_inference_steps)
+    check_sampling(pipeline, seed, batch_size, num_inference_steps, Guidance(guidance_scale))
     check_dataset(pipeline, dataset)
     classifier, real_accuracy = fit_classifier(dataset)
 

@@ -4,7 +4,6 @@ B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
 """
 
 import inspect
-import math
 import tempfile
 from collections.abc import Callable
 from numbers import Integral
@@ -19,7 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
-from sit_atconv.flow.guidance import GuidedModel, evaluating
+from sit_atconv.flow.guidance import Guidance, GuidedModel, evaluating
 from sit_atconv.flow.interpolants import Interpolant
 from sit_atconv.flow.solvers import after_step
 from sit_atconv.models.vae import check_vae_weights, decode, encode, vae_scale_factor
@@ -233,40 +232,19 @@ class SiTPipeline(DiffusionPipeline):
     def check_inputs(
         self,
         batch_size: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
-        guidance_channels: int | None,
+        guidance: Guidance,
         num_inference_steps: int,
         height: int,
         width: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        output_type: str,
-        guidance_model: ModelMixin | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
     ) -> None:
         """Raise one ValueError that names the argument, its value and the remedy."""
         config = self.transformer.config
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_count("num_inference_steps", num_inference_steps)
-        if (
-            isinstance(guidance_scale, bool)
-            or not isinstance(guidance_scale, (int, float))
-            or not 0 <= guidance_scale < math.inf
-        ):
-            raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0")
-        if guidance_scale != 1.0 and guidance_model is None and config.class_dropout_prob == 0:
-            raise ValueError(
-                f"guidance_scale={guidance_scale}: this model was trained without class dropout and cannot be guided; "
-                "use guidance_scale=1"
-            )
-        if (
-            not isinstance(guidance_interval, (list, tuple))
-            or len(guidance_interval) != 2
-            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
-        ):
-            raise ValueError(f"guidance_interval={guidance_interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
-        if guidance_channels is not None and guidance_channels not in range(1, config.in_channels + 1):
-            raise ValueError(f"guidance_channels={guidance_channels} must lie in 1…{config.in_channels}")
+        guidance.check(self.transformer)
         multiple = self.vae_scale_factor * config.patch_size
         for field, size in (("height", height), ("width", width)):
             check_count(field, size)
@@ -339,24 +317,13 @@ class SiTPipeline(DiffusionPipeline):
             ValueError: naming the argument that cannot be used.
         """
         labels = self.get_labels_or_count(class_labels, batch_size)
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
         if num_inference_steps is None:
             num_inference_steps = self.default_num_inference_steps
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
         height = default_size if height is None else height
         width = default_size if width is None else width
-        self.check_inputs(
-            len(labels),
-            guidance_scale,
-            guidance_interval,
-            guidance_channels,
-            num_inference_steps,
-            height,
-            width,
-            generator,
-            latents,
-            output_type,
-            guidance_model,
-        )
+        self.check_inputs(len(labels), guidance, num_inference_steps, height, width, generator, latents, output_type)
         device = self._execution_device
         self._interrupt = False
         if latents is None:
@@ -365,14 +332,7 @@ class SiTPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
 
-        model_fn = GuidedModel(
-            self.transformer,
-            torch.tensor(labels, device=device),
-            guidance_scale,
-            guidance_interval,
-            guidance_channels,
-            guidance_model,
-        )
+        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance)
         solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
         adaptive = getattr(self.scheduler, "is_adaptive", False)  # then the bar counts time, not steps
         total = 1 if adaptive else num_inference_steps
@@ -434,30 +394,14 @@ class SiTPipeline(DiffusionPipeline):
             num_inference_steps = self.default_num_inference_steps
         if len(labels) != len(images):
             raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
-        self.check_inputs(
-            len(labels),
-            guidance_scale,
-            guidance_interval,
-            guidance_channels,
-            num_inference_steps,
-            *images.shape[-2:],
-            generator=None,
-            latents=None,
-            output_type="latent",
-            guidance_model=guidance_model,
-        )
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
+        height, width = images.shape[-2:]
+        self.check_inputs(len(labels), guidance, num_inference_steps, height, width)
         device = self._execution_device
         latents = images.to(device, torch.float32) * 2 - 1
         if self.vae is not None:
             latents = encode(self.vae, latents)
-        model_fn = GuidedModel(
-            self.transformer,
-            torch.tensor(labels, device=device),
-            guidance_scale,
-            guidance_interval,
-            guidance_channels,
-            guidance_model,
-        )
+        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance)
         with evaluating(self.transformer, guidance_model):
             model_fn.prepare(self.scheduler.network_times(num_inference_steps))
             latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..flow.guidance import Guidance
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
@@ -86,10 +87,8 @@ class SamplingOptions:
             pipeline,
             self.seed,
             self.batch_size,
-            self.guidance_scale,
             self.num_inference_steps,
-            tuple(self.guidance_interval),
-            self.guidance_channels,
+            Guidance(self.guidance_scale, tuple(self.guidance_interval), self.guidance_channels),
         )
 
     def label_ids(self, indices: Sequence[int], num_classes: int) -> list[int]:
@@ -184,10 +183,8 @@ def check_sampling(
     pipeline: SiTPipeline,
     seed: int,
     batch_size: int,
-    guidance_scale: float,
     num_inference_steps: int,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    guidance_channels: int | None = None,
+    guidance: Guidance,
 ) -> None:
     """Find out before any work whether `generate` can do this.
 
@@ -198,18 +195,7 @@ def check_sampling(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number of at least 0")
     height, width, _ = image_shape(pipeline)
-    pipeline.check_inputs(
-        batch_size=batch_size,
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval,
-        guidance_channels=guidance_channels,
-        num_inference_steps=num_inference_steps,
-        height=height,
-        width=width,
-        generator=None,
-        latents=None,
-        output_type="np",
-    )
+    pipeline.check_inputs(batch_size, guidance, num_inference_steps, height, width)
     if hasattr(pipeline.scheduler, "time_grid"):
         pipeline.scheduler.time_grid(num_inference_steps)
 
@@ -230,7 +216,7 @@ def generate(
     Raises:
         ValueError: for arguments that the pipeline refuses, or an image that is not finite.
     """
-    check_sampling(pipeline, seed, batch_size, guidance_scale, num_inference_steps)
+    check_sampling(pipeline, seed, batch_size, num_inference_steps, Guidance(guidance_scale))
     options = SamplingOptions(
         seed=seed, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, batch_size=batch_size
     )

@@ -1,10 +1,64 @@
 """Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
 (autoguidance, arXiv 2406.02507)."""
 
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
 
 import torch
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, when, in which channels and by what the prediction of a network is guided.
+
+    Error messages use the names that the arguments have in `SiTPipeline`: `scale` is `guidance_scale` there, and so on.
+
+    Args:
+        scale: s in weak + s·(cond − weak); 1 applies no guidance and costs nothing.
+        interval: guidance is applied for start ≤ t ≤ end only (arXiv 2404.07724); t=0 is noise, t=1 data.
+        channels: the number of leading channels to guide; the other channels stay conditional. If None, all channels.
+        model: a weaker model with the same prediction, which replaces the null class as the weak prediction.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
+    model: torch.nn.Module | None = None
+
+    def __post_init__(self):
+        scale, interval, channels = self.scale, self.interval, self.channels
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+            raise ValueError(f"guidance_scale={scale!r} must be a number of at least 0")
+        if not isinstance(interval, (list, tuple)) or len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"guidance_interval={interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
+        if channels is not None and (
+            isinstance(channels, bool) or not isinstance(channels, Integral) or int(channels) < 1
+        ):
+            raise ValueError(f"guidance_channels={channels!r} must be a whole number of at least 1, or None")
+        if self.model is not None and not isinstance(self.model, torch.nn.Module):
+            raise ValueError(f"guidance_model={self.model!r} must be a model, such as SiTTransformer2DModel, or None")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the guided prediction differs from the conditional one."""
+        return self.scale != 1.0
+
+    def check(self, transformer: torch.nn.Module) -> None:
+        """Raise ValueError if this guidance cannot be applied to the `SiTTransformer2DModel`."""
+        config = transformer.config
+        if self.is_active and self.model is None and config.class_dropout_prob == 0:
+            raise ValueError(
+                f"guidance_scale={self.scale}: this model was trained without class dropout and cannot be guided; "
+                "use guidance_scale=1"
+            )
+        if self.channels is not None and self.channels > config.in_channels:
+            raise ValueError(f"guidance_channels={self.channels} must lie in 1…{config.in_channels}")
 
 
 @contextmanager
@@ -76,33 +130,23 @@ class GuidedModel:
     """The network with its labels bound and its prediction guided: `model(x, t)` -> raw output, float32.
 
     Where guidance applies, the network runs on 2·B rows, the conditional and the null-class half; elsewhere on B. With
-    a `guidance_model`, that model runs on B rows in place of the null-class half.
+    `guidance.model`, that model runs on B rows in place of the null-class half.
 
     Args:
         transformer: a `SiTTransformer2DModel` in eval mode.
         class_labels: (B,) ids on the transformer's device.
-        guidance_scale: s in uncond + s·(cond − uncond); 1 is no guidance.
-        guidance_interval: guide while start ≤ t ≤ end (arXiv 2404.07724).
-        guidance_channels: guide the first so many channels, the others stay conditional; None means all.
-        guidance_model: a weaker model of the same prediction; guidance then leads away from it.
+        guidance: how to guide; by default not at all.
+
+    Raises:
+        ValueError: if guidance needs a null class and the transformer has none.
     """
 
-    def __init__(
-        self,
-        transformer: torch.nn.Module,
-        class_labels: torch.Tensor,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        guidance_channels: int | None = None,
-        guidance_model: torch.nn.Module | None = None,
-    ):
-        self.guidance_scale = guidance_scale
-        self.guidance_interval = guidance_interval
-        self.guidance_channels = guidance_channels
+    def __init__(self, transformer: torch.nn.Module, class_labels: torch.Tensor, guidance: Guidance | None = None):
+        self.guidance = guidance or Guidance()
         self.weaker = None
-        if guidance_scale != 1.0 and guidance_model is not None:
-            self.weaker = LabelledModel(guidance_model, class_labels)
-        elif guidance_scale != 1.0:
+        if self.guidance.is_active and self.guidance.model is not None:
+            self.weaker = LabelledModel(self.guidance.model, class_labels)
+        elif self.guidance.is_active:
             null_labels = torch.full_like(class_labels, transformer.null_class)
             class_labels = torch.cat([class_labels, null_labels])  # (2·B,)
         self.model = LabelledModel(transformer, class_labels)
@@ -133,14 +177,14 @@ class GuidedModel:
             outputs = self.model(torch.cat([x, x[rows]]), torch.cat([t, guided_t]), stacked_rows)
             cond, weak = outputs.tensor_split([B])
         output = cond.clone()  # the guided rows are replaced, and autograd may still need the others
-        output[rows] = guide(cond[rows], weak, self.guidance_scale, self.guidance_channels)
+        output[rows] = guide(cond[rows], weak, self.guidance.scale, self.guidance.channels)
         return output
 
     def _guided_rows(self, t: torch.Tensor) -> slice | torch.Tensor | None:
         """Which rows to guide: None for none, a slice for all, or (B,) bool where times differ."""
-        if self.guidance_scale == 1.0:
+        if not self.guidance.is_active:
             return None
-        start, end = self.guidance_interval
+        start, end = self.guidance.interval
         inside = (t >= start) & (t <= end)
         if not inside.any():
             return None

@@ -1,11 +1,14 @@
 """Classifier-free guidance: its formula, where it applies and what it costs."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.flow import guidance
-from sit_atconv.flow.guidance import GuidedModel, guide
+from sit_atconv.flow.guidance import Guidance, GuidedModel, guide
 
 
 class CountingTransformer:
@@ -49,9 +52,49 @@ def test_formula(t, scale, channels, transformer, x):
     cond, uncond = halves(transformer, x, t)
     expected = cond.clone()
     expected[:, :channels] = (uncond + scale * (cond - uncond))[:, :channels]
-    guided = GuidedModel(transformer, LABELS, scale, guidance_channels=channels)
+    guided = GuidedModel(transformer, LABELS, Guidance(scale, channels=channels))
     torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
     assert transformer.rows == [6]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(scale=-1.0), "guidance_scale=-1.0"),
+        (dict(scale="2"), "guidance_scale='2'"),
+        (dict(scale=True), "guidance_scale=True"),
+        (dict(scale=math.nan), "guidance_scale=nan"),
+        (dict(scale=math.inf), "guidance_scale=inf"),
+        (dict(interval=(0.5, 0.2)), r"guidance_interval=\(0.5, 0.2\)"),
+        (dict(interval=(0.0, 1.1)), "guidance_interval"),
+        (dict(interval=(0.5,)), "guidance_interval"),
+        (dict(interval=0.5), "guidance_interval=0.5"),
+        (dict(channels=0), "guidance_channels=0"),
+        (dict(channels=2.0), "guidance_channels=2.0"),
+        (dict(channels=True), "guidance_channels=True"),
+        (dict(model="weaker"), "guidance_model='weaker'"),
+    ],
+    ids=str,
+)
+def test_guidance_checks_itself(options, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**options)
+
+
+def test_guidance_is_checked_against_the_transformer(tiny_transformer):
+    transformer, unconditional = tiny_transformer(), tiny_transformer(class_dropout_prob=0.0)
+    Guidance(2.0, channels=3).check(transformer)
+    Guidance(1.0, channels=3).check(unconditional)
+    Guidance(2.0, model=transformer).check(unconditional)
+    with pytest.raises(ValueError, match=r"guidance_channels=4 must lie in 1…3"):
+        Guidance(channels=4).check(transformer)
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0: .* cannot be guided"):
+        Guidance(2.0).check(unconditional)
+
+
+def test_guidance_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Guidance().scale = 2.0
 
 
 def test_guide_in_closed_form():
@@ -63,7 +106,7 @@ def test_guide_in_closed_form():
 
 def test_scale_one_costs_nothing(transformer, x):
     t = torch.tensor(0.4)
-    guided = GuidedModel(transformer, LABELS, guidance_scale=1.0)
+    guided = GuidedModel(transformer, LABELS, Guidance(scale=1.0))
     torch.testing.assert_close(guided(x, t), halves(transformer, x, t)[0], rtol=0, atol=0)
     assert transformer.rows == [3]
 
@@ -73,7 +116,7 @@ def test_scale_one_needs_no_null_class(tiny_transformer, x):
     with torch.no_grad():
         GuidedModel(transformer, LABELS)(x, torch.tensor(0.5))
     with pytest.raises(ValueError, match="cannot be guided"):
-        GuidedModel(transformer, LABELS, 2.0)
+        GuidedModel(transformer, LABELS, Guidance(2.0))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +127,7 @@ def test_interval(t, guided_rows, transformer, x):
     t = torch.tensor(t)
     cond, uncond = halves(transformer, x, t)
     expected = uncond + 2.0 * (cond - uncond) if guided_rows else cond
-    guided = GuidedModel(transformer, LABELS, 2.0, guidance_interval=(0.25, 0.75))
+    guided = GuidedModel(transformer, LABELS, Guidance(2.0, interval=(0.25, 0.75)))
     torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
     assert transformer.rows == [3 + guided_rows]
 
@@ -97,17 +140,17 @@ def test_interval_of_samples_at_different_times(inside, transformer, x):
     cond, uncond = halves(transformer, x, t)
     expected = cond.clone()
     expected[inside] = (uncond + 2.0 * (cond - uncond))[inside]
-    guided = GuidedModel(transformer, LABELS, 2.0, guidance_interval=(0.25, 0.75))
+    guided = GuidedModel(transformer, LABELS, Guidance(2.0, interval=(0.25, 0.75)))
     torch.testing.assert_close(guided(x, t), expected, rtol=1e-4, atol=1e-5)
     assert transformer.rows == [3 + len(inside)]
 
 
 def test_samples_do_not_mix(transformer, x):
     t = torch.tensor([0.1, 0.5, 0.6])
-    together = GuidedModel(transformer, LABELS, 3.0, (0.3, 0.55))(x, t)
+    together = GuidedModel(transformer, LABELS, Guidance(3.0, (0.3, 0.55)))(x, t)
     for i in range(3):
         rows = slice(i, i + 1)
-        alone = GuidedModel(transformer, LABELS[rows], 3.0, (0.3, 0.55))(x[rows], t[rows])
+        alone = GuidedModel(transformer, LABELS[rows], Guidance(3.0, (0.3, 0.55)))(x[rows], t[rows])
         torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -115,9 +158,9 @@ def test_output_is_float32_for_any_weights(tiny_transformer, x, assert_close):
     full = tiny_transformer().requires_grad_(False)
     half = tiny_transformer().requires_grad_(False).bfloat16()
     t = torch.tensor(0.5)
-    output = GuidedModel(half, LABELS, 2.0)(x, t)
+    output = GuidedModel(half, LABELS, Guidance(2.0))(x, t)
     assert output.dtype == torch.float32
-    assert_close(output, GuidedModel(full, LABELS, 2.0)(x, t), 0.1)
+    assert_close(output, GuidedModel(full, LABELS, Guidance(2.0))(x, t), 0.1)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.25, 0.75)])
@@ -126,7 +169,7 @@ def test_gradients_flow(interval, tiny_transformer, x):
     transformer = tiny_transformer()
     t = torch.tensor([0.1, 0.4, 0.9])
     x = x.requires_grad_()
-    (actual,) = torch.autograd.grad(GuidedModel(transformer, LABELS, 2.0, interval)(x, t).square().sum(), x)
+    (actual,) = torch.autograd.grad(GuidedModel(transformer, LABELS, Guidance(2.0, interval))(x, t).square().sum(), x)
 
     cond = transformer(x, t, LABELS).sample
     uncond = transformer(x, t, torch.full_like(LABELS, transformer.null_class)).sample
@@ -142,8 +185,8 @@ def test_prepared_times_cost_no_conditioning(autoguided, scale, tiny_transformer
     transformer, weaker = tiny_transformer().requires_grad_(False), None
     if autoguided:
         weaker = tiny_transformer(seed=1, num_layers=1).requires_grad_(False)
-    expected = GuidedModel(transformer, LABELS, scale, (0.2, 1.0), guidance_model=weaker)
-    model = GuidedModel(transformer, LABELS, scale, (0.2, 1.0), guidance_model=weaker)
+    options = Guidance(scale, (0.2, 1.0), model=weaker)
+    expected, model = GuidedModel(transformer, LABELS, options), GuidedModel(transformer, LABELS, options)
     calls = []
     transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append("modulation"))
     transformer.register_forward_hook(lambda *_: calls.append("forward"))
@@ -167,7 +210,7 @@ def test_conditioning_is_not_prepared_where_it_cannot_be(reason, tiny_transforme
         transformer.register_forward_pre_hook(lambda *_: None)
     calls = []
     transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append(1))
-    model = GuidedModel(transformer, LABELS, 2.0)
+    model = GuidedModel(transformer, LABELS, Guidance(2.0))
     model.prepare([0.1, 0.5])
     assert not calls
     model(x, torch.tensor(0.5))
@@ -185,7 +228,7 @@ def test_conditioning_is_not_prepared_where_it_cannot_be(reason, tiny_transforme
 def test_sampling_never_waits_for_the_device(scheduler, tiny_transformer):
     """On the meta device, reading a value is an error: a fixed-step solve decides everything on the host."""
     transformer = tiny_transformer().requires_grad_(False)
-    model = GuidedModel(transformer, LABELS, 2.0, (0.2, 0.8), guidance_channels=2)
+    model = GuidedModel(transformer, LABELS, Guidance(2.0, (0.2, 0.8), channels=2))
     model.prepare(scheduler.network_times(4)[:3])
     transformer.to("meta")
     model.model.labels = model.model.labels.to("meta")

@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
-from sit_atconv.flow.guidance import GuidedModel
+from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models import transformer_sit
 from sit_atconv.models.transformer_sit import (
     PRESETS,
@@ -42,7 +42,7 @@ def test_parity(name, parity_model, assert_close):
     model, reference = parity_model(name)
     x, t, y = (reference[f"in.{key}"] for key in "xty")
     assert_close(model(x, t, y).sample, reference["out.forward"], 1e-5)
-    guided = GuidedModel(model, y, guidance_scale=4.0, guidance_channels=3)
+    guided = GuidedModel(model, y, Guidance(4.0, channels=3))
     assert_close(guided(x, t), reference["out.cfg3_scale4"], 1e-5)
 
 
