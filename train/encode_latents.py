@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from sit_atconv.data import BrokenImageError, ImageDataset, open_dataset
+from sit_atconv.data import BrokenImageError, ImageDataset, open_dataset, too_many_broken
 from sit_atconv.data.latents import (
     DTYPES,
     begin_folder,
@@ -31,7 +31,6 @@ from sit_atconv.data.latents import (
     published_shards,
     write_shard,
 )
-from sit_atconv.data.order import too_many_broken
 from sit_atconv.models.vae import load_vae, posterior_moments
 from sit_atconv.training.faults import on_main_process, one_process_first
 from sit_atconv.utils.checks import check_choice, check_count
@@ -123,8 +122,7 @@ def encode_latents(
             raise ValueError(f"{field}={value} must be a number of at least 0")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not meet
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
-    if dataset.is_latents:
-        raise ValueError(f"data={data!r} holds latents already; give images")
+    dataset.check_pixels("images are to be encoded, but")
     model = load_vae(vae).to(accelerator.device)
     settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size)
     folder = Path(output_dir)

@@ -33,8 +33,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from sit_atconv import Interpolant, InterpolantLoss, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.data import BrokenImageError, BrokenImages, ImageDataset, TrainingOrder, TrainingView, open_dataset
-from sit_atconv.data.order import too_many_broken
+from sit_atconv.data import (
+    BrokenImageError,
+    BrokenImages,
+    ImageDataset,
+    TrainingOrder,
+    TrainingView,
+    open_dataset,
+    too_many_broken,
+)
 from sit_atconv.models.vae import encode, load_vae
 from sit_atconv.sharing.hub import finish_folder, prepare_repository
 from sit_atconv.training.checkpoints import (
@@ -159,10 +166,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
     loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
     trained, modules, encoder = transformer, {"model": transformer}, None
     if config.repa is not None:
-        if dataset.is_latents:
-            raise ValueError(
-                f"repa={config.repa!r} looks at images, but data={config.data!r} holds their latents alone"
-            )
+        dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
         grid = 2 * (transformer.config.sample_size // transformer.config.patch_size,)
         encoder = TargetEncoder(config.repa, config.repa_weights, grid, device)
         trained = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
@@ -222,8 +226,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         accelerator.print(f"continuing {run} from step {start_step}")
 
     shape = (transformer.config.in_channels, *2 * (transformer.config.sample_size,))
-    encoding = vae is not None and not dataset.is_latents
-    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=encoding)
+    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=vae is not None)
     broken_images = BrokenImages(None if config.dry_run else run / "broken_images.txt", config.max_broken_images)
     order = TrainingOrder(
         len(dataset),
@@ -248,7 +251,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         """The loss (B,) of each image, its time (B,), and how far off its aligned features are (B,)."""
         part = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
         latents = part["x"]  # (B, C, S, S)
-        if encoding:
+        if "posterior" in part:  # pixels that are still to be encoded
             with torch.no_grad():
                 latents = encode(vae, latents, part["posterior"])
         dropout = part["dropout"] < transformer.config.class_dropout_prob  # (B,)

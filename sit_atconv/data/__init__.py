@@ -1,36 +1,21 @@
-"""Image data sets, from digits to shards of a cluster, and the order and randomness in which training sees them."""
+"""Image data sets: from one string to images, and the order and randomness in which training sees them."""
 
-from .base import DigitsDataset, EncodedDataset, FolderDataset, ImageDataset
+from .base import EncodedDataset, ImageDataset
+from .broken import BrokenImages, too_many_broken
 from .decode import IMAGE_EXTENSIONS, BrokenImageError, read_image
+from .digits import DigitsDataset
+from .folder import FolderDataset
 from .latents import LatentsDataset
 from .lmdb_images import LMDBDataset
-from .order import (
-    CLASS_DROPOUT,
-    FLIP,
-    NOISE,
-    ORDER,
-    POSTERIOR,
-    SUBSTITUTE,
-    TIME,
-    BrokenImages,
-    TrainingOrder,
-    TrainingView,
-    draw,
-    sample_generator,
-)
+from .order import TrainingOrder
 from .parquet import HuggingFaceDataset
 from .shards import ShardDataset
 from .sources import is_image_folder, open_dataset, source_name
+from .streams import Stream, draw, sample_generator
+from .training_view import TrainingView
 
 __all__ = [
-    "CLASS_DROPOUT",
-    "FLIP",
     "IMAGE_EXTENSIONS",
-    "NOISE",
-    "ORDER",
-    "POSTERIOR",
-    "SUBSTITUTE",
-    "TIME",
     "BrokenImageError",
     "BrokenImages",
     "DigitsDataset",
@@ -41,6 +26,7 @@ __all__ = [
     "LMDBDataset",
     "LatentsDataset",
     "ShardDataset",
+    "Stream",
     "TrainingOrder",
     "TrainingView",
     "draw",
@@ -49,4 +35,5 @@ __all__ = [
     "read_image",
     "sample_generator",
     "source_name",
+    "too_many_broken",
 ]

@@ -196,8 +196,6 @@ class LatentsDataset(ImageDataset):
         ValueError: for a folder that is not complete or not as its manifest says, or another image size.
     """
 
-    is_latents = True
-
     def __init__(self, folder: str | Path, image_size: int | None = None):
         folder = Path(folder)
         source = f"data={str(folder)!r}"
@@ -254,9 +252,21 @@ class LatentsDataset(ImageDataset):
         vae = self.manifest["vae"]
         return (latents - vae["shift_factor"]) * vae["scaling_factor"]
 
+    def training_tensors(
+        self, index: int, flip: bool, posterior: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        assert posterior is not None, "each look at precomputed latents is a sample of the posterior, which needs noise"
+        return {"x": self.latents(index, flip, posterior)}
+
     def image(self, index: int) -> np.ndarray:
-        raise ValueError(
-            f"data={self.source!r} holds latents, no images; give the images that they were made of: "
+        raise ValueError(self._no_images())
+
+    def check_pixels(self, needed_by: str) -> None:
+        raise ValueError(f"{needed_by} {self._no_images()}")
+
+    def _no_images(self) -> str:
+        return (
+            f"data={self.source!r} holds precomputed latents, no images; give the images that they were made of: "
             f"{self.manifest['source']!r}"
         )
 

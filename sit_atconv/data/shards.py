@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of
 from .decode import IMAGE_EXTENSIONS, BrokenImageError
 
-LABEL_EXTENSIONS = ("cls", "txt", "json")
 MAX_LABEL_BYTES = 65536
 THREADS = 16  # that index shards at the same time
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")

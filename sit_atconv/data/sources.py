@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from .base import DigitsDataset, FolderDataset, ImageDataset
+from .base import ImageDataset
+from .digits import DigitsDataset
+from .folder import FolderDataset
 from .latents import MANIFEST, LatentsDataset
 from .lmdb_images import LMDBDataset
 from .parquet import HuggingFaceDataset
