@@ -29,7 +29,7 @@ from PIL import Image
 import sit_atconv
 from sit_atconv import SiTPipeline
 from sit_atconv.benchmarks.timing import measure, peak_memory, quartiles
-from sit_atconv.evaluation import metrics
+from sit_atconv.evaluation.intervals import bootstrap_interval, mean_interval
 from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, folder_sha256, load_pipeline
 from sit_atconv.evaluation.scores import check_comparable
 from sit_atconv.models.macs import count_macs
@@ -224,13 +224,13 @@ def paired_differences(runs: list[Run]) -> list[dict]:
             resamples = [each.get("fid_resampled", []) for each in (report, baseline)]
             if resamples[0] and len(resamples[0]) == len(resamples[1]) and report["seed"] == baseline["seed"]:
                 resampled = np.subtract(*resamples)
-                interval = metrics.bootstrap_interval(difference, resampled)
+                interval = bootstrap_interval(difference, resampled)
             per_seed.append({"seed": seed, "difference": difference, "interval": interval})
         row = {"model": model, "per_seed": per_seed}
         if per_seed:
             values = [entry["difference"] for entry in per_seed]
             row["mean"] = float(np.mean(values))
-            row["interval"] = metrics.mean_interval(values) if len(values) > 1 else None
+            row["interval"] = mean_interval(values) if len(values) > 1 else None
         rows.append(row)
     return rows
 

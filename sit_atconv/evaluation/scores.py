@@ -20,8 +20,9 @@ from ..utils.checks import check_choice, check_count, check_pixel_dimensions
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import check_new_file
 from ..utils.hashing import file_sha256
-from . import metrics
+from .feature_statistics import FeatureStatistics
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
+from .frechet import fid_infinity, frechet_distance, resampled_frechet_distances
 from .image_sets import (
     STAMP_FILE,
     BatchImages,
@@ -34,6 +35,10 @@ from .image_sets import (
     read_stamp,
     save_statistics,
 )
+from .inception_score import inception_score
+from .intervals import bootstrap_interval, bootstrap_resamples
+from .kernel import kernel_distance
+from .neighbours import density_coverage, precision_recall
 from .sampling import (
     SamplingOptions,
     counting_rows,
@@ -187,7 +192,7 @@ class ImageFeatures:
         shapes: how many images have which (H, W, C), as they were read.
     """
 
-    statistics: dict[str, metrics.FeatureStatistics]
+    statistics: dict[str, FeatureStatistics]
     features: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     sha256: str = ""
@@ -215,7 +220,7 @@ def extract_features(
                 values = values.cpu().numpy()
                 if name != "probabilities":
                     try:
-                        statistics.setdefault(name, metrics.FeatureStatistics()).update(values)
+                        statistics.setdefault(name, FeatureStatistics()).update(values)
                     except ValueError as error:
                         raise ValueError(f"{words}: {error}") from None
                 if name == "probabilities" or (name == "features" and keep):
@@ -553,7 +558,7 @@ def features_of_file(given: ReferenceStatistics, file: str) -> ImageFeatures:
             scale = np.abs(covariance).max()
             if np.diagonal(covariance).min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * scale:
                 raise ValueError(f"{file}: the covariance of its {name} is not symmetric, or has negative variances")
-            statistics[name] = metrics.FeatureStatistics.from_moments(
+            statistics[name] = FeatureStatistics.from_moments(
                 np.asarray(mean, np.float64), np.asarray(covariance, np.float64), given.stamp.get("num_images") or 2
             )
     return ImageFeatures(
@@ -579,41 +584,41 @@ def compute_scores(options: MetricOptions, samples: ImageFeatures, reference: Im
     drawn, real = samples.statistics["features"], reference.statistics["features"]
     scores = {}
     if "fid" in options.names:
-        scores["fid"] = metrics.frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
+        scores["fid"] = frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
     if options.bootstrap:
-        resamples = metrics.bootstrap_resamples(drawn.n, options.bootstrap, options.metric_seed)
-        distances = metrics.resampled_frechet_distances(samples.features, real.mean, real.covariance, resamples)
+        resamples = bootstrap_resamples(drawn.n, options.bootstrap, options.metric_seed)
+        distances = resampled_frechet_distances(samples.features, real.mean, real.covariance, resamples)
         values = list(tqdm(distances, total=options.bootstrap, desc="bootstrap", leave=False, dynamic_ncols=True))
-        scores["fid_interval"] = metrics.bootstrap_interval(scores["fid"], values)
+        scores["fid_interval"] = bootstrap_interval(scores["fid"], values)
         scores["fid_resampled"] = values  # the same images in each report with this seed: differences can be paired
     if "fid_infinity" in options.names:
-        result = metrics.fid_infinity(samples.features, real.mean, real.covariance, seed=options.metric_seed)
+        result = fid_infinity(samples.features, real.mean, real.covariance, seed=options.metric_seed)
         scores["fid_infinity"] = result["fid_infinity"]
         scores["fid_infinity_standard_error"] = result["standard_error"]
         scores["fid_by_num_samples"] = result["points"]
     if "sfid" in options.names:
         a, b = samples.statistics["spatial"], reference.statistics["spatial"]
-        scores["sfid"] = metrics.frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+        scores["sfid"] = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
     if "kid" in options.names:
-        scores["kid"], scores["kid_std"] = metrics.kernel_distance(
+        scores["kid"], scores["kid_std"] = kernel_distance(
             samples.features, reference.features, options.kid_subsets, options.kid_subset_size, options.metric_seed
         )
     if "inception_score" in options.names:
-        scores["inception_score"], scores["inception_score_std"] = metrics.inception_score(
+        scores["inception_score"], scores["inception_score_std"] = inception_score(
             samples.probabilities, options.splits
         )
     if "precision_recall" in options.names:
-        scores["precision"], scores["recall"] = metrics.precision_recall(
+        scores["precision"], scores["recall"] = precision_recall(
             samples.features, reference.features, options.neighbours
         )
     if "density_coverage" in options.names:
-        scores["density"], scores["coverage"] = metrics.density_coverage(
+        scores["density"], scores["coverage"] = density_coverage(
             samples.features, reference.features, options.density_neighbours
         )
     return scores
 
 
-def bias_of(drawn: metrics.FeatureStatistics, real: metrics.FeatureStatistics, num_reference: int | None) -> list[str]:
+def bias_of(drawn: FeatureStatistics, real: FeatureStatistics, num_reference: int | None) -> list[str]:
     """Why the Fréchet distance is biased, in words; empty where it is not."""
     reasons = []
     F = len(real.mean)

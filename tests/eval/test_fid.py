@@ -19,8 +19,8 @@ from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipe
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import features, scores
 from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.image_sets import FolderImages
-from sit_atconv.evaluation.metrics import frechet_distance
 from sit_atconv.evaluation.sampling import balanced_labels, generate, load_pipeline
 from sit_atconv.evaluation.scores import MetricOptions
 from sit_atconv.utils.hashing import file_sha256

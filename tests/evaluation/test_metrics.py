@@ -9,19 +9,12 @@ import pytest
 import scipy.linalg
 from threadpoolctl import threadpool_limits
 
-from sit_atconv.evaluation.metrics import (
-    FeatureStatistics,
-    bootstrap_interval,
-    bootstrap_resamples,
-    density_coverage,
-    fid_infinity,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    mean_interval,
-    precision_recall,
-    resampled_frechet_distances,
-)
+from sit_atconv.evaluation.feature_statistics import FeatureStatistics
+from sit_atconv.evaluation.frechet import fid_infinity, frechet_distance, resampled_frechet_distances
+from sit_atconv.evaluation.inception_score import inception_score
+from sit_atconv.evaluation.intervals import bootstrap_interval, bootstrap_resamples, mean_interval
+from sit_atconv.evaluation.kernel import kernel_distance
+from sit_atconv.evaluation.neighbours import density_coverage, precision_recall
 
 
 @pytest.fixture(scope="module", autouse=True)

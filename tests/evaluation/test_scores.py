@@ -148,9 +148,7 @@ def test_adm_reference_batches(folders, tmp_path, monkeypatch):
     np.savez(tmp_path / "samples.npz", arr_0=255 - images)
     samples = str(tmp_path / "samples.npz")
     options = dict(extractor="inception-adm", weights=str(weights))
-    monkeypatch.setattr(
-        scores.metrics, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum())
-    )
+    monkeypatch.setattr(scores, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum()))
     expected = evaluate(samples, str(tmp_path / "images.npz"), str(tmp_path / "stats.npz"), **options)
     with np.load(tmp_path / "stats.npz") as ours:
         moments = {"mu": ours["mu"], "sigma": ours["sigma"]}

@@ -1,0 +1,103 @@
+"""Features of images as arrays: their checks, and a mean and covariance that are summed part by part.
+
+N images, F features each; B images in one part. Everything is float64 on the CPU.
+"""
+
+import numpy as np
+
+
+class FeatureStatistics:
+    """Mean and covariance of features that arrive in parts, in float64.
+
+    The scatter matrix is summed about the running mean (Chan et al., 1979), so that features far from zero lose no
+    digits, as they would in a plain sum of outer products.
+
+    Attributes:
+        n: number of feature vectors.
+        mean: (F,).
+        scatter: (F, F), sum of (x − mean)(x − mean)ᵀ.
+    """
+
+    def __init__(self):
+        self.n = 0
+        self.mean = np.zeros(0)
+        self.scatter = np.zeros((0, 0))
+
+    @classmethod
+    def from_moments(cls, mean: np.ndarray, covariance: np.ndarray, n: int) -> "FeatureStatistics":
+        """Those of `n` images with this mean (F,) and covariance (F, F)."""
+        statistics = cls()
+        statistics.n, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
+        return statistics
+
+    def update(self, features: np.ndarray) -> None:
+        """Add features (B, F).
+
+        Raises:
+            ValueError: for features of another shape, or that are not finite.
+        """
+        # float64: the FID's covariance loses digits in float32
+        features = np.asarray(features, dtype=np.float64)
+        if features.ndim != 2:
+            raise ValueError(f"features have shape {features.shape}, but must be (images, features)")
+        if not (finite := np.isfinite(features).all(axis=1)).all():
+            i = self.n + int(np.argmin(finite))
+            raise ValueError(f"the features of image {i} are not finite; check that image and the extractor's weights")
+        if not len(features):
+            return
+        part = FeatureStatistics()
+        part.n = len(features)
+        part.mean = features.mean(axis=0)
+        centred = features - part.mean
+        part.scatter = centred.T @ centred
+        self.merge(part)
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Add everything that `other` has seen.
+
+        Raises:
+            ValueError: where the numbers of features differ.
+        """
+        if other.n == 0:
+            return
+        if self.n == 0:
+            self.n, self.mean, self.scatter = other.n, other.mean.copy(), other.scatter.copy()
+            return
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"{len(self.mean)} and {len(other.mean)} features per image cannot be merged")
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        self.mean = self.mean + delta * (other.n / n)
+        self.scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.n * other.n / n)
+        self.n = n
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(F, F), divided by n − 1 as np.cov does.
+
+        Raises:
+            ValueError: for fewer than two images.
+        """
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
+        return self.scatter / (self.n - 1)
+
+
+def check_features(field: str, features: np.ndarray) -> np.ndarray:
+    """Features (N, F) as float64.
+
+    Raises:
+        ValueError: for another shape, or numbers that are not finite.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"{field} have shape {features.shape}, but must be (images, features)")
+    if not (finite := np.isfinite(features).all(axis=1)).all():
+        raise ValueError(f"{field}: those of image {int(np.argmin(finite))} are not finite")
+    return features
+
+
+def check_same_width(samples: np.ndarray, reference: np.ndarray) -> None:
+    """Raise ValueError where the two have different numbers of features."""
+    if samples.shape[1] != reference.shape[1]:
+        raise ValueError(f"samples have {samples.shape[1]} features, the reference {reference.shape[1]}")
