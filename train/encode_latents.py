@@ -32,7 +32,7 @@ from sit_atconv.data.latents import (
     write_shard,
 )
 from sit_atconv.models.vae import load_vae, posterior_moments
-from sit_atconv.training.faults import on_main_process, one_process_first
+from sit_atconv.training.processes import on_main_process, one_process_first
 from sit_atconv.utils.checks import check_choice, check_count
 from sit_atconv.utils.files import folder_lock
 

@@ -14,9 +14,12 @@ import yaml
 
 from sit_atconv import SiTTransformer2DModel
 from sit_atconv.models.vae import load_vae
+from sit_atconv.training.build import build_pipeline
 from sit_atconv.training.checkpoints import STATE, checkpoint_steps, read_checkpoint, verify_checkpoint
-from sit_atconv.training.config import TrainConfig, build_pipeline, save_pipeline
-from sit_atconv.training.ema import profile_weights, reconstruct
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.ema import profile_weights
+from sit_atconv.training.posthoc_ema import reconstruct
+from sit_atconv.training.run_folder import save_pipeline
 from sit_atconv.training.state import EMA
 
 

@@ -44,6 +44,7 @@ from sit_atconv.data import (
 )
 from sit_atconv.models.vae import encode, load_vae
 from sit_atconv.sharing.hub import finish_folder, prepare_repository
+from sit_atconv.training.build import build_pipeline, build_transformer
 from sit_atconv.training.checkpoints import (
     checkpoint_steps,
     newest_good_checkpoint,
@@ -51,37 +52,27 @@ from sit_atconv.training.checkpoints import (
     save_checkpoint,
     sweep,
 )
-from sit_atconv.training.config import (
-    TrainConfig,
-    build_pipeline,
-    build_transformer,
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.ema import WeightAverages
+from sit_atconv.training.loss_plot import plot_metrics
+from sit_atconv.training.optimizer import learning_rate
+from sit_atconv.training.plan import describe_plan
+from sit_atconv.training.processes import on_main_process, one_process_first
+from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.training.run_folder import (
     check_continues,
     describe_data,
-    describe_plan,
-    learning_rate,
     prepare_run_folder,
+    record_start,
     save_config,
     save_pipeline,
 )
-from sit_atconv.training.ema import WeightAverages
-from sit_atconv.training.faults import StopSignals, ignore_stop_signals, on_main_process, one_process_first
-from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
-from sit_atconv.training.runlog import (
-    TIME_BINS,
-    MetricsFile,
-    StepReports,
-    Stopwatch,
-    Window,
-    memory_gb,
-    plot_metrics,
-    record_start,
-    scalars,
-    time_bin_sums,
-    tracker_config,
-    tracker_options,
-)
+from sit_atconv.training.runlog import MetricsFile, Stopwatch, Window, memory_gb
 from sit_atconv.training.sharding import whole
+from sit_atconv.training.signals import StopSignals, ignore_stop_signals
 from sit_atconv.training.state import gather_average, gather_state, restore_state
+from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
+from sit_atconv.training.trackers import scalars, tracker_config, tracker_options
 from sit_atconv.utils.checks import MAX_PIXEL_DIMENSIONS
 from sit_atconv.utils.files import folder_lock
 from sit_atconv.utils.image_grid import save_grid

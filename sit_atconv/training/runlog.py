@@ -1,13 +1,8 @@
-"""What a run tells about itself while it trains: numbers of each step, metrics.jsonl, a plot, how it was started."""
+"""metrics.jsonl: the numbers of a run, averaged over the steps between two of its lines."""
 
 import json
-import os
-import platform
-import shlex
 import sys
 import time
-import uuid
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,48 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import write_atomically
-
-TIME_BINS = 10  # of the loss over t in [0, 1]
-
-
-class StepReports:
-    """Brings a few numbers of each step to the host, in order, without making it wait for the GPU.
-
-    On a GPU, the numbers of one step are read after the next one has been queued, on every process alike; on a CPU at
-    once.
-    """
-
-    def __init__(self, device: torch.device):
-        self.lag = 1 if device.type == "cuda" else 0
-        self._sent: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
-
-    def send(self, step: int, numbers: torch.Tensor) -> None:
-        """Start to copy the numbers (n,) of a step."""
-        event = None
-        if numbers.is_cuda:
-            numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._sent.append((step, numbers, event))
-
-    def arrived(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
-        """The steps that have not been read yet, but for the newest unless `wait`."""
-        while len(self._sent) > (0 if wait else self.lag):
-            step, numbers, event = self._sent.popleft()
-            if event is not None:
-                event.synchronize()
-            yield step, numbers.tolist()
-
-
-def time_bin_sums(losses: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Sum and number of the losses (B,) in each part of [0, 1] that t (B,) falls into: (2·TIME_BINS,)."""
-    place = (t * TIME_BINS).long().clamp(0, TIME_BINS - 1)
-    sums = torch.zeros(2, TIME_BINS, device=losses.device)
-    return sums.index_add_(
-        1, place, torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)])
-    ).flatten()
+from .step_report import TIME_BINS
 
 
 @dataclass
@@ -177,81 +132,3 @@ def read_metrics(file: Path) -> list[dict]:
         except ValueError:
             continue
     return lines
-
-
-def plot_metrics(file: Path, picture: Path) -> None:
-    """Draw loss, loss by time and gradient norm over the steps of metrics.jsonl."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    lines = [line for line in read_metrics(file) if line.get("loss") is not None]
-    if not lines:
-        return
-    steps = [line["step"] for line in lines]
-    figure = Figure(figsize=(14, 4))
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.12, wspace=0.15)
-    loss, by_time, norm = figure.subplots(1, 3)
-    loss.plot(steps, [line["loss"] for line in lines])
-    loss.set(title="loss", xlabel="step")
-    for i in range(TIME_BINS):
-        values = [float("nan") if line["loss_by_time"][i] is None else line["loss_by_time"][i] for line in lines]
-        shade = i / (TIME_BINS - 1)
-        by_time.plot(steps, values, color=(shade, 0.4, 1 - shade), label=f"t = {(i + 0.5) / TIME_BINS:.2f}")
-    by_time.set(title="loss by time (t=0 noise, t=1 data)", xlabel="step")
-    by_time.legend(fontsize="x-small", ncols=2)
-    norm.plot(steps, [line["grad_norm"] for line in lines])
-    norm.set(title="gradient norm before clipping", xlabel="step")
-    staging = picture.with_name(f".{picture.name}")
-    FigureCanvasAgg(figure).print_png(staging)
-    staging.replace(picture)
-
-
-def record_start(file: Path, step: int, processes: int, device: torch.device, mixed_precision: str) -> None:
-    """Append to starts.jsonl how the run was started or continued: command, versions, machine."""
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "from_step": step,
-        "command": shlex.join(sys.argv),
-        "processes": processes,
-        "device": device_name(device),
-        "mixed_precision": mixed_precision,
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "folder": os.getcwd(),
-        "versions": package_versions(),
-        "commit": git_commit(),
-    }
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(start) + "\n")
-
-
-def scalars(values: dict) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl as trackers take them; loss by time as one number for each part."""
-    by_time = {f"loss_by_time/{i}": value for i, value in enumerate(values["loss_by_time"])}
-    return {
-        key: value for key, value in (values | by_time).items() if isinstance(value, (int, float)) and value is not None
-    }
-
-
-def tracker_config(config) -> dict[str, int | float | str | bool]:
-    """A configuration (a dataclass) as all trackers take it: what is no number becomes text."""
-    return {
-        key: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for key, value in asdict(config).items()
-    }
-
-
-def tracker_options(config) -> dict[str, dict]:
-    """What W&B and trackio are told besides the project's name, the run folder's: which run to start, or to continue.
-
-    Its id is in tracker_id.txt in the run folder, which is written where it is not there.
-    """
-    if config.log_with not in ("wandb", "trackio"):
-        return {}
-    file = Path(config.output_dir) / "tracker_id.txt"
-    if not file.exists():
-        write_atomically(file, uuid.uuid4().hex[:8])
-    run = file.read_text(encoding="utf-8").strip()
-    if config.log_with == "wandb":
-        return {"wandb": {"dir": config.output_dir, "id": run, "resume": "allow"}}
-    return {"trackio": {"name": run, "resume": "allow"}}

@@ -24,9 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv.flow.losses import InterpolantLoss
-from sit_atconv.training import faults
-from sit_atconv.training.faults import StopSignals, on_main_process
-from sit_atconv.training.runlog import StepReports
+from sit_atconv.training import signals
+from sit_atconv.training.processes import on_main_process
+from sit_atconv.training.signals import StopSignals
+from sit_atconv.training.step_report import StepReports
 from sit_atconv.utils.files import folder_lock
 
 TINY = [
@@ -527,7 +528,7 @@ def _stubborn(pipe) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
-    monkeypatch.setattr(faults, "SAME_REQUEST", 0.5)
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.5)
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_stubborn, args=(theirs,))
     child.start()
@@ -536,7 +537,7 @@ def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
     os.kill(child.pid, number)  # the same request, from the terminal and from the launcher
     assert ours.poll(5)
     assert ours.recv() is True
-    time.sleep(faults.SAME_REQUEST)
+    time.sleep(signals.SAME_REQUEST)
     for other in {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT} - {number}:  # as from a scheduler, one by one
         os.kill(child.pid, other)
     time.sleep(0.1)

@@ -17,7 +17,7 @@ from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DMod
 from sit_atconv.data import open_dataset
 from sit_atconv.models.macs import closed_form_macs
 from sit_atconv.models.vae import load_vae
-from sit_atconv.training.config import build_transformer
+from sit_atconv.training.build import build_transformer
 
 CONFIGS = Path(train_sit.__file__).with_name("configs")
 RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.name)

@@ -9,16 +9,12 @@ import torch
 from sit_atconv import SiTTransformer2DModel
 from sit_atconv.data import DigitsDataset
 from sit_atconv.models.macs import count_macs
-from sit_atconv.training import config as training
-from sit_atconv.training.config import (
-    TrainConfig,
-    activation_bytes,
-    build_pipeline,
-    build_transformer,
-    describe_plan,
-    learning_rate,
-    save_pipeline,
-)
+from sit_atconv.training import run_folder
+from sit_atconv.training.build import build_pipeline, build_transformer
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.optimizer import learning_rate
+from sit_atconv.training.plan import activation_bytes, describe_plan
+from sit_atconv.training.run_folder import save_pipeline
 
 
 class Letters(DigitsDataset):
@@ -155,7 +151,7 @@ def test_new_pipeline_takes_the_place_of_the_old_one_at_once(tmp_path, monkeypat
         remove(path, **options)
 
     monkeypatch.setattr(shutil, "rmtree", removing)
-    monkeypatch.setattr(training, "sync", synced.append)
+    monkeypatch.setattr(run_folder, "sync", synced.append)
     save_pipeline(pipeline, folder)
     assert "pipeline" not in removed
     assert {path.name for path in synced} >= {path.name for path in whole}

@@ -3,13 +3,8 @@ import pytest
 import torch
 
 from sit_atconv.training.checkpoints import save_checkpoint
-from sit_atconv.training.ema import (
-    WeightAverages,
-    power_exponent,
-    power_weight,
-    reconstruct,
-    reconstruction_weights,
-)
+from sit_atconv.training.ema import WeightAverages, power_exponent, power_weight
+from sit_atconv.training.posthoc_ema import reconstruct, reconstruction_weights
 
 APPLIED, SKIPPED = torch.tensor(1.0), torch.tensor(0.0)
 

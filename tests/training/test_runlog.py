@@ -7,17 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sit_atconv.training.runlog import (
-    TIME_BINS,
-    MetricsFile,
-    StepReports,
-    Window,
-    plot_metrics,
-    read_metrics,
-    scalars,
-    time_bin_sums,
-    tracker_options,
-)
+from sit_atconv.training.loss_plot import plot_metrics
+from sit_atconv.training.runlog import MetricsFile, Window, read_metrics
+from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
+from sit_atconv.training.trackers import scalars, tracker_options
 from sit_atconv.utils.environment import git_commit
 
 

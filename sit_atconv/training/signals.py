@@ -1,4 +1,4 @@
-"""What keeps a run's processes together when something goes wrong: stop signals, and failures of the main process."""
+"""Stop signals: the first one asks a run to stop with a checkpoint, a repeated one ends it at once."""
 
 import ctypes
 import os
@@ -7,13 +7,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
-
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: as Slurm warns, and when the launcher is gone
 SAME_REQUEST = 3.0  # seconds; a terminal, srun and the launcher may each pass on one request
@@ -88,42 +81,8 @@ def _signal_when_parent_dies(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
-def one_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run `function` on one process of each machine, then on the others, which find what the first one has cached."""
-    if not accelerator.is_local_main_process:
-        accelerator.wait_for_everyone()
-    try:
-        return function()
-    finally:
-        if accelerator.is_local_main_process:
-            accelerator.wait_for_everyone()
-
-
 def ignore_stop_signals(worker_id: int = 0) -> None:
     """For data workers, `worker_init_fn`: a signal to the whole job must not end them before the run has stopped."""
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run `function` on the main process and return its result on all of them; where it fails, none goes on.
-
-    Raises:
-        Exception: on the main process, as `function`.
-        ValueError, OSError, RuntimeError: on its peers, with that message: the first two as `function`, else the third.
-    """
-    outcome: list = [None, None]
-    failure = None
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except Exception as error:  # whatever it is, the others wait for it
-            failure = error
-            kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
-            outcome[1] = kind(str(error))  # not every error can be sent
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise failure or outcome[1]
-    return outcome[0]
