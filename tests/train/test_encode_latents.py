@@ -23,7 +23,9 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import LatentsDataset, TrainingView, open_dataset
-from sit_atconv.models.vae import encode, load_vae
+from sit_atconv.models.vae import encode as vae_encode
+from sit_atconv.models.vae import load_vae
+from sit_atconv.training import encode
 from sit_atconv.utils.files import folder_lock
 from sit_atconv.utils.hashing import file_sha256, tensors_sha256
 
@@ -77,7 +79,7 @@ def options(photos, vae, folder, **others) -> dict:
 def latents(photos, vae, tmp_path_factory):
     """The folder of a run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("latents") / "cache"
-    encode_latents.encode_latents(**options(photos, vae, folder))
+    encode.encode_latents(**options(photos, vae, folder))
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder
 
@@ -128,7 +130,7 @@ def test_training_sees_what_it_would_see_from_images(latents, photos, vae):
     for index in range(IMAGES):
         for position in (index, index + 1000):
             seen, expected = (view[index, position] for view in views)
-            x = encode(model, expected["x"][None], expected["posterior"][None])[0]
+            x = vae_encode(model, expected["x"][None], expected["posterior"][None])[0]
             torch.testing.assert_close(seen["x"], x, rtol=1e-4, atol=1e-5)
             for name in ("noise", "time", "dropout", "label"):
                 assert torch.equal(torch.as_tensor(seen[name]), torch.as_tensor(expected[name]))
@@ -139,7 +141,7 @@ def test_training_sees_what_it_would_see_from_images(latents, photos, vae):
 
 
 def test_half_precision_and_tiny_autoencoders(photos, vae, latents, tmp_path):
-    encode_latents.encode_latents(**options(photos, vae, tmp_path / "half", dtype="float16", flip=False))
+    encode.encode_latents(**options(photos, vae, tmp_path / "half", dtype="float16", flip=False))
     half, full = open_dataset(tmp_path / "half"), open_dataset(latents)
     noise = torch.zeros(4, 8, 8)
     assert half.latents(5, False, noise).dtype == torch.float32
@@ -154,9 +156,9 @@ def test_half_precision_and_tiny_autoencoders(photos, vae, latents, tmp_path):
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     ).save_pretrained(tmp_path / "tiny")
-    encode_latents.encode_latents(**options(photos, tmp_path / "tiny", tmp_path / "tinys"))
+    encode.encode_latents(**options(photos, tmp_path / "tiny", tmp_path / "tinys"))
     tiny, model = open_dataset(tmp_path / "tinys"), load_vae(str(tmp_path / "tiny"))
-    expected = encode(model, open_dataset(photos, 16).tensor(5, flip=True)[None])[0]
+    expected = vae_encode(model, open_dataset(photos, 16).tensor(5, flip=True)[None])[0]
     torch.testing.assert_close(tiny.latents(5, True, noise), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -187,7 +189,7 @@ def encode_until(operation: int, arguments: dict) -> None:
         return call
 
     os.fsync, Path.replace = counted(os.fsync), counted(Path.replace)
-    encode_latents.encode_latents(**arguments)
+    encode.encode_latents(**arguments)
 
 
 def test_killed_at_any_write_it_continues_and_shows_no_part(photos, vae, latents, tmp_path):
@@ -203,11 +205,11 @@ def test_killed_at_any_write_it_continues_and_shows_no_part(photos, vae, latents
             with pytest.raises(ValueError, match="manifest"):
                 LatentsDataset(tmp_path / "cache")
     assert killed >= 8
-    assert in_child(lambda: encode_latents.encode_latents(**arguments)) == 0
+    assert in_child(lambda: encode.encode_latents(**arguments)) == 0
     assert contents(tmp_path / "cache") == expected
     # once more: nothing is left to do
     stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").iterdir())]
-    assert encode_latents.encode_latents(**arguments) is None
+    assert encode.encode_latents(**arguments) is None
     assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "cache").iterdir())] == stamps
 
 
@@ -219,7 +221,7 @@ def test_two_processes_write_the_same_folder(photos, vae, latents, tmp_path):
     def encode_as(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
+        encode.encode_latents(**options(photos, vae, tmp_path / "cache"))
         assert AcceleratorState().num_processes == 2
 
     context = multiprocessing.get_context("fork")
@@ -235,7 +237,7 @@ def test_two_processes_write_the_same_folder(photos, vae, latents, tmp_path):
 def test_two_commands_cannot_write_to_one_folder(photos, vae, tmp_path):
     def second() -> None:
         with pytest.raises(ValueError, match="another process is writing to it"):
-            encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
+            encode.encode_latents(**options(photos, vae, tmp_path / "cache"))
 
     (tmp_path / "cache").mkdir()
     with folder_lock(tmp_path / "cache"):
@@ -247,13 +249,13 @@ def test_full_disk_ends_with_one_line(photos, vae, tmp_path, capsys, monkeypatch
     def write_shard(*_) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(encode_latents, "write_shard", write_shard)
+    monkeypatch.setattr(encode, "write_shard", write_shard)
     arguments = ["--data", photos, "--vae", vae, "--output_dir", tmp_path / "cache", "--image_size", 16]
     assert "error: [Errno 28] No space left on device" in refusal(capsys, encode_latents.main, *arguments)
 
 
-@pytest.mark.parametrize("script", [encode_latents, train_sit])
-def test_one_process_opens_the_data_before_the_others(script, photos, vae, tmp_path, monkeypatch, processes):
+@pytest.mark.parametrize("module", [encode, train_sit])
+def test_one_process_opens_the_data_before_the_others(module, photos, vae, tmp_path, monkeypatch, processes):
     """So that what it downloads or indexes is there for them, and a mistake is found by all of them."""
 
     def open_dataset(*_) -> None:
@@ -265,12 +267,12 @@ def test_one_process_opens_the_data_before_the_others(script, photos, vae, tmp_p
 
     def member(rank: int) -> None:
         with pytest.raises(ValueError, match="no data"):
-            if script is train_sit:
+            if module is train_sit:
                 train_sit.train(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run")]))
             else:
-                encode_latents.encode_latents(**options(photos, vae, tmp_path / "cache"))
+                encode.encode_latents(**options(photos, vae, tmp_path / "cache"))
 
-    monkeypatch.setattr(script, "open_dataset", open_dataset)
+    monkeypatch.setattr(module, "open_dataset", open_dataset)
     assert processes(2, member) == [0, 0]
     assert (tmp_path / "log").read_text().split("\n") == ["begin 0", "end 0", "begin 1", "end 1", ""]
 
@@ -281,10 +283,10 @@ def test_broken_images_are_left_out_up_to_a_limit(photos, vae, tmp_path, capsys)
         (tmp_path / "photos" / name).write_bytes(b"no image")
     arguments = options(tmp_path / "photos", vae, tmp_path / "cache", max_broken_images=1)
     with pytest.raises(ValueError, match="max_broken_images=1: 2 images") as stopped:
-        encode_latents.encode_latents(**arguments)
+        encode.encode_latents(**arguments)
     assert "02.png" in str(stopped.value)
     assert "05.png" in str(stopped.value)
-    manifest = encode_latents.encode_latents(**arguments | {"max_broken_images": 2})
+    manifest = encode.encode_latents(**arguments | {"max_broken_images": 2})
     assert manifest["num_images"] == IMAGES - 2
     assert "02.png" in manifest["broken"][0]
     cached = open_dataset(tmp_path / "cache")
@@ -294,7 +296,7 @@ def test_broken_images_are_left_out_up_to_a_limit(photos, vae, tmp_path, capsys)
     np.testing.assert_array_equal(cached.labels, images.labels[readable])
     mean = cached.latents(1, False, torch.zeros(4, 8, 8))
     model = load_vae(str(vae))
-    torch.testing.assert_close(mean, encode(model, images.tensor(readable[1])[None])[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean, vae_encode(model, images.tensor(readable[1])[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def refusal(capsys, main, *arguments) -> str:

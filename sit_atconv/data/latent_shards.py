@@ -1,0 +1,194 @@
+"""The format of a folder of precomputed latents, and how it is written.
+
+    shard-00000.safetensors …   mean, std (n, c, s, s), the same for the mirrored images, label (n,), index (n,)
+    manifest.json               written last: a folder with a manifest is complete
+
+Until the folder is complete, it holds `encoding.json`, the settings of the encoding, in place of the manifest, and a
+small JSON file about each shard. All files are staged and renamed, so every visible file is whole.
+
+n images of a shard, c latent channels, s latent side. Mean and standard deviation are the VAE's own, neither shifted
+nor scaled.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from ..models.vae import latent_shift, vae_scale_factor
+from ..utils.files import STAGING, write_atomically
+from ..utils.hashing import tensors_sha256
+from .base import ImageDataset
+
+MANIFEST, SETTINGS = "manifest.json", "encoding.json"
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def describe_vae(vae: torch.nn.Module, name: str) -> dict:
+    """Return what a manifest records of the VAE, so that another VAE is noticed."""
+    return {
+        "name": name,
+        "class": type(vae).__name__,
+        "sha256": tensors_sha256(vae.state_dict()),
+        "scaling_factor": vae.config.scaling_factor,
+        "shift_factor": latent_shift(vae),
+    }
+
+
+def describe_encoding(
+    dataset: ImageDataset, vae: torch.nn.Module, vae_name: str, flip: bool, dtype: str, shard_size: int
+) -> dict:
+    """Return the settings that determine the content of the shards.
+
+    Raises:
+        ValueError: if the images do not fit the VAE.
+    """
+    factor = vae_scale_factor(vae)
+    if dataset.image_size % factor:
+        raise ValueError(f"image_size={dataset.image_size} must be divisible by {factor}, the factor of the VAE")
+    if vae.config.in_channels != dataset.channels:
+        raise ValueError(
+            f"vae={vae_name!r} takes {vae.config.in_channels} channels, but the images of data={dataset.source!r} have "
+            f"{dataset.channels}; give other images or another VAE"
+        )
+    side = dataset.image_size // factor
+    return {
+        "format": FORMAT,
+        "name": dataset.name,
+        "source": dataset.source,
+        "source_fingerprint": dataset.fingerprint(),
+        "source_images": len(dataset),
+        "classes": dataset.classes,
+        "image_size": dataset.image_size,
+        "channels": dataset.channels,
+        "vae": describe_vae(vae, vae_name),
+        "latents": {
+            "shape": [vae.config.latent_channels, side, side],
+            "dtype": dtype,
+            "std": not type(vae).__name__.endswith("Tiny"),
+            "flip": flip,
+        },
+        "shard_size": shard_size,
+    }
+
+
+def differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
+    """List the entries of `wanted` that are missing or different in `found`, for error messages."""
+    changes = []
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            changes += differences(found[key], value, f"{prefix}{key}.")
+        elif found.get(key) != value:
+            shown = [text if len(text) <= 60 else text[:57] + "…" for text in (repr(found.get(key)), repr(value))]
+            changes.append(f"{prefix}{key}: {shown[0]} -> {shown[1]}")
+    return changes
+
+
+def count_shards(settings: dict) -> int:
+    """Return the number of shards of a complete folder."""
+    return -(-settings["source_images"] // settings["shard_size"])
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return the file of a shard. While encoding, the JSON file about it has the same stem."""
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def check_folder(folder: Path, settings: dict) -> bool:
+    """Return whether the folder holds this encoding, complete; it may also be new, or hold a part of this encoding.
+
+    Raises:
+        ValueError: if the folder holds anything else.
+    """
+    for name in (MANIFEST, SETTINGS):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            if changes := differences(found, settings):
+                raise ValueError(
+                    f"output_dir={str(folder)!r} holds other latents: {'; '.join(changes)}; choose another folder"
+                )
+            return name == MANIFEST
+    # Hidden files are ours: another process may have just created the folder and its lock.
+    if folder.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
+        raise ValueError(f"output_dir={str(folder)!r} is not empty; choose another folder")
+    return False
+
+
+def begin_folder(folder: Path, settings: dict) -> bool:
+    """Make the folder ready for shards and remove what a killed process has left; return whether it is complete.
+
+    Only one process may call this at a time.
+
+    Raises:
+        ValueError: as `check_folder`.
+    """
+    if check_folder(folder, settings):
+        _remove_progress(folder, settings)
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{STAGING}*"):
+        leftover.unlink()
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2))
+    return False
+
+
+def write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], broken: list[str]) -> None:
+    """Publish a shard: first the JSON file about it, then the shard itself.
+
+    Args:
+        folder: folder of the latents.
+        number: number of the shard.
+        tensors: content of the shard, as at the top of this file.
+        broken: why images of this shard are left out, one reason per image.
+    """
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    file = shard_path(folder, number)
+    about = {
+        "file": file.name,
+        "images": len(tensors["label"]),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "broken": broken,
+    }
+    write_atomically(file.with_suffix(".json"), json.dumps(about))
+    write_atomically(file, data)
+
+
+def published_shards(folder: Path, settings: dict) -> dict[int, dict]:
+    """Return what `write_shard` recorded about the shards that are finished, by number."""
+    files = {number: shard_path(folder, number) for number in range(count_shards(settings))}
+    return {
+        number: json.loads(file.with_suffix(".json").read_text())
+        for number, file in files.items()
+        if file.is_file() and file.with_suffix(".json").is_file()
+    }
+
+
+def finish_folder(folder: Path, settings: dict) -> dict:
+    """Write and return the manifest of a folder whose shards are all finished.
+
+    Raises:
+        ValueError: if a shard is missing.
+    """
+    published = published_shards(folder, settings)
+    if missing := sorted(set(range(count_shards(settings))) - set(published)):
+        raise ValueError(f"output_dir={str(folder)!r}: shards {missing[:5]} are missing; run the same command again")
+    shards = [published[number] for number in sorted(published)]
+    manifest = settings | {
+        "num_images": sum(shard["images"] for shard in shards),
+        "broken": [reason for shard in shards for reason in shard["broken"]],
+        "shards": [{key: value for key, value in shard.items() if key != "broken"} for shard in shards],
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
+    _remove_progress(folder, settings)
+    return manifest
+
+
+def _remove_progress(folder: Path, settings: dict) -> None:
+    """Remove the files that a complete folder no longer needs."""
+    for number in range(count_shards(settings)):
+        shard_path(folder, number).with_suffix(".json").unlink(missing_ok=True)
+    (folder / SETTINGS).unlink(missing_ok=True)

@@ -1,0 +1,281 @@
+"""Encode a data set with a VAE once, so that training does not have to do it in every epoch.
+
+Each process encodes its own shards. A process may be killed at any moment: the next run encodes the shards that are
+missing.
+
+B images of a batch, C channels, S image side in pixels; c latent channels, s latent side.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..data import BrokenImageError, ImageDataset, open_dataset, too_many_broken
+from ..data.latent_shards import (
+    DTYPES,
+    begin_folder,
+    check_folder,
+    count_shards,
+    describe_encoding,
+    finish_folder,
+    published_shards,
+    write_shard,
+)
+from ..models.vae import load_vae, posterior_moments
+from ..utils.checks import check_choice, check_count
+from ..utils.files import folder_lock
+from .processes import on_main_process, one_process_first
+
+
+def encode_latents(
+    data: str,
+    vae: str,
+    output_dir: str,
+    image_size: int | None = None,
+    flip: bool = False,
+    dtype: str = "float32",
+    shard_size: int = 4096,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    max_broken_images: int = 10,
+) -> dict | None:
+    """Encode all images of a data set.
+
+    Args:
+        data: images, as for train_sit.py: a folder of images, hf:NAME, parquet files, tar shards or an LMDB.
+        vae: an AutoencoderKL or AutoencoderTiny, as a folder or a name on the Hub.
+        output_dir: folder for the latents, new or begun by the same command.
+        image_size: side of the images in pixels.
+        flip: whether to encode the mirrored images, too, for training with --horizontal_flip true.
+        dtype: type of the stored latents: float32, float16 or bfloat16. The last two round, and halve the size.
+        shard_size: number of images per file.
+        batch_size: number of images that each process passes through the VAE at a time.
+        num_workers: number of worker processes that read images, for each process that encodes.
+        max_broken_images: number of images that may be broken. They are left out and listed; if there are more, the
+            encoding stops.
+
+    Returns:
+        The manifest on the main process; None on the others, or if the folder was complete already.
+
+    Raises:
+        ValueError: if an argument cannot be used, which is checked first, or if too many images cannot be read.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    check_count("shard_size", shard_size)
+    check_count("batch_size", batch_size)
+    for name, value in (("num_workers", num_workers), ("max_broken_images", max_broken_images)):
+        if value < 0:
+            raise ValueError(f"{name}={value} must be a number of at least 0")
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # on CPUs, processes only find each other so
+    dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
+    dataset.check_pixels("images are needed for encoding, but")
+    model = load_vae(vae).to(accelerator.device)
+    settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size)
+    folder = Path(output_dir)
+    with ExitStack() as stack:
+
+        def begin() -> bool:
+            """Lock the folder, unless it holds something else or is complete; return whether it is complete."""
+            if not check_folder(folder, settings):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(folder_lock(folder))
+            return begin_folder(folder, settings)
+
+        if on_main_process(accelerator, begin):
+            accelerator.print(f"{folder} is complete; nothing is left to do")
+            return None
+        return LatentEncoder(
+            accelerator, dataset, model, settings, folder, batch_size, num_workers, max_broken_images
+        ).run()
+
+
+@dataclass
+class LatentEncoder:
+    """Encodes the shards that a folder lacks, and completes it. All processes call `run`.
+
+    Args:
+        accelerator: the processes.
+        dataset: the images.
+        vae: the VAE, on the accelerator's device.
+        settings: the settings of the encoding, from `describe_encoding`.
+        folder: folder of the latents, prepared by `begin_folder`.
+        batch_size: number of images that each process passes through the VAE at a time.
+        num_workers: number of worker processes that read images, for each process.
+        max_broken_images: how many broken images are tolerated.
+    """
+
+    accelerator: Accelerator
+    dataset: ImageDataset
+    vae: torch.nn.Module
+    settings: dict
+    folder: Path
+    batch_size: int
+    num_workers: int
+    max_broken_images: int
+
+    def run(self) -> dict | None:
+        """Encode what is missing; return the manifest on the main process, None on the others.
+
+        Raises:
+            ValueError: if the disk has too little space or too many images cannot be read.
+        """
+        done = published_shards(self.folder, self.settings)
+        missing = self.missing_shards(done)
+        self.accelerator.wait_for_everyone()  # or a slower process would find the first new shards done
+        start = time.perf_counter()
+        self.encode_shards(
+            missing[self.accelerator.process_index :: self.accelerator.num_processes],
+            [reason for shard in done.values() for reason in shard["broken"]],
+        )
+        self.accelerator.wait_for_everyone()
+        manifest = self.finish(start) if self.accelerator.is_main_process else None
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return manifest
+
+    def missing_shards(self, done: dict[int, dict]) -> list[int]:
+        """Return the numbers of the shards that are not `done`; raise ValueError if the disk has no space for them."""
+        count = count_shards(self.settings)
+        missing = [number for number in range(count) if number not in done]
+        needed = min(len(missing) * self.settings["shard_size"], len(self.dataset)) * latents_bytes(self.settings)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"output_dir={str(self.folder)!r}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
+                "make space, or choose a folder on another disk"
+            )
+        self.accelerator.print(
+            f"{len(self.dataset)} images of {self.dataset.source} in {count} shards, {len(done)} of them done; "
+            f"{needed / 1e9:.2f} GB to write"
+        )
+        return missing
+
+    def encode_shards(self, shards: list[int], broken: list[str]) -> None:
+        """Encode and write these shards.
+
+        Args:
+            shards: numbers of the shards.
+            broken: reasons why images of finished shards cannot be read. They count towards the limit.
+
+        Raises:
+            BrokenImageError: if too many images cannot be read.
+        """
+        batches = list(shard_batches(shards, self.settings, self.batch_size))
+        loader = DataLoader(
+            ReadableImages(self.dataset),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=lambda items: items,
+        )
+        shard = Shard()
+        hidden = not self.accelerator.is_main_process
+        total = sum(map(len, batches))
+        with tqdm(total=total, desc="encoding", unit="image", disable=hidden, dynamic_ncols=True) as progress:
+            for items, wanted in zip(loader, batches, strict=True):
+                shard.broken += [reason for _, _, reason in items if reason is not None]
+                self.check_broken(broken + shard.broken)
+                if read := [(index, pixels) for index, pixels, _ in items if pixels is not None]:
+                    indices, images = zip(*read, strict=True)
+                    pixels = torch.stack(images).to(self.accelerator.device)  # (B, C, S, S)
+                    shard.add(indices, encode_batch(self.vae, pixels, self.settings))
+                progress.update(len(wanted))
+                last, size = wanted[-1], self.settings["shard_size"]
+                if (last + 1) % size == 0 or last + 1 == len(self.dataset):
+                    write_shard(self.folder, last // size, shard.tensors(self.dataset.labels), shard.broken)
+                    broken = broken + shard.broken
+                    shard = Shard()
+
+    def check_broken(self, reasons: list[str]) -> None:
+        """Raise BrokenImageError if these are more broken images than tolerated."""
+        if len(reasons) > self.max_broken_images:
+            raise BrokenImageError(too_many_broken(reasons, self.max_broken_images))
+
+    def finish(self, start: float) -> dict:
+        """Write and return the manifest, and print how to train with the latents. `start` is the time of the start."""
+        shards = published_shards(self.folder, self.settings)
+        self.check_broken([reason for shard in shards.values() for reason in shard["broken"]])
+        manifest = finish_folder(self.folder, self.settings)
+        size = sum(shard["bytes"] for shard in manifest["shards"])
+        seconds = time.perf_counter() - start
+        print(f"{manifest['num_images']} images in {self.folder}, {size / 1e9:.3f} GB, {seconds:.0f} s; train with:")
+        print(f"  accelerate launch train/train_sit.py --data {self.folder} --vae {self.settings['vae']['name']} …")
+        for reason in manifest["broken"]:
+            print(f"left out: {reason}", file=sys.stderr)
+        return manifest
+
+
+@dataclass
+class Shard:
+    """The content of one shard, collected batch by batch: encoded tensors, their indices, and broken images."""
+
+    parts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    indices: list[int] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, indices: tuple[int, ...], tensors: dict[str, torch.Tensor]) -> None:
+        """Append a batch: the indices of its images in the data set, and the tensors of `encode_batch`."""
+        self.indices += indices
+        for name, tensor in tensors.items():
+            self.parts.setdefault(name, []).append(tensor)
+
+    def tensors(self, labels: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the tensors of the shard; `labels` are those of the whole data set."""
+        return {name: torch.cat(parts) for name, parts in self.parts.items()} | {
+            "index": torch.tensor(self.indices, dtype=torch.int64),
+            "label": torch.from_numpy(labels[self.indices].astype("int64")),
+        }
+
+
+class ReadableImages(Dataset):
+    """A data set whose items are (index, pixels, None), or (index, None, reason) for a broken image."""
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None, str | None]:
+        try:
+            return index, self.dataset.tensor(index), None
+        except BrokenImageError as error:
+            return index, None, str(error)
+
+
+def shard_batches(shards: list[int], settings: dict, batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of the images of these shards, in batches that do not cross the end of a shard.
+
+    The batches depend on the settings alone, so that any number of processes writes the same shards.
+    """
+    for shard in shards:
+        start = shard * settings["shard_size"]
+        end = min(start + settings["shard_size"], settings["source_images"])
+        for first in range(start, end, batch_size):
+            yield list(range(first, min(first + batch_size, end)))
+
+
+@torch.no_grad()
+def encode_batch(vae: torch.nn.Module, pixels: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+    """Encode pixels (B, C, S, S); return the tensors (B, c, s, s) of a shard, on the CPU."""
+    dtype = DTYPES[settings["latents"]["dtype"]]
+    tensors = {}
+    for suffix in ("", "_flipped") if settings["latents"]["flip"] else ("",):
+        mean, std = posterior_moments(vae, pixels.flip(-1) if suffix else pixels)
+        tensors[f"mean{suffix}"] = mean.to("cpu", dtype)
+        if std is not None:
+            tensors[f"std{suffix}"] = std.to("cpu", dtype)
+    return tensors
+
+
+def latents_bytes(settings: dict) -> int:
+    """Return the size of one image's latents in bytes."""
+    latents = settings["latents"]
+    c, h, w = latents["shape"]
+    return c * h * w * DTYPES[latents["dtype"]].itemsize * (1 + latents["std"]) * (1 + latents["flip"])
