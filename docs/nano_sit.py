@@ -60,6 +60,7 @@ class SiT(nn.Module):
         self.class_embed = nn.Embedding(classes + 1, dim)
         self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
         self.unpatchify = nn.ConvTranspose2d(dim, 1, patch, patch)
+        nn.init.zeros_(self.unpatchify.weight)
         self.register_buffer("frequencies", 1000 * 10000 ** -torch.linspace(0, 1, 32))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
