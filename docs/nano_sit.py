@@ -1,7 +1,7 @@
 """The whole method in one file: SiT with ATConv learns handwritten digits. `python docs/nano_sit.py` writes nano.png.
 
-This file is for reading: plain PyTorch, nothing from the package, no options. The package does the same with presets, an
-EMA, any solver, any size, any number of processes and a faster operator. It takes a few minutes on a CPU.
+This file is for reading: plain PyTorch, nothing from the package, no options. The package does the same with presets,
+an EMA, any solver, any size, any number of processes and a faster operator. It takes a few minutes on a CPU.
 
 B images, N tokens on a grid (H, W), D channels; t=0 noise, t=1 data.
 """
