@@ -20,16 +20,15 @@ from tqdm import tqdm
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import ImageDataset, open_dataset
+from sit_atconv.evaluation.records import describe_pipeline
 from sit_atconv.evaluation.sampling import (
+    SamplingOptions,
     balanced_labels,
-    check_sampling,
-    describe_pipeline,
     flatten_pixels,
     generate,
     image_shape,
     load_pipeline,
 )
-from sit_atconv.flow.guidance import Guidance
 from sit_atconv.utils.checks import check_count, check_pixel_dimensions
 from sit_atconv.utils.environment import package_versions, pick_device
 from sit_atconv.utils.files import check_new_file, write_report
@@ -112,9 +111,9 @@ def class_accuracy(
     """
     check_count("samples_per_class", samples_per_class)
     check_new_file("grid", grid)
-    if num_inference_steps is None:
-        num_inference_steps = pipeline.default_num_inference_steps
-    check_sampling(pipeline, seed, batch_size, num_inference_steps, Guidance(guidance_scale))
+    sampling = SamplingOptions(
+        seed=seed, batch_size=batch_size, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
+    ).resolve(pipeline)
     check_dataset(pipeline, dataset)
     classifier, real_accuracy = fit_classifier(dataset)
 
@@ -122,7 +121,7 @@ def class_accuracy(
     labels = balanced_labels(samples_per_class * num_classes, num_classes)
     images = []
     with tqdm(total=len(labels), desc="samples", unit="image", dynamic_ncols=True) as progress:
-        for batch in generate(pipeline, labels, seed, batch_size, guidance_scale, num_inference_steps):
+        for batch in generate(pipeline, labels, sampling):
             images.append(batch)
             progress.update(len(batch))
     images = np.concatenate(images)  # (B, H, W, C), classes taking turns
@@ -142,7 +141,7 @@ def class_accuracy(
         "samples_per_class": samples_per_class,
         "seed": seed,
         "guidance_scale": guidance_scale,
-        "num_inference_steps": num_inference_steps,
+        "num_inference_steps": sampling.num_inference_steps,
         **describe_pipeline(pipeline),
         "versions": package_versions(),
     }

@@ -30,7 +30,8 @@ import sit_atconv
 from sit_atconv import SiTPipeline
 from sit_atconv.benchmarks.timing import measure, peak_memory, quartiles
 from sit_atconv.evaluation.intervals import bootstrap_interval, mean_interval
-from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, folder_sha256, load_pipeline
+from sit_atconv.evaluation.records import folder_sha256
+from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, load_pipeline
 from sit_atconv.evaluation.scores import check_comparable
 from sit_atconv.models.macs import count_macs
 from sit_atconv.sharing.hub import CARD_METRICS

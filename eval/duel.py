@@ -22,10 +22,10 @@ import yaml
 from compare import load_run, write_comparison
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
-from sample import sample
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.sample_folder import sample_to_folder
 from sit_atconv.evaluation.sampling import SamplingOptions, load_pipeline
 from sit_atconv.evaluation.scores import MetricOptions, evaluate, open_reference, summary
 from sit_atconv.training.checkpoints import checkpoint_steps
@@ -157,7 +157,7 @@ def check_parts(duel: Duel) -> None:
     network = SiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4)
     pipeline = SiTPipeline(network, InterpolantODEScheduler(path=train.path, prediction=train.prediction))
     for steps in duel.inference_steps or [None]:
-        SamplingOptions(**{**duel.sampling, "num_inference_steps": steps}).apply(pipeline)
+        SamplingOptions(**{**duel.sampling, "num_inference_steps": steps}).resolve(pipeline)
 
 
 def train_command(duel: Duel, model: str, seed: int) -> list[str]:
@@ -300,7 +300,7 @@ def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int, co
         arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     if duel.launch is None:
         own_command = shlex.join(["python", "eval/sample.py", *arguments])
-        sample(str(pipeline), str(folder), SamplingOptions(**options), None, own_command, duel.device)
+        sample_to_folder(str(pipeline), str(folder), SamplingOptions(**options), None, own_command, duel.device)
     elif run_to_end([*launcher(duel), str(SAMPLE), *arguments]):
         raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
     statistics = Path(duel.output) / STATISTICS
@@ -320,9 +320,8 @@ def solver_steps(duel: Duel, model: str, seed: int) -> list[int]:
     """The inference steps that a trained model is sampled with."""
     if duel.inference_steps:
         return duel.inference_steps
-    options = SamplingOptions(**duel.sampling)
-    options.apply(load_pipeline(duel.run_folder(model, seed) / "pipeline", pick_device("cpu")))
-    return [options.num_inference_steps]
+    pipeline = load_pipeline(duel.run_folder(model, seed) / "pipeline", pick_device("cpu"))
+    return [SamplingOptions(**duel.sampling).resolve(pipeline).num_inference_steps]
 
 
 def run_duel(duel: Duel, command: str = "") -> Path:

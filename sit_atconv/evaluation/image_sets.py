@@ -6,7 +6,6 @@ know. A .npz batch is the container of the ADM evaluations: arr_0 (N, H, W, C) u
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from tqdm import tqdm
 
 from ..data import open_dataset, read_image
 from ..utils.files import check_new_file, staged
+from .npz_batch import BatchImages
+from .records import COMPANIONS
 
 EXIF_ORIENTATION = 0x0112
 ODDITIES = {
@@ -24,9 +25,6 @@ ODDITIES = {
     "transparent": "transparency, which is dropped",
     "deep": "more than 8 bits a channel, which are clipped",
 }
-STAMP_FILE = "samples.json"  # in a folder that eval/sample.py wrote
-COSTS_FILE = "costs.jsonl"  # likewise
-COMPANIONS = {STAMP_FILE, COSTS_FILE, "labels.csv"}
 
 
 class FolderImages:
@@ -126,68 +124,6 @@ class FolderImages:
         return [*self.left_out, *words]
 
 
-class BatchImages:
-    """The images of a .npz batch, arr_0 (N, H, W, C) or (N, H, W) uint8; not read before they are asked for.
-
-    Args:
-        file: to open.
-        uniform: images whose three channels are equal, in all of the batch, have one channel, as in `FolderImages`. The
-            batch is read for that, up to the first that differ.
-
-    Attributes:
-        shape: (H, W, C).
-
-    Raises:
-        ValueError: for a file that cannot be read, or holds no such array.
-    """
-
-    def __init__(self, file: str | Path, uniform: bool = False):
-        self.notes = []
-        try:
-            self.array = map_array(file, "arr_0")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{str(file)!r} cannot be read as a .npz batch of images (arr_0): {error}") from error
-        if self.array.ndim == 3:
-            self.array = self.array[..., None]
-        if self.array.ndim != 4 or self.array.dtype != np.uint8 or self.array.shape[3] not in (1, 3):
-            raise ValueError(
-                f"{str(file)!r}: arr_0 is {self.array.dtype} {self.array.shape}, but must be uint8 (N, H, W, 1 or 3)"
-            )
-        if uniform and all((image == image[..., :1]).all() for image in self.array):
-            self.array = self.array[..., :1]
-        self.shape = self.array.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def image(self, index: int) -> np.ndarray:
-        """One image, (H, W, C) uint8."""
-        return np.asarray(self.array[index])
-
-
-def map_array(file: str | Path, name: str) -> np.ndarray:
-    """An array of a .npz file: mapped from the disk where it is stored as it is, read where it is compressed."""
-    with zipfile.ZipFile(file) as archive:
-        member = archive.getinfo(f"{name}.npy")
-        with archive.open(member) as opened:
-            version = np.lib.format.read_magic(opened)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran_order, dtype = read_header(opened)
-            header_size = opened.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
-    if member.compress_type != zipfile.ZIP_STORED:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
-    with Path(file).open("rb") as opened:
-        opened.seek(member.header_offset + 26)  # the local header's lengths of name and extra field
-        lengths = np.frombuffer(opened.read(4), dtype="<u2")
-    offset = member.header_offset + 30 + int(lengths.sum()) + header_size
-    return np.memmap(file, dtype, "r", offset, shape, "F" if fortran_order else "C")
-
-
 class DatasetImages:
     """The images of a data set that training knows by name or file: digits, parquet…"""
 
@@ -232,19 +168,6 @@ def open_images(
         return FolderImages(source, image_size, uniform)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
-
-
-def read_stamp(samples: str | Path) -> dict | None:
-    """What eval/sample.py wrote about the images of a folder or a .npz batch; None where it did not make them."""
-    samples = Path(samples)
-    file = samples / STAMP_FILE if samples.is_dir() else samples.with_suffix(".json")
-    if not file.is_file() or (samples.suffix != ".npz" and not samples.is_dir()):
-        return None
-    try:
-        stamp = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    return stamp if isinstance(stamp, dict) and {"complete", "pipeline"} <= stamp.keys() else None
 
 
 @dataclass

@@ -1,16 +1,16 @@
-"""What evaluations share: samples that depend on a seed and their index alone, and reports of how they were made.
+"""Sampling for evaluations: images that depend on their label, a seed and their index, and on nothing else.
 
-B images of H × W pixels and C channels; images are uint8 (B, H, W, C), what a PNG would hold.
+B images of H × W pixels and C channels; images are uint8 (B, H, W, C), as a PNG file holds them.
 """
 
+import copy
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,28 +21,28 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..sharing.hub import is_pipeline_folder
 from ..utils.checks import check_choice, check_count
-from ..utils.hashing import file_sha256
 from ..utils.randomness import image_generator
 
 LABELINGS = ("balanced", "random")
 SAMPLERS = {"ode": InterpolantODEScheduler, "sde": InterpolantSDEScheduler}
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingOptions:
-    """How images are drawn from a pipeline. Image i depends on its label and on (seed, i) alone.
+    """How images are drawn from a pipeline. Image i depends on its label and on (seed, i) only.
 
     Args:
-        num_samples: images to draw; as many as there are reference images where none is given.
-        labels: "balanced" (classes take turns) or "random" (uniform, a function of (seed, i)).
-        seed: of noise and random labels.
-        batch_size: images per forward pass.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        guidance_interval: guide while start ≤ t ≤ end only; t=0 noise, t=1 data.
-        guidance_channels: guide the first so many channels; all where none is given.
-        num_inference_steps: solver steps; the pipeline's default where none is given.
-        sampler: "ode" or "sde", in place of the pipeline's own scheduler.
-        solver: of that sampler, such as heun or dopri5, in place of the scheduler's own.
+        num_samples: number of images to draw. If None, as many as there are reference images.
+        labels: how classes are assigned to images: "balanced" (the classes take turns) or "random" (uniformly, as a
+            function of (seed, i)).
+        seed: seed of the noise and the random labels.
+        batch_size: number of images per forward pass.
+        guidance_scale: scale of classifier-free guidance; 1 disables guidance.
+        guidance_interval: apply guidance only while start ≤ t ≤ end; t=0 is noise, t=1 is data.
+        guidance_channels: number of leading channels that are guided. If None, all channels are.
+        num_inference_steps: number of solver steps. If None, the default of the pipeline.
+        sampler: "ode" or "sde", to replace the scheduler of the pipeline. If None, that scheduler is used.
+        solver: solver of the sampler, such as heun or dopri5. If None, the one of the scheduler.
     """
 
     num_samples: int | None = None
@@ -56,15 +56,37 @@ class SamplingOptions:
     sampler: Literal["ode", "sde"] | None = None
     solver: str | None = None
 
-    def stamp(self) -> dict:
-        """What a report says of them; sampler and solver stand in the scheduler's config."""
-        values = dataclasses.asdict(self)
-        for name in ("sampler", "solver"):
-            del values[name]
-        return {**values, "guidance_interval": list(self.guidance_interval)}
+    @property
+    def guidance(self) -> Guidance:
+        """The options of guidance, checked.
 
-    def apply(self, pipeline: SiTPipeline) -> None:
-        """Give the pipeline the sampler and solver asked for, and check that everything else can be done.
+        Raises:
+            ValueError: if one of them is out of range.
+        """
+        return Guidance(self.guidance_scale, tuple(self.guidance_interval), self.guidance_channels)
+
+    def configure(self, pipeline: SiTPipeline) -> SiTPipeline:
+        """Return a pipeline of the same components with the requested sampler; the given pipeline is not changed.
+
+        Raises:
+            ValueError: if the scheduler has no such solver.
+        """
+        if self.sampler is None and self.solver is None:
+            return pipeline
+        current = pipeline.scheduler
+        scheduler_class = type(current) if self.sampler is None else SAMPLERS[self.sampler]
+        if scheduler_class not in SAMPLERS.values():
+            raise ValueError(
+                f"solver={self.solver!r}: {scheduler_class.__name__} has no solvers; also give --sampler ode or sde"
+            )
+        options = {} if self.solver is None else {"solver": self.solver}
+        if scheduler_class is not type(current):
+            default = inspect.signature(scheduler_class.__init__).parameters["solver"].default
+            options = {"solver": default, **options}
+        return with_scheduler(pipeline, scheduler_class.from_config(current.config, **options))
+
+    def resolve(self, pipeline: SiTPipeline) -> "SamplingOptions":
+        """Check the options against a pipeline, and return them with the number of solver steps filled in.
 
         Raises:
             ValueError: naming the option that cannot be used.
@@ -72,90 +94,48 @@ class SamplingOptions:
         check_choice("labels", self.labels, LABELINGS)
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples)
-        if self.sampler is not None or self.solver is not None:
-            scheduler_class = type(pipeline.scheduler) if self.sampler is None else SAMPLERS[self.sampler]
-            if scheduler_class not in SAMPLERS.values():
-                raise ValueError(f"solver={self.solver!r}: {scheduler_class.__name__} has none; give --sampler, too")
-            options = {} if self.solver is None else {"solver": self.solver}
-            if scheduler_class is not type(pipeline.scheduler):
-                default = inspect.signature(scheduler_class.__init__).parameters["solver"].default
-                options = {"solver": default, **options}
-            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
-        if self.num_inference_steps is None:
-            self.num_inference_steps = pipeline.default_num_inference_steps
-        check_sampling(
-            pipeline,
-            self.seed,
-            self.batch_size,
-            self.num_inference_steps,
-            Guidance(self.guidance_scale, tuple(self.guidance_interval), self.guidance_channels),
-        )
+        pipeline = self.configure(pipeline)
+        steps = pipeline.default_num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
+        check_count("batch_size", self.batch_size)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+        height, width, _ = image_shape(pipeline)
+        pipeline.check_inputs(self.batch_size, self.guidance, steps, height, width)
+        if hasattr(pipeline.scheduler, "time_grid"):
+            pipeline.scheduler.time_grid(steps)  # raises for a number of steps that the solver cannot take
+        return dataclasses.replace(self, num_inference_steps=steps)
 
     def label_ids(self, indices: Sequence[int], num_classes: int) -> list[int]:
-        """The class of each image, whatever others are drawn."""
+        """The class of each of these images; it does not depend on which other images are drawn."""
         if self.labels == "balanced":
             return [i % num_classes for i in indices]
         return [int(np.random.default_rng((self.seed, i)).integers(num_classes)) for i in indices]
 
+    def record(self) -> dict:
+        """What reports record of the options. Sampler and solver are part of the scheduler's config there."""
+        values = dataclasses.asdict(self)
+        for name in ("sampler", "solver"):
+            del values[name]
+        return {**values, "guidance_interval": list(self.guidance_interval)}
 
-def split_options(options: dict, *classes: type) -> list:
-    """Sort parsed command-line options into the dataclasses that they belong to."""
+
+def split_options(options: dict, *classes: type) -> list[Any]:
+    """Build one dataclass of each given type from the parsed command-line options that are its fields."""
     return [cls(**{each.name: options[each.name] for each in dataclasses.fields(cls)}) for cls in classes]
 
 
-def draw_images(pipeline: SiTPipeline, indices: Sequence[int], options: SamplingOptions) -> np.ndarray:
-    """Sample the images with these indices in one batch: (B, H, W, C) uint8, rounded as when a PNG is written.
-
-    Raises:
-        ValueError: for an image that is not finite.
-    """
-    labels = options.label_ids(indices, pipeline.transformer.config.num_classes)
-    return _draw(pipeline, indices, labels, options)
-
-
-def _draw(pipeline: SiTPipeline, indices: Sequence[int], labels: Sequence[int], options: SamplingOptions) -> np.ndarray:
-    images = pipeline(
-        list(labels),
-        guidance_scale=options.guidance_scale,
-        guidance_interval=tuple(options.guidance_interval),
-        guidance_channels=options.guidance_channels,
-        num_inference_steps=options.num_inference_steps,
-        generator=[image_generator(options.seed, i) for i in indices],
-        output_type="np",
-    ).images  # (B, H, W, C) float in [0, 1]
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise ValueError(
-            f"image {indices[bad]} (seed={options.seed}, class {labels[bad]}) is not finite; check the pipeline's "
-            "weights"
-        )
-    return (images * 255).round().astype(np.uint8)
-
-
-@contextmanager
-def counting_rows(model: torch.nn.Module):
-    """Count the images that pass through the network: a list whose one entry grows by B with each call of B images.
-
-    Per image drawn that is the number of network calls, of which guidance needs two at a time.
-    """
-    rows = [0]
-
-    def count(module, inputs, output):
-        rows[0] += len(output[0])
-
-    handle = model.register_forward_hook(count)
-    try:
-        yield rows
-    finally:
-        handle.remove()
+def with_scheduler(pipeline: SiTPipeline, scheduler) -> SiTPipeline:
+    """Return a pipeline of the same components with another scheduler; the given pipeline is not changed."""
+    changed = copy.copy(pipeline)
+    changed.scheduler = scheduler
+    return changed
 
 
 def load_pipeline(folder: str | Path, device: torch.device) -> SiTPipeline:
-    """Load a pipeline folder with the installed classes, its progress bar off.
+    """Load a pipeline folder with the installed classes, without a progress bar.
 
     Raises:
-        ValueError: for a folder that is missing, incomplete or of another pipeline.
+        ValueError: if the folder is missing, incomplete, or holds another kind of pipeline.
     """
     if not is_pipeline_folder(folder):
         raise ValueError(f"{str(folder)!r} is no pipeline folder: it has no {SiTPipeline.config_name}")
@@ -175,79 +155,81 @@ def image_shape(pipeline: SiTPipeline) -> tuple[int, int, int]:
 
 
 def balanced_labels(num_samples: int, num_classes: int) -> list[int]:
-    """Class ids 0, 1, …, num_classes − 1, 0, 1, …: each as often as the others, up to one."""
+    """Class ids 0, 1, …, num_classes − 1, 0, 1, …: the classes take turns."""
     return [i % num_classes for i in range(num_samples)]
 
 
-def check_sampling(
-    pipeline: SiTPipeline,
-    seed: int,
-    batch_size: int,
-    num_inference_steps: int,
-    guidance: Guidance,
-) -> None:
-    """Find out before any work whether `generate` can do this.
+def draw_images(
+    pipeline: SiTPipeline, indices: Sequence[int], options: SamplingOptions, labels: Sequence[int] | None = None
+) -> np.ndarray:
+    """Sample the images with these indices in one batch.
+
+    Args:
+        pipeline: the pipeline, with the sampler that `options.configure` gave it.
+        indices: numbers of the images; image i gets the noise of (seed, i).
+        options: the seed, the guidance and the number of solver steps.
+        labels: class ids of the images. If None, those that the options assign to the indices.
+
+    Returns:
+        (B, H, W, C) uint8, rounded as when a PNG file is written.
 
     Raises:
-        ValueError: naming the argument that cannot be used.
+        ValueError: if an image is not finite.
     """
-    check_count("batch_size", batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number of at least 0")
-    height, width, _ = image_shape(pipeline)
-    pipeline.check_inputs(batch_size, guidance, num_inference_steps, height, width)
-    if hasattr(pipeline.scheduler, "time_grid"):
-        pipeline.scheduler.time_grid(num_inference_steps)
+    if labels is None:
+        labels = options.label_ids(indices, pipeline.transformer.config.num_classes)
+    images = pipeline(
+        list(labels),
+        guidance_scale=options.guidance_scale,
+        guidance_interval=tuple(options.guidance_interval),
+        guidance_channels=options.guidance_channels,
+        num_inference_steps=options.num_inference_steps,
+        generator=[image_generator(options.seed, i) for i in indices],
+        output_type="np",
+    ).images  # (B, H, W, C) float in [0, 1]
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise ValueError(
+            f"image {indices[bad]} (seed={options.seed}, class {labels[bad]}) is not finite; check the pipeline's "
+            "weights"
+        )
+    return (images * 255).round().astype(np.uint8)
 
 
-def generate(
-    pipeline: SiTPipeline,
-    labels: Sequence[int],
-    seed: int,
-    batch_size: int,
-    guidance_scale: float,
-    num_inference_steps: int,
-) -> Iterator[np.ndarray]:
-    """Sample one image per label, batch by batch. Image i depends on labels[i] and (seed, i) alone.
+def generate(pipeline: SiTPipeline, labels: Sequence[int], options: SamplingOptions) -> Iterator[np.ndarray]:
+    """Sample one image per label, batch by batch. Image i depends on labels[i] and (seed, i) only.
 
     Yields:
-        (B, H, W, C) uint8, rounded as when a PNG is written.
+        (B, H, W, C) uint8, rounded as when a PNG file is written.
 
     Raises:
-        ValueError: for arguments that the pipeline refuses, or an image that is not finite.
+        ValueError: if the pipeline cannot use an option, or an image is not finite.
     """
-    check_sampling(pipeline, seed, batch_size, num_inference_steps, Guidance(guidance_scale))
-    options = SamplingOptions(
-        seed=seed, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, batch_size=batch_size
-    )
-    for start in range(0, len(labels), batch_size):
-        indices = range(start, min(start + batch_size, len(labels)))
-        yield _draw(pipeline, indices, [labels[i] for i in indices], options)
+    options = options.resolve(pipeline)
+    for start in range(0, len(labels), options.batch_size):
+        indices = range(start, min(start + options.batch_size, len(labels)))
+        yield draw_images(pipeline, indices, options, [labels[i] for i in indices])
+
+
+@contextmanager
+def counting_rows(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Count the images that pass through a network: a list whose only entry grows by B with each call of B images.
+
+    Divided by the number of images drawn, this is the number of network calls per image; guidance makes two at a time.
+    """
+    rows = [0]
+
+    def count(module, inputs, output):
+        rows[0] += len(output[0])
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 def flatten_pixels(images: np.ndarray) -> np.ndarray:
     """Raw pixels as features: (B, H, W, C) uint8 -> (B, H·W·C) float64 in [0, 1]."""
     return images.reshape(len(images), -1) / 255.0
-
-
-def describe_pipeline(pipeline: SiTPipeline) -> dict:
-    """What a report says of the pipeline itself: its mixer and its scheduler."""
-    config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    return {
-        "mixer": pipeline.transformer.config.mixer,
-        "scheduler": {"class": type(pipeline.scheduler).__name__, "config": config},
-    }
-
-
-def folder_sha256(folder: str | Path) -> str:
-    """A SHA-256 of the names and bytes of a pipeline folder's configs and weights: *.json and *.safetensors.
-
-    A model card and sample pictures, which people edit, and hidden files do not count.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        name = file.relative_to(folder)
-        if file.suffix in (".json", ".safetensors") and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()

@@ -24,27 +24,24 @@ from .feature_statistics import FeatureStatistics
 from .features import Extractor, build_extractor, check_extractor, parse_extractor
 from .frechet import fid_infinity, frechet_distance, resampled_frechet_distances
 from .image_sets import (
-    STAMP_FILE,
-    BatchImages,
     DatasetImages,
     FolderImages,
     ImagesHash,
     ReferenceStatistics,
     load_statistics,
     open_images,
-    read_stamp,
     save_statistics,
 )
 from .inception_score import inception_score
 from .intervals import bootstrap_interval, bootstrap_resamples
 from .kernel import kernel_distance
 from .neighbours import density_coverage, precision_recall
+from .npz_batch import BatchImages
+from .records import SAMPLES_RECORD, describe_pipeline, folder_sha256, read_record
 from .sampling import (
     SamplingOptions,
     counting_rows,
-    describe_pipeline,
     draw_images,
-    folder_sha256,
     image_shape,
     load_pipeline,
 )
@@ -335,7 +332,7 @@ def evaluate(
     if sample_source.pipeline is not None:
         report |= {
             "model_sha256": folder_sha256(samples),
-            **sample_source.sampling.stamp(),
+            **sample_source.sampling.record(),
             **describe_pipeline(sample_source.pipeline),
             **making,
         }
@@ -364,7 +361,7 @@ def check_folders(samples: str, reference: str) -> None:
     for side, name in (("samples", samples), ("reference", reference)):
         if is_pipeline_folder(name):
             continue
-        for inner in ("*/model_index.json", f"*/{STAMP_FILE}"):
+        for inner in ("*/model_index.json", f"*/{SAMPLES_RECORD}"):
             if found := sorted(Path(name).glob(inner)) if Path(name).is_dir() else []:
                 raise ValueError(
                     f"{side}={name!r} holds {found[0].parent.name}, a pipeline or its samples; name the folder of the "
@@ -416,7 +413,7 @@ def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
     Raises:
         ValueError: for something else than real images, or statistics that do not fit the options.
     """
-    if is_pipeline_folder(reference) or read_stamp(reference) is not None:
+    if is_pipeline_folder(reference) or read_record(reference) is not None:
         raise ValueError(
             f"reference={reference!r} holds generated samples, or the pipeline that makes them; were samples and "
             "reference swapped?"
@@ -460,8 +457,8 @@ def open_samples(
         ValueError: for images that are not all there, or options that do not fit.
     """
     if is_pipeline_folder(samples):
-        pipeline = load_pipeline(samples, device)
-        sampling.apply(pipeline)
+        pipeline = sampling.configure(load_pipeline(samples, device))
+        sampling = sampling.resolve(pipeline)
         width = image_shape(pipeline)[0]
         if options.image_size not in (None, width):
             raise ValueError(f"image_size={options.image_size}: the images of {samples} are {width} pixels wide")
@@ -473,13 +470,13 @@ def open_samples(
         raise ValueError(
             f"num_samples={sampling.num_samples}: {samples!r} is no pipeline folder; all its images are taken"
         )
-    stamp = read_stamp(samples)
+    stamp = read_record(samples)
     if stamp is not None and not stamp["complete"]:
         raise ValueError(f"samples={samples!r} is incomplete; run its eval/sample.py command again to fill it in")
     images = open_images("samples", samples, options.image_size, options.needs_uniform_images)
     if stamp is not None and stamp["num_samples"] != len(images):
         raise ValueError(
-            f"samples={samples!r} holds {len(images)} images, but {STAMP_FILE} says {stamp['num_samples']}; images "
+            f"samples={samples!r} holds {len(images)} images, but {SAMPLES_RECORD} says {stamp['num_samples']}; images "
             "were added or removed"
         )
     return SampleSource(samples, images, stamp, None, sampling, len(images))

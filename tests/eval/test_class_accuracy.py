@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation.sampling import generate
+from sit_atconv.evaluation.sampling import SamplingOptions, generate
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def pipeline_folder(digit_pipeline, tmp_path_factory) -> str:
 def real_images(dataset, wanted):
     """In place of `generate`: real images of the class `wanted(label)`."""
 
-    def draw(pipeline, labels, seed, batch_size, guidance_scale, num_inference_steps):
-        rng = np.random.default_rng(seed)
-        for start in range(0, len(labels), batch_size):
-            batch = labels[start : start + batch_size]
+    def draw(pipeline, labels, options):
+        rng = np.random.default_rng(options.seed)
+        for start in range(0, len(labels), options.batch_size):
+            batch = labels[start : start + options.batch_size]
             picks = [rng.choice(np.flatnonzero(dataset.labels == wanted(label))) for label in batch]
             yield np.stack([dataset.image(i) for i in picks])
 
@@ -94,7 +94,8 @@ def test_command_line(pipeline_folder, digit_pipeline, digits, tmp_path, capsys)
     facts = {"samples": pipeline_folder, "samples_per_class": 12, "seed": 3, "mixer": "atconv", "num_reference": 1797}
     assert {key: report[key] for key in facts} == facts
 
-    images = np.concatenate(list(generate(digit_pipeline(), [i % 10 for i in range(120)], 3, 50, 1.0, 2)))
+    options = SamplingOptions(seed=3, batch_size=50, num_inference_steps=2)
+    images = np.concatenate(list(generate(digit_pipeline(), [i % 10 for i in range(120)], options)))
     classifier, _ = class_accuracy.fit_classifier(digits)
     hits = classifier.predict(images.reshape(120, 64) / 255) == np.arange(120) % 10
     assert report["class_accuracy"] == pytest.approx(hits.mean())

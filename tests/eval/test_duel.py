@@ -18,7 +18,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from sit_atconv.evaluation.sampling import SamplingOptions, describe_pipeline, draw_images
+from sit_atconv.evaluation.records import describe_pipeline
+from sit_atconv.evaluation.sample_folder import sample_to_folder
+from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
 
 sys.path.insert(0, str(Path(duel.TRAIN).parent))
 import train_sit
@@ -218,15 +220,15 @@ def test_samples_are_drawn_on_the_device_of_the_duel(tiny_pipeline, tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     options = SamplingOptions(num_samples=2, num_inference_steps=1)
     with pytest.raises(ValueError, match="device='abacus'"):
-        duel.sample(str(tmp_path / "pipeline"), str(tmp_path / "samples"), options, None, "", "abacus")
+        sample_to_folder(str(tmp_path / "pipeline"), str(tmp_path / "samples"), options, None, "", "abacus")
 
 
 @pytest.mark.parametrize("changes", [{"solver": "euler"}, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}])
 def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, changes):
     pipeline, options = tiny_pipeline(), SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    options.apply(pipeline)
-    report = {**options.stamp(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}
+    pipeline = options.configure(pipeline)
+    report = {**options.resolve(pipeline).record(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}
     run = compare.Run(tmp_path, "A", 0, {}, [json.loads(json.dumps(report))])
     expected = torch.from_numpy(draw_images(pipeline, range(10), options) / 255).permute(0, 3, 1, 2)
     torch.testing.assert_close(compare.first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.5 / 255)

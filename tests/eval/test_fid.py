@@ -21,7 +21,7 @@ from sit_atconv.evaluation import features, scores
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.image_sets import FolderImages
-from sit_atconv.evaluation.sampling import balanced_labels, generate, load_pipeline
+from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, generate, load_pipeline
 from sit_atconv.evaluation.scores import MetricOptions
 from sit_atconv.utils.hashing import file_sha256
 from sit_atconv.utils.randomness import image_generator
@@ -114,7 +114,8 @@ def test_generated_image_depends_on_seed_and_index_alone(digit_pipeline, schedul
     labels = balanced_labels(11, 10)
 
     def draw(batch_size: int, seed: int = 0, count: int = 11) -> np.ndarray:
-        return np.concatenate(list(generate(pipeline, labels[:count], seed, batch_size, 1.5, 4))).astype(int)
+        options = SamplingOptions(seed=seed, batch_size=batch_size, guidance_scale=1.5, num_inference_steps=4)
+        return np.concatenate(list(generate(pipeline, labels[:count], options))).astype(int)
 
     one_by_one = draw(1)
     assert one_by_one.shape == (11, 8, 8, 1)
@@ -128,7 +129,7 @@ def test_generated_image_depends_on_seed_and_index_alone(digit_pipeline, schedul
 
 def test_generated_images_are_what_a_png_holds(digit_pipeline, tmp_path):
     pipeline = digit_pipeline()
-    (images,) = generate(pipeline, [3, 4], 5, 2, 1.0, 3)
+    (images,) = generate(pipeline, [3, 4], SamplingOptions(seed=5, batch_size=2, num_inference_steps=3))
     generators = [image_generator(5, i) for i in range(2)]
     for i, picture in enumerate(pipeline([3, 4], num_inference_steps=3, generator=generators).images):
         picture.save(tmp_path / "image.png")
@@ -146,7 +147,7 @@ def test_image_that_is_not_finite_is_refused(digit_pipeline):
     with torch.no_grad():
         pipeline.transformer.class_embed.weight[7] = float("nan")
     with pytest.raises(ValueError, match=r"image 2 .* class 7.* is not finite"):
-        list(generate(pipeline, [1, 2, 7, 3], 0, 4, 1.0, 2))
+        list(generate(pipeline, [1, 2, 7, 3], SamplingOptions(batch_size=4, num_inference_steps=2)))
 
 
 def test_digits_against_themselves_and_shuffled(tmp_path):
@@ -175,7 +176,8 @@ def test_command_line_samples_a_pipeline(pipeline_folder, tmp_path, capsys):
 
     pipeline = load_pipeline(pipeline_folder, CPU)
     labels = [i % 10 for i in range(100)]
-    images = np.concatenate(list(generate(pipeline, labels, 4, 64, 1.5, 3))).reshape(100, 64) / 255
+    options = SamplingOptions(seed=4, guidance_scale=1.5, num_inference_steps=3)
+    images = np.concatenate(list(generate(pipeline, labels, options))).reshape(100, 64) / 255
     expected = frechet_distance(*moments(images), *moments(digit_images().reshape(1797, 64) / 255))
     assert report["fid"] == pytest.approx(expected, rel=1e-6)
     line = f"FID {report['fid']:.4g} (pixels): 100 samples of {pipeline_folder} against digits (1797)"

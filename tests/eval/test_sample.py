@@ -17,8 +17,10 @@ from accelerate import PartialState
 from PIL import Image
 
 from sit_atconv import InterpolantSDEScheduler
-from sit_atconv.evaluation.image_sets import open_images, read_stamp
-from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, folder_sha256
+from sit_atconv.evaluation import sample_folder
+from sit_atconv.evaluation.image_sets import open_images
+from sit_atconv.evaluation.records import folder_sha256, read_record
+from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
 from sit_atconv.utils.environment import describe_environment
 
 OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]
@@ -69,10 +71,10 @@ def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tm
     lines = (whole / "costs.jsonl").read_text(encoding="utf-8").splitlines()
     calls = [json.loads(line)["network_calls"] / 8 for line in lines]
     assert len(calls) == 3 and len(set(calls)) > 1, "batches of one cost show nothing"
-    whole_calls = read_stamp(whole)["network_calls_per_image"]
+    whole_calls = read_record(whole)["network_calls_per_image"]
     assert whole_calls == sum(calls) / 3
 
-    draw = sample.draw_images
+    draw = sample_folder.draw_images
 
     def interrupted(pipeline, indices, options):
         if indices[0] == 8:
@@ -80,17 +82,17 @@ def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tm
         return draw(pipeline, indices, options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "draw_images", interrupted)
+        patch.setattr(sample_folder, "draw_images", interrupted)
         with pytest.raises(SystemExit):
             sample.main([*command, str(part)])
     with next(part.glob(".*.jsonl")).open("a", encoding="utf-8") as notes:
         notes.write('\n{"first_image": 8, "netw')  # of a crash
     sample.main([*command, str(part)])
-    assert read_stamp(part)["network_calls_per_image"] == whole_calls
+    assert read_record(part)["network_calls_per_image"] == whole_calls
     for name in ("000002.png", "000019.png"):
         (part / name).unlink()
         sample.main([*command, str(part)])
-        assert read_stamp(part)["network_calls_per_image"] == whole_calls
+        assert read_record(part)["network_calls_per_image"] == whole_calls
     assert files(part) == files(whole) and not list(part.glob(".*"))
 
 
@@ -121,8 +123,8 @@ def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
     command += [pipeline_folder, "--output", str(tmp_path / "two"), "--num_samples", "20", *OPTIONS]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     subprocess.run(command, check=True, capture_output=True, timeout=240, env=environment)
-    assert read_stamp(tmp_path / "two")["num_processes"] == 2
-    assert read_stamp(tmp_path / "two")["network_calls_per_image"] == 2 * 2
+    assert read_record(tmp_path / "two")["num_processes"] == 2
+    assert read_record(tmp_path / "two")["network_calls_per_image"] == 2 * 2
     assert not list((tmp_path / "two").glob(".*"))
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
@@ -151,7 +153,7 @@ def test_stamp_labels_and_npz(pipeline_folder, tmp_path, capsys):
         assert arrays["arr_1"].tolist() == labels
         np.testing.assert_array_equal(arrays["arr_0"][5], np.asarray(Image.open(folder / "000005.png")))
     np.testing.assert_array_equal(open_images("samples", str(npz)).image(5), Image.open(folder / "000005.png"))
-    assert read_stamp(npz)["model_sha256"] == stamp["model_sha256"]
+    assert read_record(npz)["model_sha256"] == stamp["model_sha256"]
 
 
 def test_files_are_what_the_pipeline_draws(pipeline_folder, tmp_path):
@@ -173,12 +175,12 @@ def test_npz_is_made_once_and_never_without_its_stamp(pipeline_folder, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "write_npz", killed)
+        patch.setattr(sample_folder, "write_npz", killed)
         with pytest.raises(SystemExit) as stopped:
             sample.main(command)
     assert stopped.value.code == 130
     assert capsys.readouterr().err.endswith("sample.py: interrupted; the same command goes on\n")
-    assert read_stamp(npz)["num_samples"] == 8 and not npz.exists()
+    assert read_record(npz)["num_samples"] == 8 and not npz.exists()
     sample.main(command)
     written = npz.stat().st_mtime_ns
     sample.main(command)  # as after any interruption
@@ -206,7 +208,7 @@ def test_a_folder_that_lacks_only_its_last_stamp_is_finished(pipeline_folder, tm
     file.write_text(json.dumps(stamp), encoding="utf-8")
     (tmp_path / "a" / "costs.jsonl").unlink()
     sample.main(command)
-    assert read_stamp(tmp_path / "a")["complete"] and "their cost is not known" in capsys.readouterr().out
+    assert read_record(tmp_path / "a")["complete"] and "their cost is not known" in capsys.readouterr().out
     stamp["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(stamp), encoding="utf-8")
     with pytest.raises(SystemExit):
@@ -215,13 +217,13 @@ def test_a_folder_that_lacks_only_its_last_stamp_is_finished(pipeline_folder, tm
 
 
 def test_a_batch_that_cannot_be_written_ends_with_one_line(pipeline_folder, tmp_path, capsys, monkeypatch):
-    def broken(folder, *arguments):  # after the images were looked at
+    def broken(folder, num_samples):  # after the images were looked at
         (folder / "000005.png").write_bytes(b"no image")
-        write_npz(folder, *arguments)
+        return read_images(folder, num_samples)
 
-    npz, write_npz = tmp_path / "batch.npz", sample.write_npz
+    npz, read_images = tmp_path / "batch.npz", sample_folder.read_images
     command = [pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS, "--npz", str(npz)]
-    monkeypatch.setattr(sample, "write_npz", broken)
+    monkeypatch.setattr(sample_folder, "read_images", broken)
     with pytest.raises(SystemExit) as stopped:
         sample.main(command)
     assert stopped.value.code == 2 and not npz.exists()
@@ -234,8 +236,8 @@ def test_any_process_says_what_failed_while_it_sampled(pipeline_folder, tmp_path
         raise fault
 
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(sample, "draw_images", broken)
-    monkeypatch.setattr(sample, "PartialState", lambda cpu: PartialState())
+    monkeypatch.setattr(sample_folder, "draw_images", broken)
+    monkeypatch.setattr(sample_folder, "PartialState", lambda cpu: PartialState())
     with pytest.raises(SystemExit):
         sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
     assert f"process 0 of 1: {fault}" in capsys.readouterr().err
@@ -252,8 +254,11 @@ def test_steps_and_solver_default_to_the_pipelines_and_the_schedulers(tiny_pipel
         ({"num_inference_steps": 3}, "midpoint", 3),
     ):
         pipeline, sampling = tiny_pipeline(), SamplingOptions(**options)
-        sampling.apply(pipeline)
-        assert (pipeline.scheduler.config.solver, sampling.num_inference_steps) == (solver, steps)
+        configured = sampling.configure(pipeline)
+        for each in (pipeline, configured):
+            assert sampling.resolve(each).num_inference_steps == steps
+        assert configured.scheduler.config.solver == solver
+        assert pipeline.scheduler.config.solver == "midpoint", "the caller's pipeline was changed"
 
 
 def test_model_hash_covers_what_makes_images(pipeline_folder, tmp_path):

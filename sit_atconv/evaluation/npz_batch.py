@@ -1,0 +1,126 @@
+"""The .npz batches of the ADM evaluations: arr_0 (N, H, W, C) uint8 images and arr_1 (N,) labels, in one file.
+
+Reading maps the images from the disk and writing holds one of them in memory at a time, so that batches of 50,000
+images need no more memory than small ones.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..utils.files import check_new_file, staged
+from .records import image_determining, read_record
+
+
+class BatchImages:
+    """The images of a .npz batch: arr_0 (N, H, W, C) or (N, H, W) uint8. Images are not read before they are needed.
+
+    Args:
+        file: the .npz file.
+        uniform: if True, and the three channels of all images are equal, the images have one channel, as in
+            `FolderImages`. To find out, the batch is read up to the first image whose channels differ.
+
+    Attributes:
+        shape: (H, W, C).
+        notes: what readers of the scores should know; empty.
+
+    Raises:
+        ValueError: if the file cannot be read, or holds no such array.
+    """
+
+    def __init__(self, file: str | Path, uniform: bool = False):
+        self.notes: list[str] = []
+        try:
+            self.array = map_array(file, "arr_0")
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{str(file)!r} cannot be read as a .npz batch of images (arr_0): {error}") from error
+        if self.array.ndim == 3:
+            self.array = self.array[..., None]
+        if self.array.ndim != 4 or self.array.dtype != np.uint8 or self.array.shape[3] not in (1, 3):
+            raise ValueError(
+                f"{str(file)!r}: arr_0 is {self.array.dtype} {self.array.shape}, but must be uint8 (N, H, W, 1 or 3)"
+            )
+        if uniform and all((image == image[..., :1]).all() for image in self.array):
+            self.array = self.array[..., :1]
+        self.shape: tuple[int, int, int] = self.array.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, (H, W, C) uint8."""
+        return np.asarray(self.array[index])
+
+
+def map_array(file: str | Path, name: str) -> np.ndarray:
+    """Open an array of a .npz file: mapped from the disk if it is stored uncompressed, otherwise read into memory.
+
+    Raises:
+        ValueError: if the array holds Python objects, which only pickle can read.
+    """
+    with zipfile.ZipFile(file) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        with archive.open(member) as opened:
+            version = np.lib.format.read_magic(opened)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran_order, dtype = read_header(opened)
+            header_size = opened.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    if member.compress_type != zipfile.ZIP_STORED:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[name]
+    with Path(file).open("rb") as raw:
+        raw.seek(member.header_offset + 26)  # the lengths of name and extra field in the member's local header
+        lengths = np.frombuffer(raw.read(4), dtype="<u2")
+    offset = member.header_offset + 30 + int(lengths.sum()) + header_size
+    return np.memmap(file, dtype, "r", offset, shape, "F" if fortran_order else "C")
+
+
+def is_packed(npz: str, record: dict) -> bool:
+    """Whether a .npz file of the images that a record describes exists already; its own record, NAME.json, tells.
+
+    Raises:
+        ValueError: if the file cannot be written, or would replace another one.
+    """
+    file = Path(npz)
+    if file.suffix != ".npz":
+        raise ValueError(f"npz={npz!r} must end in .npz")
+    found = read_record(file)
+    if (
+        found is not None
+        and found["num_samples"] == record["num_samples"]
+        and image_determining(found) == image_determining(record)
+    ):
+        return file.exists()
+    check_new_file("npz", file)
+    check_new_file("npz", file.with_suffix(".json"))
+    return False
+
+
+def write_npz(file: Path, images: Iterable[np.ndarray], labels: list[int], shape: tuple[int, int, int]) -> None:
+    """Pack images as the ADM evaluations expect them: arr_0 (N, H, W, 3) uint8, arr_1 (N,) labels.
+
+    Args:
+        file: the .npz file to write.
+        images: N images (H, W, 3) uint8; one is in memory at a time.
+        labels: class ids of the N images.
+        shape: (H, W, C) of the images; grey images are packed with three equal channels.
+    """
+    height, width, _ = shape
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with staged(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), height, width, 3)}
+            np.lib.format.write_array_header_1_0(opened, header)
+            for image in tqdm(images, total=len(labels), desc=file.name, unit="image", leave=False):
+                opened.write(image.tobytes())
+        array = io.BytesIO()
+        np.save(array, np.array(labels, dtype=np.int64))
+        archive.writestr("arr_1.npy", array.getvalue())

@@ -1,0 +1,82 @@
+"""Records beside samples and in reports: how the images were made, so that results can be compared and repeated.
+
+A folder of samples holds two records: samples.json says how the images were made, costs.jsonl what each batch cost.
+A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ..pipelines.pipeline_sit import SiTPipeline
+from ..utils.hashing import file_sha256
+
+SAMPLES_RECORD = "samples.json"
+COSTS_RECORD = "costs.jsonl"
+LABELS_FILE = "labels.csv"
+COMPANIONS = {SAMPLES_RECORD, COSTS_RECORD, LABELS_FILE}  # files beside the images of a folder of samples
+
+# Entries that may differ when a folder is continued; with any other difference, the images would differ as well.
+MAY_CHANGE = {
+    "pipeline",
+    "num_samples",
+    "complete",
+    "command",
+    "git_commit",
+    "seconds_per_image",
+    "network_calls_per_image",
+    "num_processes",
+}
+
+# The packages whose versions may change pixels or PNG files.
+IMAGE_DETERMINING_PACKAGES = ("torch", "diffusers", "sit_atconv", "torchdiffeq", "Pillow")
+
+
+def image_determining(record: dict) -> dict:
+    """The part of a record of samples that determines the images."""
+    record = {key: value for key, value in record.items() if key not in MAY_CHANGE}
+    versions = record.get("versions", {})
+    return record | {"versions": {name: versions.get(name) for name in IMAGE_DETERMINING_PACKAGES}}
+
+
+def read_record(samples: str | Path) -> dict | None:
+    """Read what eval/sample.py recorded about a folder of images or a .npz batch.
+
+    Returns:
+        The record, or None if eval/sample.py did not make these images.
+
+    Raises:
+        ValueError: if the record is damaged.
+    """
+    samples = Path(samples)
+    file = samples / SAMPLES_RECORD if samples.is_dir() else samples.with_suffix(".json")
+    if not file.is_file() or (samples.suffix != ".npz" and not samples.is_dir()):
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    return record if isinstance(record, dict) and {"complete", "pipeline"} <= record.keys() else None
+
+
+def describe_pipeline(pipeline: SiTPipeline) -> dict:
+    """What a record says about the pipeline itself: its mixer and its scheduler."""
+    config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    return {
+        "mixer": pipeline.transformer.config.mixer,
+        "scheduler": {"class": type(pipeline.scheduler).__name__, "config": config},
+    }
+
+
+def folder_sha256(folder: str | Path) -> str:
+    """The SHA-256 of the names and contents of a pipeline folder's configs and weights (*.json and *.safetensors).
+
+    Hidden files do not count, nor do the model card and sample pictures, which people edit.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = file.relative_to(folder)
+        if file.suffix in (".json", ".safetensors") and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,256 @@
+"""A folder of samples that several processes fill, and that an interrupted run continues.
+
+Image i, 000123.png for i = 123, depends on its label and on (seed, i) only. Batches have the same members whatever is
+missing and however many processes share them, so that images which are drawn again become identical files.
+
+B images of H × W pixels and C channels; images are uint8 (H, W, C).
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from PIL import Image
+from tqdm import tqdm
+
+from ..pipelines.pipeline_sit import SiTPipeline
+from ..utils.checks import check_count
+from ..utils.environment import describe_environment, pick_device
+from ..utils.files import STAGING, staged, write_json
+from .npz_batch import is_packed, write_npz
+from .records import LABELS_FILE, SAMPLES_RECORD, describe_pipeline, folder_sha256, image_determining
+from .sampling import SamplingOptions, counting_rows, draw_images, image_shape, load_pipeline
+from .sampling_costs import collect_costs, cost_per_image, note_cost
+
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum, which Pillow does not verify
+
+
+class SamplingError(ValueError):
+    """A failure in one process after sampling has begun; the other processes do not know of it."""
+
+
+def sample_to_folder(
+    pipeline_folder: str,
+    output: str,
+    options: SamplingOptions,
+    npz: str | None = None,
+    command: str = "",
+    device: str = "auto",
+) -> dict | None:
+    """Fill a folder with samples, together with the other processes of the launch.
+
+    Args:
+        pipeline_folder: folder of the pipeline to sample from.
+        output: folder of the images: a new one, or one that the same command has begun to fill.
+        options: how the images are drawn.
+        npz: a file to pack the images in. If None, they are not packed.
+        command: the command line, for the record.
+        device: device of the pipeline, such as cpu; "auto" is the one that accelerate gives this process.
+
+    Returns:
+        The record of the samples on the main process, None on the others. It lacks the costs if they are not known for
+        all images.
+
+    Raises:
+        ValueError: naming the option that cannot be used, before any long work.
+        SamplingError: if an image is not finite, or a file cannot be written.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
+    if options.num_samples is None:
+        raise ValueError("num_samples must be given, such as --num_samples 50000")
+    check_count("num_samples", options.num_samples)
+    folder = Path(output)
+    placed = state.device if device == "auto" else pick_device(device)
+    pipeline = options.configure(load_pipeline(pipeline_folder, placed))
+    options = options.resolve(pipeline)
+    record = sampling_record(pipeline_folder, pipeline, options, placed, command, state.num_processes)
+    packed = npz is not None and is_packed(npz, record)
+    record = continue_record(folder, record)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        begin_folder(folder, record, options, pipeline.transformer.config.num_classes)
+    state.wait_for_everyone()
+    try:
+        draw_missing(pipeline, folder, options, options.num_samples, state)
+    except (ValueError, OSError) as error:
+        raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
+    if not state.is_main_process:
+        return None
+    record |= cost_per_image(collect_costs(folder), options.num_samples, options.batch_size) | {"complete": True}
+    write_json(folder / SAMPLES_RECORD, record)
+    if npz is not None and not packed:
+        pack_folder(folder, Path(npz), record, options, pipeline)
+    return record
+
+
+def sampling_record(
+    pipeline_folder: str,
+    pipeline: SiTPipeline,
+    options: SamplingOptions,
+    device: torch.device,
+    command: str,
+    num_processes: int,
+) -> dict:
+    """The record of samples that are about to be drawn."""
+    return {
+        "pipeline": pipeline_folder,
+        "model_sha256": folder_sha256(pipeline_folder),
+        **describe_pipeline(pipeline),
+        **options.record(),
+        **describe_environment(device),
+        "command": command,
+        "num_processes": num_processes,
+        "complete": False,
+    }
+
+
+def continue_record(folder: Path, record: dict) -> dict:
+    """Check that the folder is new, or holds images that were made in the same way.
+
+    Returns:
+        The record to continue with: the given one, with the costs that an earlier run has recorded.
+
+    Raises:
+        ValueError: if the folder holds anything else.
+    """
+    file = folder / SAMPLES_RECORD
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"output={str(folder)!r} holds other files; name a new folder, or one of this command's")
+        return record
+    found = json.loads(file.read_text(encoding="utf-8"))
+    there, now = image_determining(found), image_determining(record)
+    differing = [key for key in now if there.get(key) != now[key]]
+    if differing:
+        facts = "; ".join(f"{key}: {there.get(key)!r} there, {now[key]!r} now" for key in differing)
+        raise ValueError(f"output={str(folder)!r} holds other images ({facts}); name a new folder")
+    if found["num_samples"] > record["num_samples"]:
+        raise ValueError(
+            f"num_samples={record['num_samples']}: {str(folder)!r} is one of {found['num_samples']} images already; "
+            "name a new folder for fewer"
+        )
+    costs = {key: found[key] for key in ("seconds_per_image", "network_calls_per_image") if key in found}
+    return {**record, **costs}
+
+
+def begin_folder(folder: Path, record: dict, options: SamplingOptions, num_classes: int) -> None:
+    """Create the folder with its record and labels, and remove what a killed process has left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{STAGING}*"):
+        leftover.unlink()
+    write_json(folder / SAMPLES_RECORD, record)
+    write_labels(folder, options.label_ids(range(record["num_samples"]), num_classes))
+
+
+def write_labels(folder: Path, labels: list[int]) -> None:
+    """Write labels.csv: the file and the class id of each image."""
+    with staged(folder / LABELS_FILE) as part, part.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["file", "label"])
+        writer.writerows((image_file(folder, i).name, label) for i, label in enumerate(labels))
+
+
+def draw_missing(
+    pipeline: SiTPipeline, folder: Path, options: SamplingOptions, num_samples: int, state: PartialState
+) -> None:
+    """Draw this process's share of the images that are missing or broken."""
+    remove_broken(folder, range(state.process_index, num_samples, state.num_processes))
+    state.wait_for_everyone()
+    starts = missing_batches(folder, num_samples, options.batch_size)
+    state.wait_for_everyone()  # before any process adds to what the others list
+    own = starts[state.process_index :: state.num_processes]
+    missing = min(len(starts) * options.batch_size, num_samples)
+    with (
+        counting_rows(pipeline.transformer) as rows,
+        tqdm(
+            initial=num_samples - missing,
+            total=num_samples,
+            desc="samples",
+            unit="image",
+            disable=not state.is_main_process,
+            dynamic_ncols=True,
+        ) as progress,
+    ):
+        for start in own:
+            began, before = time.perf_counter(), rows[0]
+            # Always a whole batch, past the last image if need be: sums in batches of another size may round otherwise.
+            images = draw_images(pipeline, range(start, start + options.batch_size), options)
+            # The cost is noted first, so that no image is ever there without it.
+            note_cost(folder, state.process_index, start, rows[0] - before, time.perf_counter() - began)
+            for i, image in enumerate(images, start):
+                file = image_file(folder, i)
+                if i < num_samples and not file.exists():
+                    save_image(image, file)
+            progress.update(min(options.batch_size * state.num_processes, num_samples - progress.n))
+    state.wait_for_everyone()
+
+
+def missing_batches(folder: Path, num_samples: int, batch_size: int) -> list[int]:
+    """The first index of each batch of which an image is missing."""
+    there = {file.name for file in folder.glob("*.png")}
+    return [
+        start
+        for start in range(0, num_samples, batch_size)
+        if any(image_file(folder, i).name not in there for i in range(start, min(start + batch_size, num_samples)))
+    ]
+
+
+def remove_broken(folder: Path, indices: Iterable[int]) -> None:
+    """Remove images that a crash or a full disk has cut short, so that they count as missing."""
+    files = [file for file in (image_file(folder, i) for i in indices) if file.exists()]
+    with ThreadPoolExecutor() as pool:
+        for file, whole in zip(files, pool.map(is_whole, files), strict=True):
+            if not whole:
+                file.unlink()
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a PNG file is complete and its checksums are right; its pixels are not decoded."""
+    content = file.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow's plugins raise all sorts
+        return False
+    return content.endswith(PNG_END)
+
+
+def image_file(folder: Path, index: int) -> Path:
+    """The file of image `index`."""
+    return folder / f"{index:06d}.png"
+
+
+def save_image(image: np.ndarray, file: Path) -> None:
+    """Write a PNG file that is complete as soon as it exists."""
+    with staged(file, durable=False) as part, part.open("wb") as opened:
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(opened, "png")
+
+
+def read_images(folder: Path, num_samples: int) -> Iterator[np.ndarray]:
+    """The images of the folder one by one, (H, W, 3) uint8."""
+    for i in range(num_samples):
+        with Image.open(image_file(folder, i)) as image:
+            yield np.asarray(image.convert("RGB"))
+
+
+def pack_folder(folder: Path, npz: Path, record: dict, options: SamplingOptions, pipeline: SiTPipeline) -> None:
+    """Pack the images of a folder in a .npz batch, with its record beside it.
+
+    Raises:
+        SamplingError: if an image cannot be read, or the batch cannot be written.
+    """
+    num_samples = record["num_samples"]
+    labels = options.label_ids(range(num_samples), pipeline.transformer.config.num_classes)
+    try:
+        write_json(npz.with_suffix(".json"), record)  # first, so that no batch is ever there without its record
+        write_npz(npz, read_images(folder, num_samples), labels, image_shape(pipeline))
+    except (ValueError, OSError) as error:
+        raise SamplingError(f"npz={str(npz)!r} cannot be written: {error}") from error
