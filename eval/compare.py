@@ -28,7 +28,8 @@ from PIL import Image
 
 import sit_atconv
 from sit_atconv import SiTPipeline
-from sit_atconv.benchmarks.timing import measure, peak_memory, quartiles
+from sit_atconv.benchmarks.profiling import peak_memory
+from sit_atconv.benchmarks.timing import measure, quartiles
 from sit_atconv.evaluation.intervals import bootstrap_interval, mean_interval
 from sit_atconv.evaluation.records import folder_sha256
 from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, load_pipeline

@@ -7,6 +7,7 @@ beside the repository. Tests that need them are skipped where it does not exist.
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -158,3 +159,11 @@ def gaussian():
         return {"velocity": velocity, "score": -residual, "noise": noise, "data": data}
 
     return moments
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, which shells switch off for what they run in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)

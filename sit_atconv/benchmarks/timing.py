@@ -1,34 +1,27 @@
-"""Measuring calls against each other: paired times, peak memory, and the time that the hardware allows."""
+"""Paired timing: all candidates take turns in every round, so that slow phases of the machine affect them alike."""
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from ..ops.linear import linear
-
-MIN_REPEATS = 3  # that are counted, however long they take
+MIN_ROUNDS = 3  # are always counted, however long they take
 
 
-def turns(names: list[str], repeat: int) -> list[str]:
-    """The order of one repeat: rotated by one each time, and read backwards in every other full rotation.
+def balanced_order(names: list[str], round_number: int) -> list[str]:
+    """The order of one round: rotated by one each time, and reversed in every other full rotation.
 
-    Over 2·len(names) repeats every name takes every place twice, and follows each neighbour as often as it leads it.
+    Over 2·len(names) rounds, every name takes every place twice, and precedes every other as often as it follows it.
     """
-    first = repeat % len(names)
+    first = round_number % len(names)
     order = names[first:] + names[:first]
-    return order[::-1] if (repeat // len(names)) % 2 else order
+    return order[::-1] if (round_number // len(names)) % 2 else order
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was launched on it."""
+    """Wait until the device has finished everything that was launched on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -41,34 +34,35 @@ def measure(
     max_seconds: float = float("inf"),
     times: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
-    """Time each callable in turn, again and again. Gradient mode is the caller's.
+    """Time callables in rounds; each round runs every callable once. The caller chooses the gradient mode.
 
     Args:
-        callables: by name.
-        repeats: times per callable; within a repeat, in the order of `turns`.
-        warmup: rounds before that, not counted.
-        device: on which they run.
-        max_seconds: no round is begun after that time, once 3 have been counted. Warm-up does not count.
-        times: an empty dict to fill, round by round: what an interrupt leaves of it are whole rounds.
+        callables: what to time, by name.
+        repeats: number of rounds that are counted. Within a round, callables run in the order of `balanced_order`.
+        warmup: number of rounds that run first and are not counted.
+        device: the device that the callables run on.
+        max_seconds: once 3 rounds have been counted, no round starts after this time. Warm-up does not count.
+        times: an empty dict to fill round by round. After an interrupt it holds whole rounds only.
 
     Returns:
-        Milliseconds by name: (repeats,) each, so that entry i of all is from the same repeat.
+        Milliseconds by name: (repeats,) each; entry i of all lists is from the same round.
     """
     times = {} if times is None else times
+    begin = time.perf_counter()
     for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
         if repeat == 0:
             begin = time.perf_counter()
-        if repeat >= MIN_REPEATS and time.perf_counter() - begin > max_seconds:
+        if repeat >= MIN_ROUNDS and time.perf_counter() - begin > max_seconds:
             break
         elapsed = {}
-        for name in turns(list(callables), repeat):
+        for name in balanced_order(list(callables), repeat):
             synchronize(device)
             start = time.perf_counter()
             callables[name]()
             synchronize(device)
             elapsed[name] = (time.perf_counter() - start) * 1e3
         if repeat >= 0:
-            # Made anew in one step, so that an interrupt finds a round in all lists or in none.
+            # New lists in a single update, so that an interrupt finds a round in all lists or in none.
             times.update({name: [*times.get(name, []), elapsed[name]] for name in callables})
     return times
 
@@ -79,11 +73,11 @@ def quartiles(values: list[float] | np.ndarray) -> list[float]:
 
 
 def summarize(times: Mapping[str, list[float]], baselines: Mapping[str, str]) -> dict[str, dict]:
-    """Quartiles of the times of `measure`, and of their ratios to a baseline's in the same repeat.
+    """Quartiles of the times that `measure` returns, and of their ratios to a baseline's time in the same round.
 
     Args:
         times: milliseconds by name.
-        baselines: for each name the one that it is compared with.
+        baselines: for each name, the name that it is compared with.
     """
     return {
         name: {
@@ -94,84 +88,3 @@ def summarize(times: Mapping[str, list[float]], baselines: Mapping[str, str]) ->
         }
         for name, values in times.items()
     }
-
-
-@contextmanager
-def _quiet_stderr():
-    """Keep PyTorch's profiler from writing to the terminal that it started, which no setting of its own does."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-def peak_memory(fn: Callable[[], object], device: torch.device) -> int:
-    """The bytes that a call holds at its peak, beyond what was there before: activations, results, new gradients."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        fn()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        fn()
-    # Each event is one allocation (positive) or release (negative) of PyTorch's allocator.
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return int(np.cumsum([nbytes for _, nbytes in changes]).max(initial=0))
-
-
-def time_by_operation(fn: Callable[[], object], device: torch.device, count: int = 8) -> dict[str, float]:
-    """What PyTorch's profiler finds a call to spend its time on: the largest shares by name, then "other".
-
-    The names are those of PyTorch's operations on a CPU, and of kernels on a GPU.
-    """
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with _quiet_stderr(), profile(activities=activities) as profiler:
-        fn()
-        synchronize(device)
-    return shares_of_events(profiler.key_averages(), device, count)
-
-
-def shares_of_events(events: Iterable, device: torch.device, count: int) -> dict[str, float]:
-    """The shares of the profiler's averaged events by name, the largest first, then "other".
-
-    An operation of the CPU bears the time of the kernels that it launched, too: only what ran on the device counts.
-    Marks such as "Torch-Compiled Region" enclose other events.
-    """
-    on_gpu = device.type == "cuda"
-    kind, clock = (DeviceType.CUDA, "self_device_time_total") if on_gpu else (DeviceType.CPU, "self_cpu_time_total")
-    events = [event for event in events if event.device_type == kind and not event.is_user_annotation]
-    spent = sorted(((getattr(event, clock), event.key) for event in events), reverse=True)
-    total = sum(time for time, _ in spent)
-    shares = {name: time / total for time, name in spent[:count]}
-    return {**shares, "other": 1 - sum(shares.values())}
-
-
-def roofline_ms(operations: list[tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> float:
-    """The least time for these operations one after the other: each is bound by arithmetic or by memory."""
-    return 1e3 * sum(max(flops / flops_per_second, nbytes / bytes_per_second) for flops, nbytes in operations)
-
-
-def _best_seconds(fn: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    return min(measure({"": fn}, repeats, 3, device)[""]) / 1e3
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of a large matrix product as the models compute it, the best of ten."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2 * n**3 / _best_seconds(lambda: linear(a, b), device)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of copying a tensor that no cache holds, the best of ten."""
-    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # 1 GiB, 256 MiB
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)

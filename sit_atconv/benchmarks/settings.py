@@ -1,0 +1,179 @@
+"""What eval/latency.py measures: single settings, the plans for a CPU and for a GPU, and the user's options."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from ..models.transformer_sit import PRESETS
+from ..utils.checks import check_choice, check_count, check_positive
+from ..utils.files import check_new_file
+
+MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", "sde")
+WITH_GRADIENTS = ("training", "checkpointing")
+WITH_ROOFLINE = ("operator", "forward", "training")  # measurements whose operations are counted
+WITH_PROFILE = (*WITH_ROOFLINE, "sampling")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda")
+COMPILE = ("none", "blocks", "whole")
+PIXELS_PER_LATENT = 8  # side of the image in pixels / side of its latents, as Stable Diffusion's VAE has it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement of a group of models that take turns.
+
+    Args:
+        measurement: one of `MEASUREMENTS`.
+        presets: the models by their published names; the first is the baseline.
+        image_size: side of the square images, in pixels.
+        batch_size: images in one call.
+        dtype: one of `DTYPES`.
+    """
+
+    measurement: str
+    presets: tuple[str, ...]
+    image_size: int
+    batch_size: int
+    dtype: str
+
+    def check(self) -> None:
+        """Raise ValueError naming the field and the value that cannot be measured."""
+        check_choice("measurement", self.measurement, MEASUREMENTS)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_count("batch_size", self.batch_size)
+        check_count("image_size", self.image_size)
+        for preset in self.presets:
+            check_choice("preset", preset, PRESETS)
+            multiple = PIXELS_PER_LATENT * int(PRESETS[preset]["patch_size"])
+            if self.image_size % multiple:
+                raise ValueError(
+                    f"image_size={self.image_size} is not divisible by {multiple}, 8 × patch size of {preset}"
+                )
+            if self.measurement == "operator" and PRESETS[preset]["mixer"] == "hybrid":
+                raise ValueError(f"preset={preset!r} has two operators; measure those of the other presets")
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latents that the network sees."""
+        return self.image_size // PIXELS_PER_LATENT
+
+
+def family(size: str) -> tuple[str, ...]:
+    """The presets of one size: self-attention, ATConv, hybrid."""
+    return f"SiT-{size}", f"SiT-ATConv-{size}", f"SiT-ATConv-{size}-Hybrid"
+
+
+PLANS = {
+    "cpu": [
+        Setting("operator", family("XL/2")[:2], 256, 1, "float32"),
+        Setting("forward", family("XL/2"), 256, 1, "float32"),
+        *(Setting("forward", family("S/2"), size, 1, "float32") for size in (256, 512, 1024, 2048)),
+        *(Setting("training", family("S/2"), size, 4, "float32") for size in (256, 512)),
+        Setting("checkpointing", family("S/2")[:2], 256, 4, "float32"),
+        Setting("sampling", family("S/2"), 256, 1, "float32"),
+        Setting("sde", family("S/2")[1:2], 128, 1, "float32"),
+    ],
+    "cuda": [
+        *(Setting("operator", family("XL/2")[:2], size, 32, "bfloat16") for size in (256, 512, 1024)),
+        *(Setting("forward", family("XL/2"), size, 32, "bfloat16") for size in (256, 512, 1024)),
+        *(Setting("forward", family("XL/2"), size, 1, "bfloat16") for size in (256, 512, 1024, 2048)),
+        *(Setting("training", family("XL/2"), size, 32, "bfloat16") for size in (256, 512)),
+        Setting("checkpointing", family("XL/2")[:2], 256, 32, "bfloat16"),
+        Setting("sampling", family("XL/2"), 256, 8, "bfloat16"),
+        Setting("sde", family("S/2")[1:2], 256, 8, "bfloat16"),
+    ],
+}
+
+
+@dataclass
+class LatencyOptions:
+    """What to measure and how.
+
+    The first five options form a plan of all their combinations. If none of them is given, the built-in plan for the
+    device is measured.
+
+    Args:
+        measurements: any of operator, forward, training, checkpointing, sampling, sde.
+        presets: models by their published names, each once. The first is the baseline of the ratios.
+        image_sizes: sides of the square images in pixels: multiples of 8 × patch size.
+        batch_sizes: numbers of images in one call.
+        dtypes: data types of weights and latents: float32, bfloat16 or float16.
+        device: cpu, cuda, or auto, which is CUDA if there is a GPU.
+        compile: none, blocks (torch.compile of the repeated block), or whole (torch.compile of the model without graph
+            breaks, anew for each setting). If null, whole on CUDA and none on a CPU.
+        cuda_graphs: compile in PyTorch's "reduce-overhead" mode.
+        warmup: number of rounds that run first and are not counted.
+        repeats: number of rounds that are counted; each round runs every model once.
+        max_seconds: time limit of each setting: once 3 rounds have been counted, no round starts after it.
+        steps: solver steps of "sampling" with the midpoint method, which makes two network calls per step.
+        sde_steps: solver steps of "sde".
+        vae: the VAE of "sampling": a folder or a name on the Hub. If null, Stable Diffusion's architecture with random
+            weights, which is as fast.
+        threads: number of CPU threads within an operation. If null, PyTorch's choice.
+        output: folder for the results, which must not exist. If null, runs/latency-DATE-TIME.
+
+    Raises:
+        ValueError: if an option cannot be used; the message names the field, the value and the remedy.
+    """
+
+    measurements: list[str] | None = None
+    presets: list[str] | None = None
+    image_sizes: list[int] | None = None
+    batch_sizes: list[int] | None = None
+    dtypes: list[str] | None = None
+    device: str = "auto"
+    compile: str | None = None
+    cuda_graphs: bool = False
+    warmup: int = 2
+    repeats: int = 20
+    max_seconds: float = 90.0
+    steps: int = 10
+    sde_steps: int = 250
+    vae: str | None = None
+    threads: int | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("device", self.device, DEVICES)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu or auto")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.compile is None:
+            self.compile = "whole" if self.device == "cuda" else "none"
+        check_choice("compile", self.compile, COMPILE)
+        if self.cuda_graphs and (self.device == "cpu" or self.compile != "whole"):
+            raise ValueError("cuda_graphs=True needs --device cuda and --compile whole")
+        for name in ("warmup", "repeats", "steps", "sde_steps"):
+            check_count(name, getattr(self, name))
+        check_positive("max_seconds", self.max_seconds)
+        if self.threads is not None:
+            check_count("threads", self.threads)
+        for name in ("measurements", "presets", "image_sizes", "batch_sizes", "dtypes"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name}={values} must name at least one, and each only once")
+        for setting in self.plan:
+            setting.check()
+        if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
+            raise ValueError(f"vae={self.vae!r} is for the measurement sampling; add that, or leave vae out")
+        check_new_file("output", self.output)
+
+    @property
+    def plan(self) -> list[Setting]:
+        """The settings in the order in which they are measured."""
+        own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
+        if all(values is None for values in own):
+            return PLANS[self.device]
+        # A hybrid has no single operator.
+        default = family("S/2")[:2] if "operator" in (self.measurements or []) else family("S/2")
+        presets = tuple(self.presets or default)
+        default_dtype = "bfloat16" if self.device == "cuda" else "float32"
+        combinations = itertools.product(
+            self.measurements or ["forward"],
+            self.dtypes or [default_dtype],
+            self.image_sizes or [256],
+            self.batch_sizes or [1],
+        )
+        return [Setting(what, presets, size, batch, dtype) for what, dtype, size, batch in combinations]

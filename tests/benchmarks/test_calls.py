@@ -1,0 +1,75 @@
+"""The calls that are timed: their values, gradients, number of network calls, and what is compiled."""
+
+import pytest
+import torch
+
+from sit_atconv.benchmarks.calls import build_models, make_calls, make_inputs, train_step
+from sit_atconv.benchmarks.settings import LatencyOptions, Setting
+from sit_atconv.models.transformer_sit import SiTTransformer2DModel
+
+CPU = torch.device("cpu")
+NANO = ["SiT-Nano/2", "SiT-ATConv-Nano/2"]
+FORWARD = Setting("forward", tuple(NANO), 64, 2, "float32")
+
+
+def test_models_compute_with_real_values():
+    models = build_models(NANO, torch.float32, CPU)
+    for name, model in models.items():
+        assert not model.training
+        for parameter_name, parameter in model.named_parameters():
+            assert (parameter != 0).any(), f"{name}: {parameter_name} is zero"
+        inputs = make_inputs(model, FORWARD, CPU)
+        assert inputs[0].shape == (2, 4, 8, 8)
+        with torch.inference_mode():
+            sample = model(*inputs).sample
+        assert sample.isfinite().all()
+        assert (sample.abs() > torch.finfo(torch.float32).tiny).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_leaves_the_gradients_of_the_mean_square(checkpointing, assert_close):
+    model = build_models(NANO[1:], torch.float32, CPU)[NANO[1]]
+    model.enable_gradient_checkpointing()
+    inputs = make_inputs(model, FORWARD, CPU)
+    for _ in range(2):  # anew each time
+        train_step(model, inputs, torch.float32, checkpointing)
+    actual = model.proj_out.weight.grad.clone()
+    (expected,) = torch.autograd.grad(model(*inputs).sample.square().mean(), model.proj_out.weight)
+    assert_close(actual, expected, 1e-5)
+    assert model.gradient_checkpointing is False
+
+
+def test_the_sde_takes_one_call_a_step_and_its_baseline_two():
+    models = build_models(NANO[1:], torch.float32, CPU)
+    calls = []
+    models[NANO[1]].register_forward_hook(lambda *_: calls.append(1))
+    options = LatencyOptions(device="cpu", sde_steps=4)
+    setting = Setting("sde", tuple(NANO[1:]), 64, 1, "float32")
+    counts = {}
+    with torch.inference_mode():
+        for name, call in make_calls(models, setting, options, CPU)[0].items():
+            calls.clear()
+            call()
+            counts[name] = len(calls)
+    assert counts == {f"{NANO[1]}, 2 calls a step": 8, NANO[1]: 4}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("none", []), ("whole", ["model"] * 2 + ["mixer"] * 2), ("blocks", ["blocks"] * 2 + ["mixer"] * 2)],
+)
+def test_what_is_compiled(choice, expected, monkeypatch):
+    seen = []
+
+    def fake_compile(module, dynamic, fullgraph, mode):
+        assert (dynamic, fullgraph, mode) == (False, True, None)
+        seen.append("model" if isinstance(module, SiTTransformer2DModel) else "mixer")
+        return module
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", lambda self, fullgraph: seen.append("blocks"))
+    models = build_models(NANO, torch.float32, CPU)
+    options = LatencyOptions(device="cpu", compile=choice)
+    for measurement in ("forward", "operator"):
+        make_calls(models, Setting(measurement, tuple(NANO), 64, 1, "float32"), options, CPU)
+    assert seen == expected

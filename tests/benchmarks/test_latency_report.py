@@ -1,0 +1,19 @@
+"""The plot of the latency report."""
+
+from sit_atconv.benchmarks.report import plot_forward
+
+
+def test_the_plot_shows_medians_of_the_most_resolutions():
+    def row(name, size, dtype, ms):
+        facts = dict(measurement="forward", name=name, baseline="a", image_size=size, batch_size=1, dtype=dtype)
+        return facts | {"ms": [ms - 1, ms, ms + 5], "ratio": [0.9 * ms, ms / 10, 2 * ms]}
+
+    rows = [row("a", 512, "bfloat16", 3.0), row("b", 512, "bfloat16", 4.0)]
+    rows += [row(name, size, "float32", ms) for size, ms in [(512, 20.0), (256, 10.0)] for name in "ab"]
+    assert plot_forward(rows[:2]) is None
+    figure = plot_forward(rows)
+    for axes, values in zip(figure.axes, ([10.0, 20.0], [1.0, 2.0]), strict=True):
+        for line in axes.lines:
+            assert (list(line.get_xdata()), list(line.get_ydata())) == ([256, 512], values)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
+    assert "float32" in figure.axes[0].get_title()
