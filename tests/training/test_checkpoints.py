@@ -5,6 +5,7 @@ import pickle
 import resource
 import shutil
 import signal
+import stat
 import threading
 import time
 from collections import namedtuple
@@ -84,6 +85,31 @@ def test_saves_that_were_killed_are_swept(tmp_path):
     (tmp_path / ".staging-step-00000003" / "model.safetensors").write_bytes(b"half")
     save(tmp_path, 4)
     assert names(tmp_path) == ["step-00000004"]
+
+
+def test_all_is_on_the_disk_before_it_is_seen(tmp_path, monkeypatch):
+    """The files, whole, and their folder before the rename; the folder with the new name in it after it."""
+    fsync, rename, events = os.fsync, os.rename, []
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        events.append(("sync", status.st_ino, None if stat.S_ISDIR(status.st_mode) else status.st_size))
+
+    def renaming(source, target):
+        rename(source, target)
+        events.append(("rename", Path(target).name))
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    path = save(tmp_path, 7)
+    published = events.index(("rename", path.name))
+    assert names(path) == sorted(FILES)
+    for name in FILES:
+        status = (path / name).stat()
+        assert ("sync", status.st_ino, status.st_size) in events[:published], name
+    assert ("sync", path.stat().st_ino, None) in events[:published]
+    assert events[published + 1 :] == [("sync", tmp_path.stat().st_ino, None)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])

@@ -54,6 +54,19 @@ def test_exponential_average_warms_up():
     assert averages.averages["decay-0.999"][0].item() < expected  # longer, so further behind
 
 
+@pytest.mark.parametrize("decay", [0.9999, 0.6])
+def test_warm_up_bounds_the_decay_of_the_first_updates(decay):
+    """By (1 + n) / (10 + n) after n updates; the very first one is taken over whole."""
+    averages = WeightAverages([torch.full((1,), 1e6)], [decay])
+    averages.update([torch.tensor([3.0])], 1, APPLIED)
+    assert averages.first[0].item() == 3
+    for step, bound in ((2, 2 / 11), (3, 3 / 12), (4, 4 / 13), (100, 100 / 109)):
+        before = averages.first[0].item()
+        averages.update([torch.tensor([7.0])], step, APPLIED)
+        kept = min(decay, bound)
+        assert averages.first[0].item() == pytest.approx(kept * before + (1 - kept) * 7, rel=1e-6)
+
+
 def test_skipped_steps_leave_no_trace():
     averages = WeightAverages([torch.ones(2)], [0.9], [0.1])
     averages.update([torch.ones(2)], 1, APPLIED)
