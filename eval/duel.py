@@ -30,8 +30,7 @@ from sit_atconv.evaluation.sampling import SamplingOptions, load_pipeline
 from sit_atconv.evaluation.scores import MetricOptions, evaluate, open_reference, summary
 from sit_atconv.training.checkpoints import checkpoint_steps
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.ema import profile_weights
-from sit_atconv.training.state import EMA
+from sit_atconv.training.export import average_file
 from sit_atconv.utils.checks import check_count
 from sit_atconv.utils.environment import pick_device
 from sit_atconv.utils.files import write_json
@@ -261,20 +260,6 @@ def pipeline_at(run: Path, step: int, max_steps: int) -> Path:
     pipeline.save_pretrained(staged)
     staged.rename(target)
     return target
-
-
-def average_file(run: Path, checkpoint: Path) -> Path:
-    """The moving average that the run's pipeline is made of: its first.
-
-    Raises:
-        ValueError: where the checkpoint does not hold it.
-    """
-    config = TrainConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) | {"init_from": None})
-    name = next(iter(profile_weights(config.ema_decays, config.ema_stds)))
-    file = checkpoint / f"{EMA}{name}.safetensors"
-    if not file.is_file():
-        raise ValueError(f"{checkpoint} holds no moving average {name}, which is the run's own")
-    return file
 
 
 def score(duel: Duel, model: str, seed: int, step: int, inference_steps: int, command: str = "") -> None:

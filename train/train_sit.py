@@ -15,19 +15,16 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images on this process, C channels, 
 import dataclasses
 import math
 import os
-import shlex
 import sys
 import warnings
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
-from jsonargparse import ArgumentParser
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,7 +33,6 @@ from sit_atconv import Interpolant, InterpolantLoss, SiTPipeline, SiTTransformer
 from sit_atconv.data import (
     BrokenImageError,
     BrokenImages,
-    ImageDataset,
     TrainingOrder,
     TrainingView,
     open_dataset,
@@ -52,8 +48,10 @@ from sit_atconv.training.checkpoints import (
     save_checkpoint,
     sweep,
 )
-from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.command_line import parse_arguments
+from sit_atconv.training.config import TrainConfig, resolve_config
 from sit_atconv.training.ema import WeightAverages
+from sit_atconv.training.finish import print_next_steps, save_pipeline
 from sit_atconv.training.loss_plot import plot_metrics
 from sit_atconv.training.optimizer import learning_rate
 from sit_atconv.training.plan import describe_plan
@@ -65,44 +63,20 @@ from sit_atconv.training.run_folder import (
     prepare_run_folder,
     record_start,
     save_config,
-    save_pipeline,
+    take_run_folder,
 )
 from sit_atconv.training.runlog import MetricsFile, Stopwatch, Window, memory_gb
 from sit_atconv.training.sharding import whole
 from sit_atconv.training.signals import StopSignals, ignore_stop_signals
-from sit_atconv.training.state import gather_average, gather_state, restore_state
+from sit_atconv.training.state import AVERAGES, gather_average, gather_state, restore_state
 from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
-from sit_atconv.training.trackers import scalars, tracker_config, tracker_options
-from sit_atconv.utils.checks import MAX_PIXEL_DIMENSIONS
-from sit_atconv.utils.files import folder_lock
+from sit_atconv.training.trackers import scalars, tracker_config, tracker_options, trackers
 from sit_atconv.utils.image_grid import save_grid
 from sit_atconv.utils.randomness import image_generator
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
 WAIT_FOR_OTHERS = timedelta(hours=1)  # until a process gives up on the others; the main one may write a checkpoint
 STOPPED = 143  # exit code of a run that was asked to stop, as a terminated process has it
-
-
-def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
-    """Defaults, then --config FILE.yaml, then the command line; unknown keys are refused.
-
-    An option that is on or off, such as --dry_run, need not be followed by true.
-    """
-    parser = ArgumentParser(
-        description=TrainConfig.__doc__.splitlines()[0],
-        usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    parser.add_class_arguments(TrainConfig)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    switches = {f"--{field.name}" for field in dataclasses.fields(TrainConfig) if field.type is bool}
-    spelled_out = []
-    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
-        spelled_out += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
-    options = parser.parse_args(spelled_out).as_dict()
-    options.pop("config")
-    return TrainConfig(**options)
 
 
 def train(config: TrainConfig) -> Path:
@@ -113,6 +87,7 @@ def train(config: TrainConfig) -> Path:
         FloatingPointError: where too many steps in a row had to be skipped.
         OSError: where a checkpoint cannot be written, as on a full disk.
     """
+    config = resolve_config(config)
     with ExitStack() as lock:  # of the run folder: taken where it is first written to, freed at the end
         return train_in_folder(config, lock)
 
@@ -122,7 +97,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other on CPUs
         mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,
+        log_with=trackers(config) or None,
         project_dir=config.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
     )
@@ -275,6 +250,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         tensors = gather_state(modules, averages, optimizer, main)
         state = {
             "step": step,
+            AVERAGES: list(averages.averages),
             "data": data,
             "classes": dataset.classes,
             "transformer": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
@@ -320,7 +296,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
                 on_main_process(accelerator, lambda: take_run_folder(run, lock))
             on_main_process(accelerator, lambda: start_run_folder(config, accelerator, start_step))
             accelerator.init_trackers(
-                "tensorboard" if "tensorboard" in config.trackers else run.name,
+                "tensorboard" if "tensorboard" in trackers(config) else run.name,
                 tracker_config(config),
                 on_main_process(accelerator, lambda: tracker_options(config)),
             )
@@ -412,7 +388,7 @@ def train_in_folder(config: TrainConfig, lock: ExitStack) -> Path:
         averaged.load_state_dict(weights)
         save_pipeline(build_pipeline(config, averaged, vae, dataset.classes), run / "pipeline")
         finish_folder(run / "pipeline", dataclasses.asdict(config), samples, None)
-        print_next_steps(config, dataset, run / "pipeline")
+        print_next_steps(dataset, run / "pipeline")
 
     on_main_process(accelerator, finish)
     accelerator.end_training()
@@ -455,33 +431,14 @@ def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: 
         scaler.update()
 
 
-def take_run_folder(run: Path, lock: ExitStack) -> None:
-    """Make sure that there is a run folder, and that nothing else trains in it."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock.enter_context(folder_lock(run))
-
-
 def start_run_folder(config: TrainConfig, accelerator: Accelerator, start_step: int) -> None:
     """Write down what is being run."""
-    run = Path(config.output_dir)
+    run = config.run_folder
     save_config(config)
     sweep(run / "checkpoints")
     record_start(
         run / "starts.jsonl", start_step, accelerator.num_processes, accelerator.device, accelerator.mixed_precision
     )
-
-
-def print_next_steps(config: TrainConfig, dataset: ImageDataset, pipeline: Path) -> None:
-    """Say how to sample and how to evaluate what was trained."""
-    folder, data = shlex.quote(str(pipeline)), shlex.quote(dataset.reference)
-    small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
-    size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
-    extractor = " --extractor pixels" if small else ""
-    print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
-    print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
-    print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}")
-    if small and dataset.classes:
-        print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
-from .fine_tuning import class_names, load_trained, take_over_weights
+from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
 
 
 def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.Module | None) -> SiTTransformer2DModel:
@@ -21,7 +21,7 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
     if config.init_from is None:
         trained, base = None, PRESETS[config.preset]
     else:
-        trained = load_trained(config.init_from)
+        trained = load_pretrained(config.init_from)
         base = {key: value for key, value in trained.config.items() if not key.startswith("_")}
     factor = vae_scale_factor(vae)
     patch_size = config.model.get("patch_size", base["patch_size"])
@@ -60,7 +60,7 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
             raise ValueError(f"model={config.model}: {reason}") from error
     if trained is not None:
         take_over_weights(
-            transformer, trained, same_classes=class_names(config.init_from) == name_synsets(dataset.classes)
+            transformer, trained, same_classes=pretrained_classes(config.init_from) == name_synsets(dataset.classes)
         )
     return transformer
 

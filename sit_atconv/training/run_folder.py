@@ -1,13 +1,13 @@
-"""The run folder: whether a run may start or continue in it, and how its configuration and pipeline are written."""
+"""The run folder: whether a run may start or continue in it, its lock, and the records of how it was started."""
 
 import dataclasses
 import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ import torch
 import yaml
 
 from ..data import ImageDataset
-from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.environment import device_name, git_commit, package_versions
-from ..utils.files import STAGING, sync, write_atomically
+from ..utils.files import folder_lock, write_atomically
 from ..utils.hashing import tensors_sha256
 from .checkpoints import STATE, checkpoint_steps
-from .config import TrainConfig
+from .config import CONFIG, TrainConfig
 
-# What may differ when a run is continued. Everything else would make it another run. Data and VAE may lie elsewhere:
-# what is in them is compared with the checkpoint's.
+# Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
+# have moved: their content is compared with that of the checkpoint (`describe_data`).
 CHANGEABLE_ON_RESUME = {
     "data",
     "vae",
@@ -50,12 +49,12 @@ CHANGEABLE_ON_RESUME = {
 
 
 def prepare_run_folder(config: TrainConfig) -> bool:
-    """Make sure that the output folder is free, or holds the run to continue; return whether it is continued.
+    """Check that the output folder is free or holds the run to continue; return whether it is continued.
 
     Raises:
-        ValueError: where the folder holds something else, there is nothing to resume, or the configs differ.
+        ValueError: if the folder holds something else, if there is nothing to resume, or if the configurations differ.
     """
-    folder = Path(config.output_dir)
+    folder = config.run_folder
     checkpoints = checkpoint_steps(folder / "checkpoints")
     if config.resume == "latest" and not checkpoints:
         raise ValueError(f"resume=latest: {folder}/checkpoints holds no checkpoint; leave --resume out to start a run")
@@ -73,12 +72,12 @@ def prepare_run_folder(config: TrainConfig) -> bool:
 
 
 def _changes(config: TrainConfig, folder: Path) -> list[str]:
-    """What sets this run apart from the one in `folder`."""
+    """The options in which this run differs from the one in `folder`, for messages."""
     try:
-        # an option that is younger than the run had its default in it
-        saved = dataclasses.asdict(TrainConfig()) | yaml.safe_load((folder / "config.yaml").read_text())
+        # options that did not exist yet when the run was started had their defaults in it
+        saved = dataclasses.asdict(TrainConfig()) | yaml.safe_load((folder / CONFIG).read_text())
     except FileNotFoundError:
-        return [f"{folder} holds no config.yaml"]
+        return [f"{folder} holds no {CONFIG}"]
     return [
         f"{name}: {saved[name]!r} -> {value!r}"
         for name, value in dataclasses.asdict(config).items()
@@ -86,18 +85,30 @@ def _changes(config: TrainConfig, folder: Path) -> list[str]:
     ]
 
 
+def take_run_folder(run: Path, lock: ExitStack) -> None:
+    """Create the run folder if it is missing, and lock it.
+
+    Args:
+        run: the run folder.
+        lock: the lock is held until this is closed.
+
+    Raises:
+        ValueError: if another process is writing to the folder.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(folder_lock(run))
+
+
 def save_config(config: TrainConfig) -> None:
     """Write the resolved configuration to config.yaml in the run folder."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "config.yaml", text)
+    write_atomically(config.run_folder / CONFIG, text)
 
 
 def describe_data(dataset: ImageDataset, vae: torch.nn.Module | None) -> dict[str, Any]:
-    """What tells one data set and its VAE from others, wherever they lie, as JSON holds it.
+    """Describe the content of a data set and its VAE, independently of where they are stored, as JSON values.
 
-    It may look at every file: do it once.
+    This may read every file of the data set, so it is called once per run.
     """
     return {
         "images": len(dataset),
@@ -110,7 +121,12 @@ def describe_data(dataset: ImageDataset, vae: torch.nn.Module | None) -> dict[st
 
 
 def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path) -> None:
-    """Make sure that a verified checkpoint is of this data, as `describe_data` has it, and within `max_steps`.
+    """Check that a verified checkpoint belongs to this data and that its step is not beyond `max_steps`.
+
+    Args:
+        config: the configuration of the run.
+        data: the description of the data by `describe_data`.
+        checkpoint: the checkpoint to continue from.
 
     Raises:
         ValueError: naming what differs.
@@ -119,31 +135,16 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
     saved = state["data"]
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
         raise ValueError(
-            f"data={config.data!r}, vae={config.vae!r}: not what {checkpoint} was trained on: {'; '.join(changed)}"
+            f"data={config.data!r}, vae={config.vae!r}: {checkpoint} was trained on other data: {'; '.join(changed)}"
         )
-    if state["step"] > config.max_steps:  # at max_steps all that is left is to write the pipeline
+    if state["step"] > config.max_steps:  # at max_steps, only the pipeline is left to write
         raise ValueError(
             f"resume={config.resume}: the run in {config.output_dir} has done {state['step']} steps; raise --max_steps"
         )
 
 
-def save_pipeline(pipeline: SiTPipeline, folder: Path) -> None:
-    """Save a pipeline such that a kill or a power cut leaves the former folder, or none, but no half of one."""
-    staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
-    shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging)
-    for path in (*staging.rglob("*"), staging):
-        sync(path)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    staging.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def record_start(file: Path, step: int, processes: int, device: torch.device, mixed_precision: str) -> None:
-    """Append to starts.jsonl how the run was started or continued: command, versions, machine."""
+    """Append a line to starts.jsonl that records how the run was started or continued: command, versions, machine."""
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "from_step": step,

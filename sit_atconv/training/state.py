@@ -9,7 +9,8 @@ from .checkpoints import Tensors
 from .ema import WeightAverages
 from .sharding import local, shard_like, whole, whole_like
 
-EMA = "ema-"  # first part of the names of files with averages
+AVERAGE_PREFIX = "ema-"  # of the files that hold averages
+AVERAGES = "averages"  # key of state.json: the names of the averages, the sampled one first
 OPTIMIZER = "optimizer"
 
 
@@ -48,7 +49,7 @@ def gather_state(
                 if main:
                     gathered[OPTIMIZER][f"{part}.{name}|{slot}"] = tensor.cpu()
     for profile, average in averages.averages.items():
-        gathered[f"{EMA}{profile}"] = gather_average(modules["model"], average, main)
+        gathered[f"{AVERAGE_PREFIX}{profile}"] = gather_average(modules["model"], average, main)
     return gathered
 
 
@@ -62,7 +63,10 @@ def restore_state(
     """
     parameters = {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
     expected = {part: _shapes(module.state_dict()) for part, module in modules.items()}
-    expected |= {f"{EMA}{profile}": _shapes(dict(modules["model"].named_parameters())) for profile in averages.averages}
+    expected |= {
+        f"{AVERAGE_PREFIX}{profile}": _shapes(dict(modules["model"].named_parameters()))
+        for profile in averages.averages
+    }
     if missing := sorted((expected.keys() | {OPTIMIZER}) ^ tensors.keys()):
         raise ValueError(f"the checkpoint and this run differ in: {', '.join(missing)}")
     for part, shapes in expected.items():
@@ -81,7 +85,7 @@ def restore_state(
                 value.copy_(shard_like(tensors[part][name], value))
         for profile, average in averages.averages.items():
             for (name, parameter), shard in zip(modules["model"].named_parameters(), average, strict=True):
-                shard.copy_(local(shard_like(tensors[f"{EMA}{profile}"][name], parameter)))
+                shard.copy_(local(shard_like(tensors[f"{AVERAGE_PREFIX}{profile}"][name], parameter)))
         for name, slots in optimizer_state.items():
             parameter = parameters[name]
             optimizer.state[parameter] = {

@@ -1,36 +1,43 @@
-"""TensorBoard, W&B and trackio: what they are told about a run."""
+"""TensorBoard, W&B and trackio: which of them log a run, and what they are given."""
 
+import importlib.util
 import uuid
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 from ..utils.files import write_atomically
+from .config import TrainConfig
 
 
-def scalars(values: dict) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl as trackers take them; loss by time as one number for each part."""
+def trackers(config: TrainConfig) -> list[str]:
+    """The trackers that log a run besides metrics.jsonl."""
+    if config.log_with is None:
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    return [] if config.log_with == "none" else [config.log_with]
+
+
+def scalars(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl as trackers take them; the loss by time becomes one number per part."""
     by_time = {f"loss_by_time/{i}": value for i, value in enumerate(values["loss_by_time"])}
-    return {
-        key: value for key, value in (values | by_time).items() if isinstance(value, (int, float)) and value is not None
-    }
+    return {key: value for key, value in (values | by_time).items() if isinstance(value, (int, float))}
 
 
-def tracker_config(config) -> dict[str, int | float | str | bool]:
-    """A configuration (a dataclass) as all trackers take it: what is no number becomes text."""
+def tracker_config(config: TrainConfig) -> dict[str, int | float | str | bool]:
+    """The configuration as all trackers take it: whatever is not a number becomes text."""
     return {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in asdict(config).items()
     }
 
 
-def tracker_options(config) -> dict[str, dict]:
-    """What W&B and trackio are told besides the project's name, the run folder's: which run to start, or to continue.
+def tracker_options(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Options of W&B and trackio that name the run to start or to continue.
 
-    Its id is in tracker_id.txt in the run folder, which is written where it is not there.
+    The id of that run is in tracker_id.txt in the run folder; it is written if it is missing.
     """
     if config.log_with not in ("wandb", "trackio"):
         return {}
-    file = Path(config.output_dir) / "tracker_id.txt"
+    file = config.run_folder / "tracker_id.txt"
     if not file.exists():
         write_atomically(file, uuid.uuid4().hex[:8])
     run = file.read_text(encoding="utf-8").strip()

@@ -18,6 +18,7 @@ from sit_atconv.data import open_dataset
 from sit_atconv.models.macs import closed_form_macs
 from sit_atconv.models.vae import load_vae
 from sit_atconv.training.build import build_transformer
+from sit_atconv.training.config import resolve_config
 
 CONFIGS = Path(train_sit.__file__).with_name("configs")
 RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.name)
@@ -61,7 +62,7 @@ def test_every_size_resolution_and_mixer_is_there():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_builds(recipe, sources):
-    config = train_sit.parse_arguments(arguments(recipe, sources))
+    config = resolve_config(train_sit.parse_arguments(arguments(recipe, sources)))
     dataset = open_dataset(config.data, config.image_size)
     vae = None if config.vae is None else load_vae(config.vae)
     with torch.device("cpu" if config.init_from else "meta"):

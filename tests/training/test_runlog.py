@@ -1,12 +1,12 @@
 import json
 import shutil
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.loss_plot import plot_metrics
 from sit_atconv.training.runlog import MetricsFile, Window, read_metrics
 from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
@@ -78,13 +78,13 @@ def test_trackers_continue_the_same_run(tmp_path, tracker, name):
     for folder in (first, second):
         folder.mkdir()
     options = [
-        tracker_options(SimpleNamespace(log_with=tracker, output_dir=str(folder)))[tracker]
+        tracker_options(TrainConfig(log_with=tracker, output_dir=str(folder)))[tracker]
         for folder in (first, first, second)
     ]
     assert options[0][name] == options[1][name] == (first / "tracker_id.txt").read_text()
     assert options[2][name] != options[0][name]
     assert options[0]["resume"] == "allow"
-    assert tracker_options(SimpleNamespace(log_with="tensorboard", output_dir=str(first))) == {}
+    assert tracker_options(TrainConfig(log_with="tensorboard", output_dir=str(first))) == {}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -1,0 +1,45 @@
+"""The command line of train/train_sit.py: every field of `TrainConfig` is an option, grouped as in config.py."""
+
+import dataclasses
+import sys
+from itertools import zip_longest
+
+from jsonargparse import ArgumentParser
+
+from .config import GROUPS, TrainConfig
+
+
+def build_parser() -> ArgumentParser:
+    """The parser, with one titled group of options for each group of the configuration."""
+    assert TrainConfig.__doc__ is not None
+    parser = ArgumentParser(
+        description=TrainConfig.__doc__.splitlines()[0],
+        usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    for group in GROUPS:
+        parser.add_class_arguments(group)
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
+    """Parse the command line. It takes precedence over --config FILE.yaml, which takes precedence over the defaults.
+
+    Boolean options such as --dry_run need no value.
+
+    Args:
+        arguments: the command line; sys.argv if None.
+
+    Raises:
+        ValueError: for values that no run can use.
+        SystemExit: for unknown options and values of the wrong type.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    switches = {f"--{field.name}" for field in dataclasses.fields(TrainConfig) if field.type is bool}
+    spelled_out = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        spelled_out += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
+    options = build_parser().parse_args(spelled_out).as_dict()
+    options.pop("config")
+    return TrainConfig(**options)

@@ -1,0 +1,82 @@
+"""Export a pipeline folder with any of the averaged weights of a run, while it trains or afterwards."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..models.transformer_sit import SiTTransformer2DModel
+from ..models.vae import load_vae
+from .build import build_pipeline
+from .checkpoints import STATE, checkpoint_steps, verify_checkpoint
+from .config import load_config
+from .ema import profile_weights
+from .finish import save_pipeline
+from .posthoc_ema import reconstruct
+from .state import AVERAGE_PREFIX, AVERAGES
+
+
+def average_names(run: Path, checkpoint: Path) -> list[str]:
+    """The names of the averages in a checkpoint, such as decay-0.999. The first one is the pipeline's."""
+    state = json.loads((checkpoint / STATE).read_text())
+    if AVERAGES not in state:  # a checkpoint of an earlier version; config.yaml has the same order
+        config = load_config(run)
+        return list(profile_weights(config.ema_decays, config.ema_stds))
+    return state[AVERAGES]
+
+
+def average_file(run: Path, checkpoint: Path, average: str | None = None) -> Path:
+    """The file of a checkpoint that holds one of the averages.
+
+    Args:
+        run: the run folder.
+        checkpoint: one of its checkpoints.
+        average: name of the average; the first one if None.
+
+    Raises:
+        ValueError: if the checkpoint does not hold it.
+    """
+    names = average_names(run, checkpoint)
+    average = names[0] if average is None else average
+    file = checkpoint / f"{AVERAGE_PREFIX}{average}.safetensors"
+    if average not in names or not file.is_file():
+        raise ValueError(f"average={average!r}: {checkpoint} tracks {', '.join(sorted(names))}")
+    return file
+
+
+def export_average(
+    run: Path, out: Path, average: str | None = None, std: float | None = None, step: int | None = None
+) -> None:
+    """Write a pipeline folder with averaged weights of a run.
+
+    Args:
+        run: the run folder.
+        out: the pipeline folder to write.
+        average: name of an average that the run tracks. If neither this nor `std` is given, the first average is used.
+        std: relative standard deviation of a power-function average, reconstructed from the run's snapshots.
+        step: step of the checkpoint (or of the last snapshot) to use; the newest one if None.
+
+    Raises:
+        ValueError: naming what the run does not hold.
+    """
+    checkpoints = dict(checkpoint_steps(run / "checkpoints"))
+    if not checkpoints:
+        raise ValueError(f"{run} holds no checkpoints")
+    if average is not None and std is not None:
+        raise ValueError(f"average={average!r} and std={std} are two different things; give one")
+    if std is None and step is not None and step not in checkpoints:
+        raise ValueError(f"step={step}: {run} holds the checkpoints {sorted(checkpoints)}")
+    checkpoint = checkpoints[max(checkpoints) if std is not None or step is None else step]
+    verify_checkpoint(checkpoint)
+    weights: dict[str, torch.Tensor]
+    if std is not None:
+        weights = reconstruct(run / "ema", std, step)
+    else:
+        weights = load_file(average_file(run, checkpoint, average))
+    state = json.loads((checkpoint / STATE).read_text())
+    transformer = SiTTransformer2DModel(**state["transformer"])
+    transformer.load_state_dict(weights)
+    config = load_config(run)
+    vae = None if config.vae is None else load_vae(config.vae)
+    save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out)
