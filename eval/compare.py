@@ -35,7 +35,7 @@ from sit_atconv.evaluation.records import folder_sha256
 from sit_atconv.evaluation.sampling import SamplingOptions, draw_images, load_pipeline
 from sit_atconv.evaluation.scores import check_comparable
 from sit_atconv.models.macs import count_macs
-from sit_atconv.sharing.hub import CARD_METRICS
+from sit_atconv.sharing.card import CARD_METRICS
 from sit_atconv.utils.checks import check_count
 from sit_atconv.utils.environment import package_versions, pick_device
 from sit_atconv.utils.image_grid import save_grid

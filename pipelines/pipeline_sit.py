@@ -16,15 +16,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 
 from sit_atconv.flow.guidance import Guidance, GuidedModel, evaluating
 from sit_atconv.flow.interpolants import Interpolant
 from sit_atconv.flow.solvers import after_step
 from sit_atconv.models.vae import check_vae_weights, decode, encode, vae_scale_factor
-from sit_atconv.models.weight_files import replacing_weights, weight_patterns
-from sit_atconv.sharing.hub import publish, write_model_card
-from sit_atconv.sharing.portable import PACKAGE, check_format, make_portable, use_installed_classes
+from sit_atconv.models.weight_files import replacing_weights
+from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
 from sit_atconv.utils.checks import check_choice, check_count
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -81,30 +79,43 @@ class SiTPipeline(DiffusionPipeline):
     ) -> None:
         """Save weights, configs, the code that loads them, and a model card (README.md).
 
+        The card and uploads need the package sit-atconv. Without it, which a pipeline that was loaded with
+        `trust_remote_code=True` does not need otherwise, everything but the card is saved.
+
         Args:
-            save_directory: the folder. A model card in it that somebody has edited stays.
-            safe_serialization: must be True: no pickles are written.
-            variant: such as "fp16", for file names and `from_pretrained(variant=…)`; the weights are saved as they are.
-            max_shard_size: of one file of weights, such as "5GB".
-            push_to_hub: upload the folder, too.
-            license: of the weights, for the card, such as "mit".
+            save_directory: the folder. A model card in it that somebody has edited is kept.
+            safe_serialization: must be True, since no pickles are written.
+            variant: such as "fp16", part of the file names and the `variant` of `from_pretrained`; the weights are
+                saved in the type that they have.
+            max_shard_size: maximum size of one file of weights, such as "5GB".
+            push_to_hub: also upload the folder.
+            license: license of the weights, for the card, such as "mit".
             **hub_options: repo_id, private, token, commit_message, create_pr; see `sit_atconv.sharing.hub.publish`.
 
         Raises:
-            ValueError: for `safe_serialization=False`, or where the upload fails.
+            ValueError: if `safe_serialization=False`, or the upload fails.
+            ImportError: if `push_to_hub` or `license` is given and sit-atconv is not installed.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
         if hub_options and not push_to_hub:
             raise TypeError(f"save_pretrained: {', '.join(hub_options)} go with push_to_hub=True")
+        try:
+            write_model_card = installed_function("sharing.card", "write_model_card", "write a model card or upload it")
+        except ImportError:
+            if push_to_hub or license is not None:
+                raise
+            write_model_card = None
         with replacing_weights(Path(save_directory) / "vae", variant):
             super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        write_model_card(save_directory, license=license)
+        if write_model_card is not None:
+            write_model_card(save_directory, license=license)
         if push_to_hub:
-            publish(save_directory, **hub_options)
+            installed_function("sharing.hub", "publish", "upload a pipeline")(save_directory, **hub_options)
 
     def push_to_hub(self, repo_id: str, **options) -> str:
-        """Upload the pipeline, and return the address of the upload. Options as those of `save_pretrained`."""
+        """Upload the pipeline and return the address of the upload. The options are those of `save_pretrained`."""
+        publish = installed_function("sharing.hub", "publish", "upload a pipeline")
         names = ("safe_serialization", "variant", "max_shard_size", "license")
         saving = {name: options.pop(name) for name in names if name in options}
         with tempfile.TemporaryDirectory() as folder:
@@ -126,30 +137,23 @@ class SiTPipeline(DiffusionPipeline):
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
         check_format(index)
-        if cls.__module__.split(".")[0] == PACKAGE:
-            use_installed_classes(index, pretrained_model_name_or_path)
+        if is_installed_class(cls):
+            use_classes = installed_function("sharing.installed", "use_installed_classes", "use its classes")
+            use_classes(index, pretrained_model_name_or_path)
         return loaded
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
-        """Fetch a pipeline from the Hub, and return the folder that it is in.
+        """Download a pipeline from the Hub and return the folder that it is in.
 
-        Of the installed package: diffusers would run the repository's code to find out what to fetch.
+        The installed class runs nothing of it; diffusers would run the repository's code to find out what to download.
         """
-        if cls.__module__.split(".")[0] != PACKAGE or kwargs.get("custom_pipeline") is not None:
+        if not is_installed_class(cls) or kwargs.get("custom_pipeline") is not None:
             return super().download(pretrained_model_name, **kwargs)
-        variant = kwargs.get("variant")
-        names = ("cache_dir", "revision", "token", "force_download", "local_files_only")
-        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        options["ignore_patterns"] = [f"{name}/*.safetensors" for name in ("transformer", "vae") if name in kwargs]
-        weights = [f"*/{pattern}" for pattern in weight_patterns(variant)]
-        folder = snapshot_download(pretrained_model_name, allow_patterns=["*.json", "*.py", *weights], **options)
-        models = {file.parent for file in Path(folder).glob("*/config.json")}
-        if without := models - {file.parent for file in Path(folder).glob("*/*.safetensors")}:
-            # As in diffusers, plain weights will do for a model that has none of this variant.
-            weights = [f"{model.name}/{pattern}" for model in without for pattern in weight_patterns(None)]
-            snapshot_download(pretrained_model_name, allow_patterns=weights, **options)
-        return folder
+        download_pipeline = installed_function(
+            "sharing.installed", "download_pipeline", "download without running code"
+        )
+        return download_pipeline(pretrained_model_name, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":

@@ -24,7 +24,7 @@ def sample(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from .pipelines.pipeline_sit import SiTPipeline
-    from .sharing.hub import weights_variant
+    from .sharing.folder import weights_variant
     from .utils.checks import check_choice, check_count
     from .utils.environment import pick_device
     from .utils.files import check_new_file
@@ -63,8 +63,9 @@ def info(args: argparse.Namespace) -> None:
     """
     from .models.transformer_sit import preset_name
     from .models.weight_files import stored_variants
-    from .sharing.hub import check_pipeline_folder, describe_folder, read_json
-    from .sharing.portable import check_format, edited_sources
+    from .sharing.folder import check_pipeline_folder, describe_folder, read_json
+    from .sharing.installed import edited_sources
+    from .sharing.portable import check_format
 
     folder = Path(args.folder)
     check_pipeline_folder(folder)
@@ -91,7 +92,7 @@ def convert(args: argparse.Namespace) -> None:
         ValueError: naming what cannot be read, inferred or written.
     """
     from .convert.folder import convert_checkpoint, export_checkpoint
-    from .sharing.hub import is_pipeline_folder
+    from .sharing.folder import is_pipeline_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
     if is_pipeline_folder(args.checkpoint):
@@ -111,7 +112,9 @@ def push(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
     """
-    from .sharing.hub import add_report, add_samples, check_pipeline_folder, publish
+    from .sharing.card import add_report, add_samples
+    from .sharing.folder import check_pipeline_folder
+    from .sharing.hub import publish
 
     check_pipeline_folder(args.folder)
     for report in args.report:

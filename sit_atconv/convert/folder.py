@@ -36,7 +36,8 @@ from ..models.vae import load_vae, vae_scale_factor
 from ..models.weight_files import weight_patterns
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
-from ..sharing.hub import RECORD_FILE, check_pipeline_folder, read_json, weights_variant, write_training_config
+from ..sharing.card import write_training_config
+from ..sharing.folder import RECORD_FILE, check_pipeline_folder, read_json, weights_variant
 from ..utils.checks import check_choice, check_count
 from ..utils.files import check_new_file
 from ..utils.imagenet import imagenet_labels

@@ -19,7 +19,7 @@ from ..flow.guidance import Guidance
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
-from ..sharing.hub import is_pipeline_folder
+from ..sharing.folder import is_pipeline_folder
 from ..utils.checks import check_choice, check_count
 from ..utils.randomness import image_generator
 

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..sharing.hub import CARD_METRICS, is_pipeline_folder
+from ..sharing.card import CARD_METRICS
+from ..sharing.folder import is_pipeline_folder
 from ..utils.checks import check_choice, check_count, check_pixel_dimensions
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import check_new_file

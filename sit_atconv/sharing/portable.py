@@ -1,4 +1,4 @@
-"""Pipeline folders that load anywhere: each class's source travels beside its weights, as one self-contained file.
+"""Pipeline folders that load anywhere: the source of each class travels beside its weights, in a self-contained file.
 
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs nothing of this package, and with the
 package installed `SiTPipeline.from_pretrained(folder)` uses the installed classes. diffusers finds the code by
@@ -7,131 +7,84 @@ package installed `SiTPipeline.from_pretrained(folder)` uses the installed class
 
 diffusers keeps the modules of all local folders in one namespace and runs a file of the same name over the one before.
 So the name of each file ends with a hash of its content: code of two versions stays apart in one process.
+
+This module travels, too, so that a loaded pipeline can be saved again. What only the package can do stays there.
 """
 
-import ast
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import re
 import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 PACKAGE = "sit_atconv"
-# Of the folder: raised when older code could not read what is written. 0: no version, and file names without a hash.
+# Version of the folder's layout, raised when older code could not read what is written. 0: the index has no version,
+# and file names have no hash.
 FORMAT_VERSION = 1
 FILE_HASH = re.compile(r"_([0-9a-f]{8})$")
-# Modules whose classes are found in portable folders, by the name of the file there.
-PORTABLE_MODULES = {
-    "pipeline_sit": "sit_atconv.pipelines.pipeline_sit",
-    "transformer_sit": "sit_atconv.models.transformer_sit",
-    "scheduling_interpolant_ode": "sit_atconv.schedulers.scheduling_interpolant_ode",
-    "scheduling_interpolant_sde": "sit_atconv.schedulers.scheduling_interpolant_sde",
-}
 
 
-def bundle_source(module_name: str) -> str:
-    """The source of a module with everything that it imports from this package put in its place, once.
+def is_installed_class(cls: type) -> bool:
+    """Whether a class comes from the installed package, and not from the code in a folder."""
+    return cls.__module__.split(".")[0] == PACKAGE
 
-    The modules share one namespace in the result, so no two may define the same name.
+
+def installed_function(module: str, name: str, purpose: str) -> Callable:
+    """Return a function of the installed package, for code that may run without it.
+
+    Args:
+        module: the module within the package, such as "sharing.hub".
+        name: the function.
+        purpose: what it is needed for, to complete the sentence "install it to …".
 
     Raises:
-        ValueError: where two modules define one name, or a package import is of a form that cannot be inlined.
+        ImportError: if the package is not installed, or its version has no such function.
     """
-    bodies: list[str] = []
-    imports: list[str] = []
-    owners: dict[str, str] = {}
-    _bundle(module_name, bodies, imports, owners, set())
-    docstring = ast.get_docstring(ast.parse(_source(module_name)))
-    header = f'"""{docstring}\n\nMade from {PACKAGE}: {module_name} and what it imports, in one file.\n"""'
-    return "\n".join([header, "", *sorted(set(imports)), "", "", "\n\n\n".join(bodies), ""])
-
-
-def _source(module_name: str) -> str:
-    return Path(inspect.getfile(importlib.import_module(module_name))).read_text(encoding="utf-8")
-
-
-def _bundle(module_name: str, bodies: list[str], imports: list[str], owners: dict[str, str], seen: set[str]) -> None:
-    """Append the module's imports and body, those of the modules that it needs first."""
-    if module_name in seen:
-        return
-    seen.add(module_name)
-    source = _source(module_name)
-    lines = source.splitlines()
-    package = module_name.rpartition(".")[0]
-    body_start = 0
-    for node in ast.parse(source).body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            body_start = node.end_lineno
-            own = isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == PACKAGE)
-            if not own:
-                imports.append(ast.unparse(node))
-                for alias in node.names:
-                    origin = f"{getattr(node, 'module', None) or 'import'}:{alias.name if alias.asname else ''}"
-                    _claim((alias.asname or alias.name).split(".")[0], origin, owners)
-                continue
-            target = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            if any(alias.asname or alias.name == "*" for alias in node.names) or target == PACKAGE:
-                raise ValueError(f"{module_name}: cannot inline {ast.unparse(node)!r}; import plain names")
-            _bundle(target, bodies, imports, owners, seen)
-        else:
-            for name in _defined_names(node):
-                _claim(name, module_name, owners)
-    bodies.append("\n".join(lines[body_start:]).strip())
-
-
-def _claim(name: str, origin: str, owners: dict[str, str]) -> None:
-    if owners.setdefault(name, origin) != origin:
-        raise ValueError(f"{name} comes from {owners[name]} and from {origin}; rename one")
-
-
-def _defined_names(node: ast.stmt) -> list[str]:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return [node.name]
-    if isinstance(node, ast.If):  # definitions that hang on an optional package
-        return [name for inner in (*node.body, *node.orelse) for name in _defined_names(inner)]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
-
-
-def _is_ours(module_name: str) -> bool:
-    return module_name.split(".")[0] == PACKAGE
+    try:
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"sit-atconv is not installed, or in a version that does not fit; install it to {purpose}"
+        ) from error
 
 
 def portable_source(cls: type) -> tuple[str, str]:
-    """(file stem, source) of the self-contained module that defines `cls`; the stem ends with the source's hash.
+    """Return the file stem and the source of a self-contained module that defines `cls`.
 
-    A class that itself came from a portable folder is passed on as it is.
+    The stem ends with the hash of the source. The source of a class that itself came from a portable folder is passed
+    on as it is.
     """
     module = cls.__module__
-    source = bundle_source(module) if _is_ours(module) else inspect.getsource(sys.modules[module])
-    stem = FILE_HASH.sub("", module.rpartition(".")[2])
-    return f"{stem}_{source_hash(source)}", source
+    if is_installed_class(cls):
+        source = installed_function("sharing.bundle", "bundle_source", f"save a {cls.__name__}")(module)
+    else:
+        source = inspect.getsource(sys.modules[module])
+    return f"{FILE_HASH.sub('', module.rpartition('.')[2])}_{source_hash(source)}", source
 
 
 def source_hash(source: str) -> str:
-    """The hash that a file of this source bears in its name."""
+    """Return the hash that ends the name of a file with this source."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def make_portable(pipeline, folder: str | Path) -> None:
-    """Turn a folder that diffusers' `save_pretrained` wrote into a portable one: add sources, rewrite the index."""
+    """Make a folder that diffusers' `save_pretrained` wrote portable: add the sources and rewrite the index."""
     folder = Path(folder)
     index_file = folder / pipeline.config_name
     index = json.loads(index_file.read_text(encoding="utf-8"))
     index["_class_name"] = _write_source(folder, type(pipeline))
     index["_format_version"] = FORMAT_VERSION
-    index.pop("_name_or_path", None)  # where it was loaded from: this machine's business
+    index.pop("_name_or_path", None)  # a path on this machine
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
             continue
         component = getattr(pipeline, name)
-        component = getattr(component, "_orig_mod", component)  # inside of torch.compile's wrapper
+        component = getattr(component, "_orig_mod", component)  # the model inside of torch.compile's wrapper
         if component is None or type(component).__module__.split(".")[0] in LOADABLE_CLASSES:
             continue
         index[name] = _write_source(folder / name, type(component))
@@ -143,7 +96,7 @@ def make_portable(pipeline, folder: str | Path) -> None:
 
 
 def _write_source(folder: Path, cls: type) -> list[str]:
-    """Write the source of `cls` into a folder, in place of older ones; return the entry for the index."""
+    """Write the source of `cls` into a folder in place of older ones; return the entry for the index."""
     stem, source = portable_source(cls)
     folder.mkdir(exist_ok=True)
     for older in folder.glob("*.py"):
@@ -154,39 +107,10 @@ def _write_source(folder: Path, cls: type) -> list[str]:
 
 
 def check_format(index: dict) -> None:
-    """Raise ValueError for the index of a folder that newer code wrote."""
+    """Raise ValueError if newer code wrote the folder with this index."""
     version = index.get("_format_version", 0)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
             f"this folder has the format {version}, and only formats up to {FORMAT_VERSION} are known here; update "
             "sit-atconv, or load it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)"
         )
-
-
-def edited_sources(folder: str | Path) -> list[str]:
-    """The code files of a portable folder that are no longer what was saved."""
-    edited = []
-    for file in sorted(Path(folder).glob("**/*.py")):
-        if (saved := FILE_HASH.search(file.stem)) and saved[1] != source_hash(file.read_text(encoding="utf-8")):
-            edited.append(str(file.relative_to(folder)))
-    return edited
-
-
-def use_installed_classes(index: dict, folder: str | Path) -> None:
-    """Point the entries of a portable model_index at the installed classes, in place.
-
-    Warns where code in the folder was edited, since the edit then has no effect.
-    """
-    if edited := edited_sources(folder):
-        warnings.warn(
-            f"{', '.join(edited)} in {folder} was edited after saving; the installed classes are used, not this code. "
-            "To run it: DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)",
-            stacklevel=2,
-        )
-    index["_class_name"] = "SiTPipeline"
-    for name, entry in index.items():
-        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[0], str):
-            continue
-        if (stem := FILE_HASH.sub("", entry[0])) in PORTABLE_MODULES:
-            importlib.import_module(PORTABLE_MODULES[stem])  # diffusers looks only among imported modules
-            index[name] = [PORTABLE_MODULES[stem], entry[1]]

@@ -20,7 +20,7 @@ from sit_atconv.ops.depthwise_conv import (
     naive_depthwise_conv,
     planes_depthwise_conv,
 )
-from sit_atconv.sharing.portable import bundle_source
+from sit_atconv.sharing.bundle import bundle_source
 
 # (B, (H, W), C, k), drawn from a seed, so that a test that fails fails again.
 dice = random.Random(0)

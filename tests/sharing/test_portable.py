@@ -1,7 +1,5 @@
 """Pipeline folders load anywhere: with the package, without it, and again after being saved by either."""
 
-import ast
-import builtins
 import functools
 import json
 import os
@@ -9,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,133 +16,7 @@ from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.sharing.portable import FORMAT_VERSION, PORTABLE_MODULES, bundle_source, source_hash
-
-
-def imported_modules(source: str) -> set[str]:
-    modules = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            modules.add("." * node.level + (node.module or ""))
-    return modules
-
-
-def bound_names(node: ast.stmt) -> dict[str, str]:
-    """Names that a top-level statement binds, with what they are bound to."""
-    if isinstance(node, ast.Import):
-        return {(a.asname or a.name.split(".")[0]): f"{a.name if a.asname else ''}" for a in node.names}
-    if isinstance(node, ast.ImportFrom):
-        return {(a.asname or a.name): f"{node.module}.{a.name}" for a in node.names}
-    names = []
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        names = [node.name]
-    elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-    return dict.fromkeys(names, f"line {node.lineno}")
-
-
-@pytest.mark.parametrize("module", PORTABLE_MODULES.values())
-def test_bundles_stand_alone(module):
-    source = bundle_source(module)
-    compile(source, module, "exec")
-    for name in imported_modules(source):
-        assert not name.startswith((".", "sit_atconv")), name
-    assert "from __future__" not in source
-
-
-@pytest.mark.parametrize("module", PORTABLE_MODULES.values())
-def test_bundles_bind_each_name_to_one_thing(module):
-    """The inlined modules share a namespace, so an import must not be hidden by a definition either."""
-    bound = {}
-    for node in ast.parse(bundle_source(module)).body:
-        for name, what in bound_names(node).items():
-            assert bound.setdefault(name, what) == what, f"{name} is bound twice"
-
-
-@pytest.mark.parametrize(("stem", "module"), PORTABLE_MODULES.items())
-def test_bundles_use_no_name_they_lack(stem, module):
-    tree = ast.parse(bundle_source(module))
-    bound = {name for node in ast.walk(tree) if isinstance(node, ast.stmt) for name in bound_names(node)}
-    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    assert used <= bound | set(dir(builtins))
-    assert module.endswith(f".{stem}")
-
-
-@pytest.fixture
-def made_up_package(tmp_path, monkeypatch):
-    """Function: files of a package `made_up` by module name -> bundle of one of them."""
-
-    def build(**sources: str) -> None:
-        folder = tmp_path / "made_up"
-        folder.mkdir()
-        (folder / "__init__.py").touch()
-        for name, source in sources.items():
-            (folder / f"{name}.py").write_text(textwrap.dedent(source))
-        monkeypatch.syspath_prepend(tmp_path)
-        for name in [name for name in sys.modules if name.split(".")[0] == "made_up"]:
-            monkeypatch.delitem(sys.modules, name)
-
-    yield build
-    for name in [name for name in sys.modules if name.split(".")[0] == "made_up"]:
-        del sys.modules[name]
-
-
-def test_a_bundle_holds_each_module_once_and_in_order(made_up_package):
-    made_up_package(
-        top='''
-            """The top."""
-            import math
-            from .middle import double
-            from .bottom import ONE
-            def answer():
-                return double(ONE) + math.floor(0.5)
-        ''',
-        middle="""
-            import math
-            from .bottom import ONE
-            def double(x):
-                return 2 * x * ONE
-        """,
-        bottom="ONE = 1\n",
-    )
-    source = bundle_source("made_up.top")
-    namespace = {}
-    exec(compile(source, "bundle", "exec"), namespace)
-    assert namespace["answer"]() == 2
-    assert namespace["__doc__"].startswith("The top.")
-    assert source.count("ONE = 1") == 1
-    assert source.count("import math") == 1
-
-
-@pytest.mark.parametrize(
-    ("top", "bottom"),
-    [
-        ("def helper(): return 1", "def helper(): return 2"),
-        ("class Thing: pass", "Thing = 3"),
-        ("LIMIT: int = 3", "LIMIT = 4"),
-        ("A, LIMIT = 3, 4", "LIMIT = 4"),
-        ("import random as noise", "def noise(): return 4"),
-        ("from math import floor", "def floor(x): return 0"),
-        ("if True:\n    def helper(): return 1", "def helper(): return 2"),
-    ],
-)
-def test_a_name_of_two_modules_is_refused(top, bottom, made_up_package):
-    made_up_package(top=f"from .bottom import OTHER\n{top}\n", bottom=f"OTHER = 1\n{bottom}\n")
-    with pytest.raises(ValueError, match=r"made_up\.(top|bottom)"):
-        bundle_source("made_up.top")
-
-
-@pytest.mark.parametrize("statement", ["from .bottom import OTHER as X", "from .bottom import *"])
-def test_an_import_that_cannot_be_inlined_is_refused(statement, made_up_package):
-    made_up_package(top=f"{statement}\n", bottom="OTHER = 1\n")
-    with pytest.raises(ValueError, match="cannot inline"):
-        bundle_source("made_up.top")
+from sit_atconv.sharing.portable import FORMAT_VERSION, source_hash
 
 
 def draw(pipe, **options):
@@ -268,6 +141,13 @@ def test_without_the_package(tiny_pipeline, tmp_path):
                 ).images.contiguous()
                 if copy:
                     pipe.save_pretrained(copy)
+        for upload in (lambda: pipe.push_to_hub("someone/model"), lambda: pipe.save_pretrained("card", license="mit")):
+            try:
+                upload()
+            except ImportError as error:
+                assert "sit-atconv is not installed" in str(error), error
+            else:
+                raise AssertionError("no error")
         assert not any(name.split(".")[0] == "sit_atconv" for name in sys.modules)
         save_file(images, "images.safetensors")
     """)
@@ -281,9 +161,15 @@ def test_without_the_package(tiny_pipeline, tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "card").exists()
     images = load_file(tmp_path / "images.safetensors")
     for name, image in expected.items():
         torch.testing.assert_close(images[name], image)
+        # the card needs the package; everything else is passed on as it is
+        files = [path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*") if path.is_file()]
+        for file in {*files} - {Path("README.md")}:
+            assert (tmp_path / f"{name}-copy" / file).read_bytes() == (tmp_path / name / file).read_bytes(), file
+        assert not (tmp_path / f"{name}-copy" / "README.md").exists()
         torch.testing.assert_close(images[f"{name}-copy"], image)
         # the copy that was saved without the package loads with it
         torch.testing.assert_close(draw(SiTPipeline.from_pretrained(tmp_path / f"{name}-copy")), image)

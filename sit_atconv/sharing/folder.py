@@ -1,0 +1,76 @@
+"""What a pipeline folder is, and what it says of itself: read from its JSON files and the headers of its weights."""
+
+import json
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..models.weight_files import stored_variants
+
+RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
+
+
+def read_json(file: Path) -> dict:
+    """Return the content of a JSON file, {} if there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def is_pipeline_folder(folder: str | Path) -> bool:
+    """Whether the folder is one that `save_pretrained` of a pipeline wrote."""
+    return (Path(folder) / "model_index.json").is_file()
+
+
+def check_pipeline_folder(folder: str | Path) -> None:
+    """Raise ValueError unless this is the folder of a SiTPipeline."""
+    if not is_pipeline_folder(folder):
+        raise ValueError(f"folder={str(folder)!r} is no pipeline folder: it has no model_index.json")
+    name = read_json(Path(folder) / "model_index.json").get("_class_name")
+    name = name[-1] if isinstance(name, list) and name else name
+    if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
+        raise ValueError(f"folder={str(folder)!r} is no folder of a SiTPipeline, but of {name}")
+
+
+def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the transformer's weights by name, from the headers of its files alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted((Path(folder) / "transformer").glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def weights_variant(folder: str | Path) -> str | None:
+    """Return the variant that must be named to load the transformer, None if there are plain weights."""
+    variants = stored_variants(Path(folder) / "transformer")
+    return None if None in variants else min((name for name in variants if name is not None), default=None)
+
+
+def describe_folder(folder: str | Path) -> dict[str, str]:
+    """Describe what a pipeline folder holds: a text for each property, by the property's name."""
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    model, vae = read_json(folder / "transformer" / "config.json"), read_json(folder / "vae" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    mixer, depth = model["mixer"], model["num_layers"]
+    blocks = f"{depth} × {mixer}" if isinstance(mixer, str) else ", ".join(mixer)
+    width = model["num_attention_heads"] * model["attention_head_dim"]
+    size, channels = model["sample_size"], model["in_channels"]
+    side = size * stored_scale_factor(folder)
+    guided = "and a null class" if model["class_dropout_prob"] else "no null class, so no guidance"
+    options = ", ".join(f"{key} {scheduler[key]}" for key in ("path", "prediction", "solver") if key in scheduler)
+    names = len(index.get("id2label") or {})
+    return {
+        "parameters": f"{sum(map(math.prod, stored_parameters(folder).values())) / 1e6:.2f} M",
+        "blocks": f"{blocks}, width {width}, {model['num_attention_heads']} heads, patch {model['patch_size']}",
+        "images": f"{side} × {side} pixels; the network sees {channels} × {size} × {size}",
+        "VAE": vae.get("_class_name", "none: the network makes pixels"),
+        "classes": f"{model['num_classes']}, {guided}; {names or 'no'} names",
+        "scheduler": f"{scheduler['_class_name']}{options and f': {options}'}",
+    }
+
+
+def stored_scale_factor(folder: str | Path) -> int:
+    """Return the pixels per latent pixel, along one side, of the VAE in a pipeline folder; 1 without a VAE."""
+    vae = read_json(Path(folder) / "vae" / "config.json")
+    return 2 ** (len(vae["block_out_channels"]) - 1) if vae else 1

@@ -1,0 +1,69 @@
+"""Portable folders under the installed package: its own classes are used, and nothing in the folder runs."""
+
+import importlib
+import warnings
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ..models.weight_files import weight_patterns
+from .portable import FILE_HASH, source_hash
+
+# The modules of the classes in portable folders, by the name of the file there.
+PORTABLE_MODULES = {
+    "pipeline_sit": "sit_atconv.pipelines.pipeline_sit",
+    "transformer_sit": "sit_atconv.models.transformer_sit",
+    "scheduling_interpolant_ode": "sit_atconv.schedulers.scheduling_interpolant_ode",
+    "scheduling_interpolant_sde": "sit_atconv.schedulers.scheduling_interpolant_sde",
+}
+
+
+def download_pipeline(repo_id: str, **options) -> str:
+    """Download a pipeline from the Hub and return the folder that it is in; nothing of it runs.
+
+    Args:
+        repo_id: the model repository.
+        **options: of `SiTPipeline.from_pretrained`. The weights of the `variant` are downloaded, and not those of a
+            component that is handed over.
+    """
+    variant = options.get("variant")
+    names = ("cache_dir", "revision", "token", "force_download", "local_files_only")
+    passed_on = {name: options[name] for name in names if options.get(name) is not None}
+    passed_on["ignore_patterns"] = [f"{name}/*.safetensors" for name in ("transformer", "vae") if name in options]
+    weights = [f"*/{pattern}" for pattern in weight_patterns(variant)]
+    folder = snapshot_download(repo_id, allow_patterns=["*.json", "*.py", *weights], **passed_on)
+    models = {file.parent for file in Path(folder).glob("*/config.json")}
+    if without := models - {file.parent for file in Path(folder).glob("*/*.safetensors")}:
+        # As in diffusers, plain weights will do for a model that has none of this variant.
+        weights = [f"{model.name}/{pattern}" for model in without for pattern in weight_patterns(None)]
+        snapshot_download(repo_id, allow_patterns=weights, **passed_on)
+    return folder
+
+
+def edited_sources(folder: str | Path) -> list[str]:
+    """List the code files of a portable folder that were edited after they were saved."""
+    edited = []
+    for file in sorted(Path(folder).glob("**/*.py")):
+        if (saved := FILE_HASH.search(file.stem)) and saved[1] != source_hash(file.read_text(encoding="utf-8")):
+            edited.append(str(file.relative_to(folder)))
+    return edited
+
+
+def use_installed_classes(index: dict, folder: str | Path) -> None:
+    """Point the entries of a portable model_index at the installed classes, in place.
+
+    Warns if code in the folder was edited, since the edit then has no effect.
+    """
+    if edited := edited_sources(folder):
+        warnings.warn(
+            f"{', '.join(edited)} in {folder} was edited after saving; the installed classes are used, not this code. "
+            "To run it: DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)",
+            stacklevel=2,
+        )
+    index["_class_name"] = "SiTPipeline"
+    for name, entry in index.items():
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[0], str):
+            continue
+        if (stem := FILE_HASH.sub("", entry[0])) in PORTABLE_MODULES:
+            importlib.import_module(PORTABLE_MODULES[stem])  # diffusers looks only among imported modules
+            index[name] = [PORTABLE_MODULES[stem], entry[1]]

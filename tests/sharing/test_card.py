@@ -1,0 +1,109 @@
+"""Model cards: what they show, and that an edited one is kept."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from sit_atconv.sharing.card import (
+    add_report,
+    add_samples,
+    example_label,
+    model_card,
+    write_model_card,
+    write_training_config,
+)
+from sit_atconv.utils.files import write_report
+
+
+def test_the_card_of_a_pipeline(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    """Its snippet runs; its front matter is what the Hub reads."""
+    folder = tmp_path / "digits"
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder, license="mit")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "diffusers",
+        "license": "mit",
+        "model_name": "digits",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["sit", "atconv", "class-conditional", "diffusers:SiTPipeline"],
+    }
+    snippet = re.search(r"```python\n(.*?)```", card.text, flags=re.DOTALL)[1]
+    snippet = snippet.replace("trust_remote_code=True)", "trust_remote_code=True); print(type(pipe).__module__)")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet)
+    assert "diffusers_modules.local.pipeline_sit_" in capsys.readouterr().out
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"0": "crane, bird", "1": "dog"}, "crane"),
+        ({"0": "crane, bird", "1": "crane, machine"}, "crane, bird"),
+        ({"0": "crane", "1": "crane"}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_snippet_names_a_class_that_can_be_told_apart(labels, expected):
+    assert example_label(labels) == expected
+
+
+def test_the_card_shows_training_metrics_and_samples(tiny_pipeline, tmp_path):
+    folder = tmp_path / "digits"
+    tiny_pipeline().save_pretrained(folder)
+    config = {"data": str(tmp_path / "photos"), "max_steps": 7, "output_dir": "runs/x", "win": "C:\\x"}
+    config |= {"hub_token": "hf_x", "more": {"places": ["file:///srv", "a", "/b"], "api_key": 1}, "url": "file:///srv"}
+    write_training_config(folder, config)
+    report = {"fid": 12.3456, "num_samples": 50, "reference": str(tmp_path / "real"), "extractor": "pixels"}
+    write_report(tmp_path / "fid.json", report)
+    add_report(folder, tmp_path / "fid.json")
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    add_samples(folder, tmp_path / "grid.png")
+    write_model_card(folder)
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("fid", 12.3456, "real")
+    assert "| FID | 12.35 | real | num_samples 50, extractor pixels |" in card.text
+    assert "![Samples](samples.png)" in card.text
+    training = re.search(r"```yaml\n(.*?)```", card.text, flags=re.DOTALL)[1]
+    assert yaml.safe_load(training) == {"max_steps": 7, "output_dir": "runs/x", "more": {"places": ["a"]}}
+    for file in (*folder.glob("*.json"), *folder.glob("*.yaml"), folder / "README.md"):
+        assert str(tmp_path) not in file.read_text(), file.name
+
+
+def test_an_edited_card_is_kept(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, license="mit")
+    file = tmp_path / "README.md"
+    made = file.read_text()
+    pipe.save_pretrained(tmp_path)  # nobody has touched it: made anew, its licence kept
+    assert file.read_text() == made
+    for edited in (made.replace("## Use", "## How to use"), "mine"):
+        file.write_text(edited)
+        with pytest.warns(UserWarning, match="was edited and stays as it is: neither the licence"):
+            pipe.save_pretrained(tmp_path, license="apache-2.0")
+        assert file.read_text() == edited
+
+
+@pytest.mark.parametrize("content", ["hello", "[1]", '{"loss": 0.5}', '{"fid": "low"}'])
+def test_a_report_without_metrics_is_refused(content, tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "folder")
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="report="):
+        add_report(tmp_path / "folder", tmp_path / "report.json")
+    with pytest.raises(ValueError, match="is no picture"):
+        add_samples(tmp_path / "folder", tmp_path / "report.json")
+
+
+def test_the_snippet_names_the_variant_where_there_is_no_other(tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline().to(torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert 'variant="fp16")' in model_card(tmp_path, "x")
+    pipe.save_pretrained(tmp_path)
+    assert "variant" not in model_card(tmp_path, "x").split("## Model")[0]
