@@ -160,6 +160,14 @@ def check_image_size(source: str, image_size: int | None) -> int:
     return image_size
 
 
+def parse_number(field: str, text: str) -> int:
+    """Return the number that an option of a source gives; raise ValueError if it is not a whole number."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{field}={text!r} must be a whole number") from error
+
+
 def hash_of(*parts) -> str:
     """Return the SHA-256 of arrays and of values that JSON can represent."""
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import save
 
 from ..models.vae import latent_shift, vae_scale_factor
@@ -27,7 +28,7 @@ FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def describe_vae(vae: torch.nn.Module, name: str) -> dict:
+def describe_vae(vae: ModelMixin, name: str) -> dict:
     """Return what a manifest records of the VAE, so that another VAE is noticed."""
     return {
         "name": name,
@@ -39,7 +40,7 @@ def describe_vae(vae: torch.nn.Module, name: str) -> dict:
 
 
 def describe_encoding(
-    dataset: ImageDataset, vae: torch.nn.Module, vae_name: str, flip: bool, dtype: str, shard_size: int
+    dataset: ImageDataset, vae: ModelMixin, vae_name: str, flip: bool, dtype: str, shard_size: int
 ) -> dict:
     """Return the settings that determine the content of the shards.
 

@@ -102,9 +102,9 @@ class LatentsDataset(ImageDataset):
         """
         shards = self.manifest["shards"]
         with ThreadPoolExecutor(THREADS) as pool:
-            hashes = pool.map(self._sha256, shards)
-            hashes = list(tqdm(hashes, "verifying latents", len(shards), leave=False, disable=None))
-        broken = [shard["file"] for shard, found in zip(shards, hashes, strict=True) if shard["sha256"] != found]
+            found = pool.map(self._sha256, shards)
+            hashes = list(tqdm(found, "verifying latents", len(shards), leave=False, disable=None))
+        broken = [shard["file"] for shard, sha256 in zip(shards, hashes, strict=True) if shard["sha256"] != sha256]
         if broken:
             raise ValueError(
                 f"data={self.source!r}: {', '.join(broken[:5])} ({len(broken)} of {len(shards)} shards) are not as "

@@ -1,13 +1,13 @@
-"""An LMDB of encoded images. The layouts in use differ; they are told apart by their keys and values:
+"""An LMDB of encoded images. There are several layouts, which are recognised by their keys and values:
 
-    0, 1, … or 00000000, 00000001, …    -> image file, or a pickled (image file, class id)
-    256-00000, 256-00001, …             -> image file, one prefix for each size
-    image-000000001 with label-000000001 -> image file; class as text
-    n01440764/n01440764_36.JPEG, …      -> image file; the folder is the class
-    anything else                       -> image file, without classes
+    0, 1, … or 00000000, 00000001, …     -> image file, or a pickled (image file, class id)
+    256-00000, 256-00001, …              -> image file; one prefix per size
+    image-000000001 and label-000000001  -> image file; class as text
+    n01440764/n01440764_36.JPEG, …       -> image file; the folder is the class
+    anything else                        -> image file, without classes
 
-Pickles are read by an unpickler that knows numbers, text, bytes and their containers, and refuses everything else, so
-that none can run code.
+Pickles are read by an unpickler that builds numbers, text, bytes and their containers, and refuses everything else, so
+that they cannot run code.
 """
 
 import io
@@ -16,10 +16,11 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of
+from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number
 from .decode import BrokenImageError
 
 META_KEYS = {b"length", b"__len__", b"__keys__", b"__classes__", b"num-samples", b"num_samples"}
@@ -29,89 +30,77 @@ LABEL_FIELDS = ("label", "target", "cls", "class", b"label", b"target")
 
 
 class LMDBDataset(EncodedDataset):
-    """Images in an LMDB, a folder with data.mdb or one file.
+    """Images in an LMDB: a folder with data.mdb, or one file.
 
     Args:
         file: the LMDB.
-        image_size: side S.
-        size: of the stored images, for keys such as 256-00000; the smallest that reaches image_size where None.
-        label: "none" takes no classes.
+        image_size: side S of the images in pixels.
+        size: size of the stored images, for keys such as 256-00000. If None, the smallest one that is at least
+            `image_size`, or else the largest one.
+        label: "none" to train without classes.
 
     Raises:
-        ValueError: where it cannot be opened, holds no images, or its labels cannot be told.
+        ValueError: if the LMDB cannot be opened, holds no images, or has keys or labels of an unknown kind.
     """
 
     def __init__(self, file: str | Path, image_size: int | None, size: str | None = None, label: str | None = None):
+        field = f"data={str(file)!r}"
         try:
             import lmdb
         except ImportError as error:
-            raise ValueError(f"data={str(file)!r} needs the lmdb library: pip install 'sit-atconv[lmdb]'") from error
+            raise ValueError(f"{field} needs the lmdb library: pip install 'sit-atconv[lmdb]'") from error
         if label not in (None, "none"):
-            raise ValueError(f"data={str(file)!r}: label={label!r} can only be 'none' for an LMDB")
-        check_image_size(f"data={str(file)!r}", image_size)
+            raise ValueError(f"{field}: label={label!r} can only be 'none' for an LMDB")
         file = Path(file)
         self.source = str(file)
         self.name = file.resolve().stem
-        self.image_size = image_size
+        self.image_size = check_image_size(field, image_size)
         self._file = file
         stored = file / "data.mdb" if file.is_dir() else file
         try:
-            stamp = [stored.stat().st_size, stored.stat().st_mtime_ns]
-            index = cached_index(
-                json.dumps([str(file.resolve()), stamp, image_size, size, label]), lambda: self._index(size, label)
-            )
+            self._stored_bytes = stored.stat().st_size
+            stamp = [self._stored_bytes, stored.stat().st_mtime_ns]
+            key = json.dumps([str(file.resolve()), stamp, image_size, size, label])
+            index = cached_index(key, lambda: self._index(size, label))
         except (OSError, lmdb.Error) as error:
-            raise ValueError(f"data={str(file)!r} cannot be opened as an LMDB: {error}") from error
-        self._stored_bytes = stamp[0]
+            raise ValueError(f"{field} cannot be opened as an LMDB: {error}") from error
         self._keys = [key.encode("latin-1") for key in index["keys"]]
         if index["labels"] is None:
             self.classes, self.labels = [], np.zeros(len(self._keys), np.int64)
         else:
-            self.classes, self.labels = class_names(f"data={str(file)!r}", index["labels"])
+            self.classes, self.labels = class_names(field, index["labels"])
 
     def _index(self, size: str | None, label: str | None) -> dict[str, list | None]:
-        """Keys of the images in order, as latin-1 text, and their labels."""
+        """Return the keys of the images in order, as latin-1 text, and their labels if there are any."""
         transaction = open_transaction(self._file)
         keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         keys = [key for key in keys if key not in META_KEYS]
         if not keys:
             raise ValueError(f"data={self.source!r} holds no images")
         numbered = {key: match for key in keys if (match := NUMBERED.fullmatch(key))}
-        label_keys = []
+        label_keys: list[bytes] = []
         if len(numbered) == len(keys):
             groups: dict[bytes, list[bytes]] = {}
             for key, match in numbered.items():
                 groups.setdefault(match[1], []).append(key)
             prefix = self._choose_prefix(groups, size)
             keys = sorted(groups[prefix], key=lambda key: int(numbered[key][2]))
-            twin = groups.get(prefix.replace(b"image", b"label"), [])
-            if prefix.startswith(b"image"):
-                label_keys = [key.replace(b"image", b"label") for key in keys]
-                if not twin:
-                    label_keys = []
-                elif missing := set(label_keys) - set(twin):
-                    raise ValueError(f"data={self.source!r}: there is no {min(missing).decode('latin-1')}")
-        labels = None
-        if label is None:
-            if label_keys:
-                labels = [bytes(transaction.get(key)).decode() for key in label_keys]
-            elif self._unpack(transaction.get(keys[0]), keys[0])[1] is not None:
-                labels = [self._unpack(transaction.get(key), key)[1] for key in keys]
-            elif all(b"/" in key for key in keys):
-                labels = [key.rpartition(b"/")[0].decode("latin-1") for key in keys]
-        else:
-            self._unpack(transaction.get(keys[0]), keys[0])
+            label_keys = self._find_label_keys(prefix, groups, keys) if label is None else []
+        labels = self._read_labels(transaction, keys, label_keys, label)
         return {"keys": [key.decode("latin-1") for key in keys], "labels": labels}
 
     def _choose_prefix(self, groups: dict[bytes, list[bytes]], size: str | None) -> bytes:
-        """The keys that hold the images: those of one size, or those called image."""
+        """Return the prefix of the keys that hold the images: those of one size, or those called image.
+
+        Args:
+            groups: keys that end with a number, by what stands before the number.
+            size: the size that the user asked for.
+        """
         sizes = {int(prefix[:-1]): prefix for prefix in groups if re.fullmatch(rb"\d+-", prefix)}
         if sizes:
-            wanted = (
-                int(size)
-                if size is not None
-                else min((stored for stored in sizes if stored >= self.image_size), default=max(sizes))
-            )
+            large_enough = [stored for stored in sizes if stored >= self.image_size]
+            smallest = min(large_enough, default=max(sizes))
+            wanted = smallest if size is None else parse_number(f"data={self.source!r}: size", size)
             if wanted not in sizes:
                 raise ValueError(f"data={self.source!r}: size={size} is not stored; there are: {sorted(sizes)}")
             return sizes[wanted]
@@ -122,11 +111,44 @@ class LMDBDataset(EncodedDataset):
         ]
         if len(images) != 1:
             shown = ", ".join(prefix.decode("latin-1") for prefix in list(groups)[:5])
-            raise ValueError(f"data={self.source!r}: keys have several kinds of names: {shown}")
+            raise ValueError(
+                f"data={self.source!r}: keys have several kinds of names: {shown}; name those of the images image-0, …"
+            )
         return images[0]
 
-    def _unpack(self, value, key: bytes) -> tuple[bytes, int | str | None]:
-        """(image file, label or None) of a value."""
+    def _find_label_keys(self, prefix: bytes, groups: dict[bytes, list[bytes]], keys: list[bytes]) -> list[bytes]:
+        """Return the key of each image's label, such as label-0 for image-0; nothing if there are no such keys.
+
+        Raises:
+            ValueError: if only some images have a label.
+        """
+        stored = groups.get(prefix.replace(b"image", b"label"), [])
+        if not prefix.startswith(b"image") or not stored:
+            return []
+        label_keys = [key.replace(b"image", b"label") for key in keys]
+        if missing := set(label_keys) - set(stored):
+            raise ValueError(
+                f"data={self.source!r}: there is no {min(missing).decode('latin-1')}; add it, or add '?label=none'"
+            )
+        return label_keys
+
+    def _read_labels(
+        self, transaction: Any, keys: list[bytes], label_keys: list[bytes], label: str | None
+    ) -> list | None:
+        """Return the labels of the images at `keys`, from keys of their own, from pickled pairs, or from folders."""
+        if label_keys:
+            return [bytes(transaction.get(key)).decode() for key in label_keys]
+        _, first = self._unpack(transaction.get(keys[0]), keys[0])  # with an error for pickles that hold no images
+        if label == "none":
+            return None
+        if first is not None:
+            return [self._unpack(transaction.get(key), key)[1] for key in keys]
+        if all(b"/" in key for key in keys):
+            return [key.rpartition(b"/")[0].decode("latin-1") for key in keys]
+        return None
+
+    def _unpack(self, value: Any, key: bytes) -> tuple[bytes, int | str | None]:
+        """Return the image file and the label, or None, of a value."""
         if value[:1] != b"\x80":  # a pickle's first byte; no image file starts with it
             return bytes(value), None
         try:
@@ -158,17 +180,17 @@ class LMDBDataset(EncodedDataset):
         return hash_of(super().fingerprint(), keys, self._stored_bytes)
 
 
-_OPEN: dict[Path, tuple] = {}  # file -> (process, environment, transaction); a process may open a file only once
+_OPEN: dict[Path, tuple] = {}  # file -> (process, environment, transaction): a process may open a file only once
 
 
-def open_transaction(file: Path):
-    """A read transaction of this process, kept open."""
+def open_transaction(file: Path) -> Any:
+    """Return this process's read transaction on an LMDB, which stays open."""
     import lmdb
 
     file = file.resolve()
     process, environment, transaction = _OPEN.get(file, (None, None, None))
     if process != os.getpid():
-        if environment is not None:  # from before the fork, after which it must not be used
+        if environment is not None:  # opened before a fork, after which it must not be used
             environment.close()
         environment = lmdb.open(
             str(file), subdir=file.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1
@@ -179,10 +201,10 @@ def open_transaction(file: Path):
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Builds numbers, text, bytes, tuples, lists and dictionaries; a pickle that names any code is refused."""
+    """An unpickler for numbers, text, bytes, tuples, lists and dictionaries. It refuses pickles that name any code."""
 
     def find_class(self, module: str, name: str):
         raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}; write plain (image bytes, class id) pairs")
 
     def persistent_load(self, identifier):
-        raise pickle.UnpicklingError("the pickle refers to objects outside of it")
+        raise pickle.UnpicklingError("the pickle refers to objects outside of it; write plain pairs")

@@ -1,6 +1,7 @@
-"""Images of Hugging Face data sets, by name or as local parquet files, read through the `datasets` library."""
+"""Images of Hugging Face data sets, by name or in local parquet files, read with the `datasets` library."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,18 +13,23 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 
 
 class HuggingFaceDataset(EncodedDataset):
-    """A data set with a column of images and, maybe, one of labels.
+    """A Hugging Face data set with a column of images and, optionally, a column of labels.
+
+    Give either `name` or `files`.
 
     Args:
-        source: for messages and reports.
-        name: of a data set on the Hub or a local folder that `datasets.load_dataset` understands; None for `files`.
-        image_size: side S.
-        files: local parquet files, in place of a name.
-        config, split, revision: as in `datasets.load_dataset`; the split is "train" where none is given.
-        image, label: column names; found by their type or usual names where None. "none" takes no label.
+        source: the string that `open_dataset` was given, for messages and reports.
+        name: name of a data set on the Hub, or a local folder that `datasets.load_dataset` understands.
+        image_size: side S of the images in pixels.
+        files: local parquet files.
+        config: as in `datasets.load_dataset`.
+        split: as in `datasets.load_dataset`.
+        revision: as in `datasets.load_dataset`.
+        image: name of the column with the images. If None, it is found by its type, otherwise by its name.
+        label: name of the column with the labels, found in the same way if None; "none" to train without classes.
 
     Raises:
-        ValueError: where the data set cannot be loaded, or its columns not be told.
+        ValueError: if the data set cannot be loaded, or if a column is missing or ambiguous.
     """
 
     def __init__(
@@ -44,56 +50,42 @@ class HuggingFaceDataset(EncodedDataset):
             raise ValueError(
                 f"data={source!r} needs the datasets library: pip install 'sit-atconv[datasets]'"
             ) from error
-        check_image_size(f"data={source!r}", image_size)
-        bars = datasets.utils.logging.is_progress_bar_enabled()
-        try:
-            datasets.disable_progress_bars()
-            if files is not None:
-                paths = [str(file) for file in files]
-                data = datasets.load_dataset("parquet", data_files=paths, split="train")
-            else:
-                data = datasets.load_dataset(name, config, split=split, revision=revision)
-        except Exception as error:  # of many libraries underneath
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"data={source!r} cannot be loaded: {reason}") from error
-        finally:
-            if bars:
-                datasets.enable_progress_bars()
-        if not len(data):
-            raise ValueError(f"data={source!r} holds no rows")
         self.source = source
-        self.name = Path(name or (files[0].parent if len(files) > 1 else files[0].stem)).name
-        self.image_size = image_size
-        self._column = self._find_image_column(data, datasets, image)
-        label = self._find_label_column(data, datasets, label)
+        self.image_size = check_image_size(f"data={source!r}", image_size)
+        if name is not None:
+            self.name = Path(name).name
+            data = load_quietly(source, name, config, split=split, revision=revision)
+        else:
+            assert files
+            self.name = files[0].parent.name if len(files) > 1 else files[0].stem
+            data = load_quietly(source, "parquet", data_files=[str(file) for file in files], split="train")
+        if not len(data):
+            raise ValueError(f"data={source!r} holds no rows; give another split or other files")
+        self._column = self._choose_column("image", image, data, datasets.Image, IMAGE_COLUMNS)
         if isinstance(data.features[self._column], datasets.Image):
             data = data.cast_column(self._column, datasets.Image(decode=False))
         self._data = data.select_columns([self._column])
-        if label is None:
-            self.classes, self.labels = [], np.zeros(len(data), np.int64)
-        else:
-            names = getattr(data.features[label], "names", None)
-            self.classes, self.labels = class_names(f"data={source!r}: column {label!r}", data[label][:], names)
+        self.classes, self.labels = self._read_labels(data, label)
 
-    def _find_image_column(self, data, datasets, wanted: str | None) -> str:
-        typed = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-        named = [name for name in IMAGE_COLUMNS if name in data.features]
-        return self._choose("image", wanted, data, typed or named)
+    def _read_labels(self, data: Any, label: str | None) -> tuple[list[str], np.ndarray]:
+        """Return class names and the class id of each row."""
+        import datasets
 
-    def _find_label_column(self, data, datasets, wanted: str | None) -> str | None:
-        typed = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
-        named = [name for name in LABEL_COLUMNS if name in data.features]
-        found = typed or named
-        if wanted == "none" or (wanted is None and not found):
-            return None
-        return self._choose("label", wanted, data, found)
+        found = find_columns(data, datasets.ClassLabel, LABEL_COLUMNS)
+        if label == "none" or (label is None and not found):
+            return [], np.zeros(len(data), np.int64)
+        column = self._choose_column("label", label, data, datasets.ClassLabel, LABEL_COLUMNS)
+        names = getattr(data.features[column], "names", None)
+        return class_names(f"data={self.source!r}: column {column!r}", data[column][:], names)
 
-    def _choose(self, what: str, wanted: str | None, data, found: list[str]) -> str:
+    def _choose_column(self, what: str, wanted: str | None, data: Any, kind: type, usual: tuple[str, ...]) -> str:
+        """Return the column `wanted` by the user or, if None, the only one that `find_columns` finds."""
         columns = ", ".join(data.features)
         if wanted is not None:
             if wanted not in data.features:
                 raise ValueError(f"data={self.source!r}: there is no column {wanted!r}; there are: {columns}")
             return wanted
+        found = find_columns(data, kind, usual)
         if len(found) != 1:
             raise ValueError(
                 f"data={self.source!r}: which column is the {what}? Add '?{what}=COLUMN'; there are: {columns}"
@@ -115,3 +107,25 @@ class HuggingFaceDataset(EncodedDataset):
     def fingerprint(self) -> str:
         table = self._data.data
         return hash_of(super().fingerprint(), len(self), table.nbytes)
+
+
+def find_columns(data: Any, kind: type, usual: tuple[str, ...]) -> list[str]:
+    """Return the columns of this type or, if there are none, those with usual names."""
+    typed = [name for name, feature in data.features.items() if isinstance(feature, kind)]
+    return typed or [name for name in usual if name in data.features]
+
+
+def load_quietly(source: str, *arguments, **options) -> Any:
+    """Call `datasets.load_dataset` without progress bars; raise ValueError with the first line of its error."""
+    import datasets
+
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    try:
+        datasets.disable_progress_bars()
+        return datasets.load_dataset(*arguments, **options)
+    except Exception as error:  # the libraries underneath raise all kinds of errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"data={source!r} cannot be loaded: {reason}") from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()

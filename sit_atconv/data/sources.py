@@ -1,77 +1,85 @@
-"""`open_dataset`: one string says where the images are."""
+"""`open_dataset`: from one string to a data set."""
 
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from .base import ImageDataset
 from .digits import DigitsDataset
 from .folder import FolderDataset
-from .latents import MANIFEST, LatentsDataset
+from .latent_shards import MANIFEST
+from .latents import LatentsDataset
 from .lmdb_images import LMDBDataset
 from .parquet import HuggingFaceDataset
 from .shards import ShardDataset
 
-SOURCES = "digits, images, hf:NAME of a Hugging Face data set, .parquet files, .tar shards, an LMDB, or latents"
+SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, or precomputed latents"
 
 
 def open_dataset(source: str | Path, image_size: int | None = None) -> ImageDataset:
-    """Open a source of images.
+    """Open a data set.
 
     Args:
         source: "digits"; a folder with one folder of images per class, or of images alone (no classes);
             "hf:NAME", a data set on the Hub; a parquet file, or a folder or pattern of them; a tar shard, or a folder
             or pattern of them (WebDataset); an LMDB; or a folder that train/encode_latents.py wrote (or
             "latents:FOLDER"). Options follow a question mark: "hf:uoft-cs/cifar10?split=test&image=img&label=none".
-        image_size: side in pixels; needed for all but the digits and latents.
+        image_size: side of the images in pixels. Required, except for the digits and precomputed latents.
 
     Raises:
-        ValueError: naming what is wrong with the source.
+        ValueError: if the source or one of its options cannot be used.
     """
     text = str(source)
     place, options = split_options(text)
-    path = Path(place)
-    if place == "digits":
-        return _open(DigitsDataset, text, {}, options, image_size=image_size)
-    if place.startswith("hf:"):
-        return _open(HuggingFaceDataset, text, {"source": text, "name": place[3:]}, options, image_size=image_size)
-    if place.startswith("latents:") or is_latents_folder(path):
-        folder = place.removeprefix("latents:")
-        return _open(LatentsDataset, text, {"folder": folder}, options, image_size=image_size)
-    if parquet := parquet_files(path):
-        arguments = {"source": text, "name": None, "files": parquet}
-        if path.is_dir():  # test.parquet beside train.parquet is another split, as the library knows
-            arguments = {"source": text, "name": str(path.resolve())}
-        opened = _open(HuggingFaceDataset, text, arguments, options, image_size=image_size)
-    elif is_tar(place):
-        opened = _open(ShardDataset, text, {"source": place}, options, image_size=image_size)
-    elif path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
-        if not path.exists():
-            raise ValueError(f"data={text!r} does not exist")
-        file = path.parent if path.name == "data.mdb" else path
-        opened = _open(LMDBDataset, text, {"file": file}, options, image_size=image_size)
-    elif path.is_dir():
-        opened = _open(FolderDataset, text, {"folder": path}, options, image_size=image_size)
-    else:
-        raise ValueError(f"data={text!r} is no folder, and none of the other sources: {SOURCES}")
-    opened.source = text
-    return opened
-
-
-def _open(dataset: type[ImageDataset], source: str, arguments: dict, options: dict[str, str], **others) -> ImageDataset:
-    """Call the class with the user's options, of which it must know each."""
-    known = set(inspect.signature(dataset).parameters) - arguments.keys() - others.keys() - {"files"}
+    kind, arguments = find_reader(text, place)
+    known = set(inspect.signature(kind).parameters) - arguments.keys() - {"image_size", "files"}
     if unknown := sorted(options.keys() - known):
         raise ValueError(
-            f"data={source!r}: unknown options: {', '.join(unknown)}; there are: {', '.join(sorted(known)) or 'none'}"
+            f"data={text!r}: unknown options: {', '.join(unknown)}; there are: {', '.join(sorted(known)) or 'none'}"
         )
-    return dataset(**arguments, **options, **others)
+    dataset = kind(**arguments, **options, image_size=image_size)
+    if kind is not LatentsDataset:  # whose source is its folder, with or without "latents:"
+        dataset.source = text
+    return dataset
+
+
+def find_reader(text: str, place: str) -> tuple[Callable[..., ImageDataset], dict]:
+    """Return the class that reads a source, and the arguments that say where it is.
+
+    Args:
+        text: the whole source.
+        place: the source without options.
+
+    Raises:
+        ValueError: if no class reads this source.
+    """
+    path = Path(place)
+    if place == "digits":
+        return DigitsDataset, {}
+    if place.startswith("hf:"):
+        return HuggingFaceDataset, {"source": text, "name": place[3:]}
+    if place.startswith("latents:") or is_latents_folder(path):
+        return LatentsDataset, {"folder": place.removeprefix("latents:")}
+    if parquet := parquet_files(path):
+        if path.is_dir():  # by name: load_dataset knows that test.parquet beside train.parquet is another split
+            return HuggingFaceDataset, {"source": text, "name": str(path.resolve())}
+        return HuggingFaceDataset, {"source": text, "name": None, "files": parquet}
+    if is_tar(place):
+        return ShardDataset, {"source": place}
+    if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
+        if not path.exists():
+            raise ValueError(f"data={text!r} does not exist; correct the path of the LMDB")
+        return LMDBDataset, {"file": path.parent if path.name == "data.mdb" else path}
+    if path.is_dir():
+        return FolderDataset, {"folder": path}
+    raise ValueError(f"data={text!r} is no folder, and none of the other sources; give {SOURCES}")
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
-    """Divide "PLACE?name=value&name=value"; a question mark that belongs to an existing path stays there."""
+    """Split "PLACE?name=value&name=value" into place and options. A question mark in an existing path stays there."""
     place, mark, query = source.rpartition("?")
     if not mark or Path(source).exists() or "=" not in query:
         return source, {}
@@ -82,35 +90,35 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
 
 
 def source_name(source: str) -> str:
-    """A short name for a run folder: "cifar10" for "hf:uoft-cs/cifar10?split=test"."""
+    """Return a short name for a run folder, such as "cifar10" for "hf:uoft-cs/cifar10?split=test"."""
     place = split_options(source)[0].removeprefix("hf:").removeprefix("latents:").rstrip("/")
     name = re.sub(r"(\{[^}]*\}|\*|\?)", "", Path(place).name)
     return re.sub(r"\.(parquet|tar|lmdb|mdb)$", "", name).strip("-_.") or "data"
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The parquet files of a file name, a pattern or a folder.
+    """Return the parquet files of a file name, a pattern or a folder; an empty list for anything else.
 
     Raises:
-        ValueError: for a name or pattern of files that do not exist.
+        ValueError: if a name or pattern ends with .parquet but no such file exists.
     """
     if path.suffix != ".parquet":
         return sorted(path.glob("*.parquet")) if path.is_dir() else []
     files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
     if not files or not files[0].is_file():
-        raise ValueError(f"data={str(path)!r} does not exist")
+        raise ValueError(f"data={str(path)!r} does not exist; correct the path or the pattern")
     return files
 
 
 def is_tar(place: str) -> bool:
-    """Whether the place means tar shards."""
+    """Return whether the place is a tar shard, or a pattern or folder of them."""
     if place.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return True
     return Path(place).is_dir() and next(Path(place).glob("*.tar"), None) is not None
 
 
 def is_latents_folder(path: Path) -> bool:
-    """Whether the folder holds a finished cache of latents."""
+    """Return whether the path is a complete folder of precomputed latents."""
     try:
         return "latents" in json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -118,7 +126,7 @@ def is_latents_folder(path: Path) -> bool:
 
 
 def is_image_folder(source: str | Path) -> bool:
-    """Whether the source is a plain folder of image files, not one of the other kinds."""
+    """Return whether the source is a plain folder of image files, not one of the other kinds."""
     path = Path(source)
     return (
         path.is_dir()
