@@ -26,6 +26,7 @@ if not torch.cuda.is_available():
 import pytest
 from hub_stand_in import hub, online  # noqa: F401
 from inception_stand_in import inception  # noqa: F401
+from latents_stand_in import latents, photos, small_vae  # noqa: F401
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel

@@ -1,0 +1,88 @@
+"""LMDBs of every layout; their pickles run no code."""
+
+import pickle
+
+import pytest
+from pictures import COLOURS, colours_of, png
+
+from sit_atconv.data import (
+    BrokenImageError,
+    LMDBDataset,
+    is_image_folder,
+    open_dataset,
+)
+
+
+def test_lmdb_of_images_by_number(database):
+    path = database({str(i).encode(): png(colour) for i, colour in enumerate(COLOURS * 2)} | {b"length": b"12"})
+    dataset = open_dataset(path, 4)
+    assert isinstance(dataset, LMDBDataset)
+    assert (colours_of(dataset), dataset.classes) == (COLOURS * 2, [])  # 10 after 9, not after 1
+    assert not is_image_folder(path)
+
+
+def test_lmdb_of_pickled_pairs(database):
+    meta = {b"__len__": pickle.dumps(6), b"__keys__": pickle.dumps([b"%08d" % i for i in range(6)])}
+    pairs = {b"%08d" % i: pickle.dumps((png(colour), i % 3)) for i, colour in enumerate(COLOURS)}
+    dataset = open_dataset(database(pairs | meta, subdir=False), 4)
+    assert (colours_of(dataset), dataset.classes) == (COLOURS, ["0", "1", "2"])
+    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    records = {key: pickle.dumps({"image": png("red"), "label": "cat"}) for key in pairs}
+    assert open_dataset(database(records), 4).classes == ["cat"]
+    unlabelled = open_dataset(f"{database(pairs)}?label=none", 4)
+    assert (colours_of(unlabelled), unlabelled.classes) == (COLOURS, [])
+
+
+def test_lmdb_of_several_sizes(database):
+    sizes = {4: "red", 8: "lime", 16: "blue"}
+    entries = {f"{size}-{i:05d}".encode(): png(c, size) for size, c in sizes.items() for i in range(3)}
+    path = database(entries | {b"length": b"3"})
+    assert colours_of(open_dataset(path, 8)) == [(0, 255, 0)] * 3
+    assert colours_of(open_dataset(path, 5)) == [(0, 255, 0)] * 3
+    assert colours_of(open_dataset(path, 64)) == [(0, 0, 255)] * 3
+    assert colours_of(open_dataset(f"{path}?size=4", 8)) == [(255, 0, 0)] * 3
+    with pytest.raises(ValueError, match=r"size=5 is not stored; there are: \[4, 8, 16\]"):
+        open_dataset(f"{path}?size=5", 8)
+
+
+def test_lmdb_with_label_keys_and_with_paths(database):
+    entries = {b"num-samples": b"6"}
+    for i, colour in enumerate(COLOURS):
+        entries |= {b"image-%09d" % (i + 1): png(colour), b"label-%09d" % (i + 1): str(i % 2).encode()}
+    dataset = open_dataset(database(entries), 4)
+    assert (colours_of(dataset), dataset.labels.tolist()) == (COLOURS, [0, 1] * 3)
+    paths = open_dataset(database({b"n02/b.JPEG": png("red"), b"n01/a.JPEG": png("blue")}), 4)
+    assert (colours_of(paths), paths.classes, paths.labels.tolist()) == (
+        [(0, 0, 255), (255, 0, 0)],
+        ["n01", "n02"],
+        [0, 1],
+    )
+
+
+class Payload:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle ran code",)
+
+
+def test_lmdb_pickles_run_no_code(database):
+    with pytest.raises(ValueError, match="the pickle asks for"):
+        open_dataset(database({b"0": pickle.dumps((png("red"), Payload()))}), 4)
+    later = database({b"0": pickle.dumps((png("red"), 0)), b"1": pickle.dumps(Payload())})
+    dataset = open_dataset(f"{later}?label=none", 4)  # does not look at the second one
+    with pytest.raises(BrokenImageError, match="key 1: the pickle asks for"):
+        dataset.image(1)
+
+
+def test_lmdb_that_cannot_be_used(database, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        open_dataset(tmp_path / "none.lmdb", 4)
+    (tmp_path / "text.lmdb").write_text("no database" * 1000)
+    with pytest.raises(ValueError, match="cannot be opened as an LMDB"):
+        open_dataset(tmp_path / "text.lmdb", 4)
+    with pytest.raises(ValueError, match="holds no images"):
+        open_dataset(database({b"length": b"0"}), 4)
+    with pytest.raises(ValueError, match="several kinds of names: a-, b-"):
+        open_dataset(database({b"a-0": png("red"), b"b-0": png("red")}), 4)
+    broken = open_dataset(database({b"0": png("red")[:50]}), 4)
+    with pytest.raises(BrokenImageError, match=r"key 0 of .* cannot be read"):
+        broken.image(0)

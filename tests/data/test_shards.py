@@ -1,0 +1,93 @@
+"""WebDataset shards: what is found, how they are mixed, and what is refused."""
+
+import tarfile
+
+import fsspec
+import numpy as np
+import pytest
+from pictures import COLOURS, colours_of, png, write_tar
+
+from sit_atconv.data import (
+    BrokenImageError,
+    ShardDataset,
+    is_image_folder,
+    open_dataset,
+    sample_generator,
+)
+
+
+def test_shards(shards):
+    dataset = open_dataset(shards, 4)
+    assert isinstance(dataset, ShardDataset)
+    assert (dataset.classes, dataset.labels.tolist()) == (["0", "1", "2"], [0, 0, 1, 1, 2, 2])
+    assert colours_of(dataset) == COLOURS
+    assert not is_image_folder(shards)
+    assert colours_of(open_dataset(f"{shards}/train-{{001..002}}.tar", 4)) == COLOURS[2:]
+    assert colours_of(open_dataset(f"{shards}/train-*1.tar", 4)) == COLOURS[2:4]
+    assert colours_of(open_dataset(shards / "train-000.tar", 4)) == COLOURS[:2]
+    named = open_dataset(f"{shards}?label=json:kind", 4)
+    assert (named.classes, named.labels.tolist()) == (["cold", "warm"], [1, 0] * 3)
+    assert open_dataset(f"{shards}?label=none", 4).classes == []
+
+
+def test_an_index_is_kept_until_the_shard_changes(shards, monkeypatch):
+    first = open_dataset(shards, 4)
+    assert colours_of(first) == COLOURS
+    fingerprint = first.fingerprint()
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile, "open", lambda *arguments, **options: pytest.fail("read again"))
+        again = open_dataset(shards, 4)
+        assert (colours_of(again), again.fingerprint()) == (COLOURS, fingerprint)
+    write_tar(shards / "train-000.tar", [("x.png", png("blue")), ("x.cls", b"0")] * 1 + [("y.txt", b" " * 20000)])
+    changed = open_dataset(shards, 4)
+    assert colours_of(changed) == [(0, 0, 255), *COLOURS[2:]]
+    assert changed.fingerprint() != fingerprint
+
+
+def test_shards_from_elsewhere(shards):
+    """Other file systems are read through fsspec, by ranges."""
+    remote = fsspec.filesystem("memory")
+    for file in sorted(shards.glob("*.tar")):
+        remote.pipe(f"/bucket/{file.name}", file.read_bytes())
+    assert colours_of(open_dataset("memory://bucket/train-{000..002}.tar", 4)) == COLOURS
+    assert colours_of(open_dataset("memory://bucket/train-*.tar?mix=1", 4)) == COLOURS
+
+
+def test_shards_can_be_mixed_a_few_at_a_time(shards):
+    whole, grouped = open_dataset(shards, 4), open_dataset(f"{shards}?mix=2", 4)
+    orders = [grouped.epoch_order(sample_generator(0, 0, epoch)) for epoch in range(20)]
+    for order in orders:
+        assert sorted(order) == list(range(6))
+        assert len({index // 2 for index in order[:4]}) == 2  # of six samples, the first four are of two shards
+    assert len({tuple(order) for order in orders}) > 15
+    np.testing.assert_array_equal(orders[3], grouped.epoch_order(sample_generator(0, 0, 3)))
+    mixed = [whole.epoch_order(sample_generator(0, 0, epoch)) for epoch in range(20)]
+    assert any(len({index // 2 for index in order[:4]}) == 3 for order in mixed)
+
+
+def test_shards_that_cannot_be_used(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"missing\.tar cannot be read"):
+        open_dataset(tmp_path / "missing.tar", 4)
+    with pytest.raises(ValueError, match="there are no shards"):
+        open_dataset(f"{tmp_path}/none-*.tar", 4)
+    with pytest.raises(ValueError, match="unpack them"):
+        open_dataset(tmp_path / "shard.tar.gz", 4)
+    with pytest.raises(ValueError, match="no sample has a label 'txt'"):
+        open_dataset(f"{shards}?label=txt", 4)
+    file = shards / "train-001.tar"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ValueError, match=r"train-001\.tar cannot be read"):
+        open_dataset(shards, 4)
+    write_tar(file, [("a.png", png("red")), ("a.jpg", png("red"))])
+    with pytest.raises(ValueError, match="sample a has several images"):
+        open_dataset(shards, 4)
+    write_tar(file, [("a.png", png("red"))])
+    with pytest.raises(ValueError, match=r"a in .*train-001\.tar has no label"):
+        open_dataset(shards, 4)
+    write_tar(file, [("a.png", png("red")), ("a.cls", b"dog")])
+    with pytest.raises(ValueError, match="all be whole numbers or all be names"):
+        open_dataset(shards, 4)
+    write_tar(file, [("a.png", b"nothing"), ("a.cls", b"1")])
+    with pytest.raises(BrokenImageError, match=r"a in .*train-001\.tar cannot be read"):
+        open_dataset(shards, 4).image(2)
