@@ -1,4 +1,4 @@
-"""Checks shared by everything that takes input from users: one message each, with field, value and remedy."""
+"""Checks of values from users; each raises a ValueError that names the field, the value and what is allowed."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ def check_positive(field: str, value) -> None:
 
 
 def check_eps(field: str, value) -> None:
-    """Raise ValueError unless `value` is None or may be cut from both ends of [0, 1]."""
+    """Raise ValueError unless `value` is None or can be cut from both ends of the time interval [0, 1]."""
     if value is not None and not 0 <= value < 0.5:
         raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
 
@@ -34,10 +34,9 @@ MAX_PIXEL_DIMENSIONS = 4096  # a covariance of 4096² float64 is 128 MiB
 
 
 def check_pixel_dimensions(shape: tuple[int, int, int]) -> None:
-    """Raise ValueError where images of this (H, W, C) are too large to be compared by their raw pixels."""
+    """Raise ValueError if images of this shape (H, W, C) are too large to be compared by their raw pixels."""
     if np.prod(shape) > MAX_PIXEL_DIMENSIONS:
         raise ValueError(
-            f"images of {'×'.join(map(str, shape))} have {np.prod(shape)} pixel values, more than the "
-            f"{MAX_PIXEL_DIMENSIONS} that raw pixels are compared with; use eval/fid.py with --extractor inception or "
-            "timm:NAME"
+            f"images of {'×'.join(map(str, shape))} have {np.prod(shape)} pixel values; raw pixels are compared up to "
+            f"{MAX_PIXEL_DIMENSIONS} values. Use eval/fid.py with --extractor inception or timm:NAME"
         )

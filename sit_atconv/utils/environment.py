@@ -1,4 +1,4 @@
-"""Where numbers were made: versions, git commit, device."""
+"""What a result may depend on beside its settings: package versions, git commit and device."""
 
 import importlib.metadata
 import platform
@@ -25,10 +25,10 @@ PACKAGES = (
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one, else the CPU.
+    """Return the device of that name; "auto" is the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: for a name that PyTorch does not know, or a device that is not there.
+        ValueError: if PyTorch does not know the name, or the device is not available.
     """
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -42,7 +42,7 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the GPU or of the CPU."""
+    """Return the model of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python, this package and those that results may depend on; None for one that is not installed."""
+    """Return the versions of Python, this package and those it depends on; None for one that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "sit_atconv": __version__}
     for package in PACKAGES:
         try:
@@ -64,22 +64,24 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_commit(file: Path = Path(__file__)) -> str | None:
-    """The commit of the git checkout that tracks `file`, ending in -dirty if tracked files differ from it.
+    """Return the commit of the git checkout that tracks `file`, ending in -dirty if tracked files differ from it.
 
-    None without git, outside of a checkout, and for a package installed into somebody else's checkout.
+    The result is None without git, outside of a checkout, and for a package installed into another project's checkout.
     """
-    output = ""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
     try:
-        for command in (f"ls-files --error-unmatch {file.name}", "describe --always --exclude=* --abbrev=40 --dirty"):
-            command = ["git", "-C", str(file.parent), *command.split()]
-            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        git("ls-files", "--error-unmatch", file.name)  # fails unless git tracks the file
+        return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return None
-    return output.strip()
 
 
 def describe_environment(device: torch.device) -> dict:
-    """What a report records of where it was made: versions, git commit, device and whether float32 is TF32 there."""
+    """Return what a report records of its origin: versions, git commit, device and whether TF32 replaces float32."""
     on_gpu = device.type == "cuda"
     return {
         "versions": package_versions(),

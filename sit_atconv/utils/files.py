@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: staged writes, checks of new files, and the lock of a folder."""
+"""Files that are complete at any moment: staged writes, checks of new files, and the lock of a folder."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STAGING = ".staging-"  # first part of the names under which files and folders are written before they are published
+STAGING = ".staging-"  # starts the names under which files and folders are written before they get their own
 
 
 def check_new_file(field: str, file: str | Path | None) -> None:
@@ -26,11 +26,12 @@ def check_new_file(field: str, file: str | Path | None) -> None:
 def staged(file: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a staging path beside `file`; on success it replaces `file`, on an error it is removed.
 
-    A reader, or a kill at any moment, finds the old file or the new one, whole.
+    Whoever reads `file`, even after a kill at any moment, finds the old content or the new one, complete.
 
     Args:
-        file: the file to write or replace; its folder exists.
-        durable: wait until the content is on the disk, so that it also survives a power cut.
+        file: the file to write or replace; its folder must exist.
+        durable: wait until the content, and then the name in its folder, is on the disk, so that this also holds after
+            a power cut.
     """
     staging = file.with_name(f"{STAGING}{os.getpid()}-{file.name}")
     try:
@@ -41,16 +42,18 @@ def staged(file: Path, durable: bool = True) -> Iterator[Path]:
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
+    if durable:
+        sync(file.parent)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write or replace a file so that it is whole at any moment and on the disk afterwards; text is UTF-8."""
+    """Write or replace a file so that it is complete at any moment and on the disk afterwards; text becomes UTF-8."""
     with staged(file) as staging:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(file: str | Path, value: dict) -> None:
-    """Write or replace a JSON file, whole at any moment; missing folders are made."""
+    """Write or replace a JSON file so that it is complete at any moment; create missing folders."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -70,7 +73,7 @@ def write_report(file: str | Path, report: dict) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of files in a folder, is on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,10 +83,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; the system frees it when the process ends, however that happens.
+    """Hold the lock of a run folder; the operating system releases it when the process ends, however that happens.
 
     Raises:
-        ValueError: where another process holds it.
+        ValueError: if another process holds it.
     """
     try:
         import fcntl
@@ -92,13 +95,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("w") as lock:
         try:
-            # of this process alone, unlike flock's: data workers that outlive a killed run by seconds do not hold it
+            # Unlike flock's, this lock belongs to one process: data workers that outlive a killed run do not hold it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(f"output_dir={str(folder)!r}: another process is writing to it") from error
         except OSError as error:
             warnings.warn(
-                f"{folder} is on a file system without locks ({error}): see to it that nothing else writes to it",
+                f"{folder} is on a file system without locks ({error}): make sure that nothing else writes to it",
                 stacklevel=3,  # through contextlib, to the caller
             )
         yield

@@ -1,4 +1,4 @@
-"""Hashes of files and of what models hold."""
+"""SHA-256 hashes of files and of tensors."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
-    """A SHA-256 of names, types, shapes and values, whatever file they came from."""
+    """Return a SHA-256 of names, types, shapes and values, independent of the order and of the file they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -16,7 +16,7 @@ def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
 
 
 def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file's bytes, as sha256sum prints it."""
+    """Return the SHA-256 of a file's bytes, as sha256sum prints it."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(2**20):

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples."""
+"""Grids of samples as one picture."""
 
 from pathlib import Path
 
@@ -8,7 +8,14 @@ from torchvision.utils import save_image
 
 
 def save_grid(images: torch.Tensor, file: str | Path, columns: int, min_size: int = 32) -> None:
-    """Write images (B, C, H, W) in [0, 1] as one PNG, `columns` a row; tiny ones are enlarged to `min_size` pixels."""
+    """Write images (B, C, H, W) in [0, 1] as one PNG.
+
+    Args:
+        images: the images, row by row.
+        file: the PNG to write; missing folders are created.
+        columns: images per row.
+        min_size: smaller images are enlarged, by a whole factor, to at least this many pixels.
+    """
     factor = -(-min_size // images.shape[-1])
     if factor > 1:
         images = interpolate(images, scale_factor=factor, mode="nearest")

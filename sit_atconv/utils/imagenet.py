@@ -6,13 +6,13 @@ from timm.data import ImageNetInfo
 
 
 def imagenet_labels() -> dict[int, str]:
-    """All names of each of the 1000 classes: {0: "tench, Tinca tinca", …}."""
+    """Return all names of each of the 1000 classes: {0: "tench, Tinca tinca", …}."""
     info = ImageNetInfo("imagenet-1k")
     return {i: info.index_to_description(i, detailed=False) for i in range(info.num_classes())}
 
 
 def name_synsets(classes: Sequence[str]) -> list[str]:
-    """Class names for people: the folders of ImageNet, such as n01440764, become names; all others stay."""
+    """Replace ImageNet's folder names, such as n01440764, by class names; other names are returned as they are."""
     info = ImageNetInfo("imagenet-1k")
     synsets = {info.index_to_label_name(i): i for i in range(info.num_classes())}
     if not set(classes) <= synsets.keys():

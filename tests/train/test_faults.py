@@ -305,13 +305,6 @@ def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, proc
         assert processes(1, second) == [0]
 
 
-def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
-    with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), folder_lock(tmp_path):
-        pass
-
-
 class UnsendableError(KeyError):
     """An error that cannot be pickled, as those of some libraries."""
 

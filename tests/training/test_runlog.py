@@ -1,6 +1,4 @@
 import json
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from sit_atconv.training.loss_plot import plot_metrics
 from sit_atconv.training.runlog import MetricsFile, Window, read_metrics
 from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
 from sit_atconv.training.trackers import scalars, tracker_options
-from sit_atconv.utils.environment import git_commit
 
 
 def test_losses_are_summed_by_time():
@@ -85,26 +82,6 @@ def test_trackers_continue_the_same_run(tmp_path, tracker, name):
     assert options[2][name] != options[0][name]
     assert options[0]["resume"] == "allow"
     assert tracker_options(TrainConfig(log_with="tensorboard", output_dir=str(first))) == {}
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit_of_the_code_is_known(tmp_path):
-    def git(*arguments: str) -> str:
-        options = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
-        command = ["git", "-C", str(tmp_path), *options, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    file = tmp_path / "code.py"
-    file.write_text("1")
-    assert git_commit(file) is None  # no checkout
-    git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "--message", "first")
-    assert git_commit(file) is None  # as a package in a virtual environment within somebody's checkout
-    git("add", "code.py")
-    git("commit", "--quiet", "--message", "second")
-    assert git_commit(file) == git("rev-parse", "HEAD")
-    file.write_text("2")
-    assert git_commit(file) == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_trackers_get_numbers_alone():

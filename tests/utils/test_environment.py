@@ -1,0 +1,82 @@
+"""What a report says of its origin, and which device a name stands for."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sit_atconv import __version__
+from sit_atconv.utils import environment
+from sit_atconv.utils.environment import (
+    describe_environment,
+    device_name,
+    git_commit,
+    package_versions,
+    pick_device,
+)
+
+
+def test_environment_is_described():
+    found = describe_environment(torch.device("cpu"))
+    assert found["versions"].keys() >= {"torch", "diffusers", "numpy", "scipy", "Pillow", "clean-fid", "torchdiffeq"}
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["tf32"] == {"matmul": False, "cudnn": False} and found["device_name"]
+    assert (found["git_commit"] is None) == (not (Path(__file__).parents[2] / ".git").exists())
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_the_code_is_known(tmp_path):
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        command = ["git", "-C", str(tmp_path), *options, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "code.py"
+    file.write_text("1")
+    assert git_commit(file) is None  # no checkout
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert git_commit(file) is None  # as a package in a virtual environment within somebody's checkout
+    git("add", "code.py")
+    git("commit", "--quiet", "--message", "second")
+    assert git_commit(file) == git("rev-parse", "HEAD")
+    file.write_text("2")
+    assert git_commit(file) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
+    versions = package_versions()
+    assert versions["no-such-package"] is None
+    assert versions["numpy"] == __import__("numpy").__version__
+    assert (versions["sit_atconv"], versions["torch"]) == (__version__, torch.__version__)
+
+
+def test_auto_is_the_accelerator_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert pick_device("auto") == torch.device("mps")
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["quantum", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"device='{name}' cannot be used: .*; try cpu or auto"):
+        pick_device(name)
+
+
+def test_the_model_of_the_cpu_is_known():
+    name = device_name(torch.device("cpu"))
+    assert name and name == name.strip()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists() and "model name" in cpuinfo.read_text():
+        assert f": {name}\n" in cpuinfo.read_text()

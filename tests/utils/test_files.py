@@ -1,0 +1,181 @@
+"""Files that are complete at any moment, durable ones on the disk before they are seen; and the lock of a folder."""
+
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sit_atconv.utils.files import (
+    STAGING,
+    check_new_file,
+    folder_lock,
+    staged,
+    sync,
+    write_atomically,
+    write_json,
+    write_report,
+)
+
+
+@pytest.fixture
+def disk_events(monkeypatch) -> list[tuple]:
+    """What is synced, with the size that it has then, and what is renamed, in order."""
+    fsync, replace, events = os.fsync, os.replace, []
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        events.append(("sync", status.st_ino, None if stat.S_ISDIR(status.st_mode) else status.st_size))
+
+    def replacing(source, target):
+        replace(source, target)
+        events.append(("replace", Path(target).name))
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    return events
+
+
+def write_staged(file: Path) -> None:
+    with staged(file) as part:
+        part.write_bytes(b"new!")
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+@pytest.mark.parametrize("write", [write_staged, lambda file: write_atomically(file, b"new!")])
+def test_a_file_is_on_the_disk_before_it_is_seen(write, before, tmp_path, disk_events):
+    file = tmp_path / "file"
+    if before is not None:
+        file.write_bytes(before)
+    write(file)
+    assert file.read_bytes() == b"new!"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    # the whole content, then the name, then the folder that holds the name
+    assert disk_events == [
+        ("sync", file.stat().st_ino, 4),
+        ("replace", "file"),
+        ("sync", tmp_path.stat().st_ino, None),
+    ]
+
+
+def test_a_file_that_need_not_survive_a_power_cut_is_not_waited_for(tmp_path, disk_events):
+    with staged(tmp_path / "file", durable=False) as part:
+        part.write_bytes(b"new!")
+    assert disk_events == [("replace", "file")]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_file(error, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    with pytest.raises(type(error)), staged(file) as part:
+        assert part.parent == tmp_path and part.name.startswith(STAGING)
+        part.write_bytes(b"half")
+        assert file.read_bytes() == b"old"
+        raise error
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failing_sync_publishes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        write_atomically(tmp_path / "file", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_stage_under_two_names(tmp_path, monkeypatch):
+    with staged(tmp_path / "file", durable=False) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with staged(tmp_path / "file", durable=False) as other:
+            assert other != mine
+            other.write_text("other")
+        assert (tmp_path / "file").read_text() == "other"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_text_and_json_are_utf8(tmp_path):
+    write_atomically(tmp_path / "text", "σ ≤ 1\n")
+    assert (tmp_path / "text").read_bytes() == "σ ≤ 1\n".encode()
+    write_json(tmp_path / "new" / "deep" / "file.json", {"name": "σ", "values": [1, None]})
+    text = (tmp_path / "new" / "deep" / "file.json").read_bytes().decode()
+    assert json.loads(text) == {"name": "σ", "values": [1, None]}
+    assert "σ" in text and text.endswith("}\n")
+
+
+def test_sync_closes_what_it_opens(tmp_path, monkeypatch):
+    opened, closed = [], []
+    original_open, original_close = os.open, os.close
+    monkeypatch.setattr(os, "open", lambda *arguments: opened.append(original_open(*arguments)) or opened[-1])
+    monkeypatch.setattr(os, "close", lambda descriptor: closed.append(descriptor) or original_close(descriptor))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        sync(tmp_path)
+    assert len(opened) == 1 and opened == closed
+
+
+def test_a_report_replaces_nothing(tmp_path):
+    file = tmp_path / "new" / "report.json"
+    write_report(file, {"fid": 1.5})
+    assert json.loads(file.read_text()) == {"fid": 1.5}
+    with pytest.raises(FileExistsError):
+        write_report(file, {"fid": 2.5})
+    assert json.loads(file.read_text()) == {"fid": 1.5}
+
+
+def test_new_files(tmp_path):
+    check_new_file("output", None)
+    check_new_file("output", tmp_path / "not" / "there" / "yet.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^output='.*file' exists; name another, or remove that one first$"):
+        check_new_file("output", tmp_path / "file")
+    with pytest.raises(ValueError, match=r"^output='.*inner' exists"):
+        (tmp_path / "folder" / "inner").mkdir(parents=True)
+        check_new_file("output", str(tmp_path / "folder" / "inner"))
+    with pytest.raises(ValueError, match=r"cannot be written: .*file is not a folder that you may write to"):
+        check_new_file("output", tmp_path / "file" / "inside.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    with pytest.raises(ValueError, match="is not a folder that you may write to"):
+        check_new_file("output", tmp_path / "inner" / "file.json")
+
+
+def take_lock(folder: Path, answers) -> None:
+    try:
+        with folder_lock(folder):
+            answers.put("held")
+    except ValueError as error:
+        answers.put(str(error))
+
+
+def test_one_process_at_a_time_holds_the_lock(tmp_path):
+    pytest.importorskip("fcntl")
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+
+    def ask() -> str:
+        process = context.Process(target=take_lock, args=(tmp_path, answers))
+        process.start()
+        answer = answers.get(timeout=60)
+        process.join(timeout=60)
+        return answer
+
+    with folder_lock(tmp_path):
+        assert ask() == f"output_dir={str(tmp_path)!r}: another process is writing to it"
+    assert ask() == "held"
+    with folder_lock(tmp_path):  # free again, since that process has ended
+        pass
+
+
+def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
+    with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), folder_lock(tmp_path):
+        pass
