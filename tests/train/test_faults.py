@@ -467,6 +467,7 @@ def stop_launcher(launcher: list[str], folder: Path, *arguments: str) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the system to report the launcher's end")
 def test_sigterm_to_the_launcher_leaves_one_checkpoint_to_resume_from(tmp_path):
     """accelerate's launcher of one process passes nothing on and ends; torchrun's passes it on to each process."""

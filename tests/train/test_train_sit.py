@@ -360,6 +360,7 @@ def test_output_folder_of_another_run_is_kept(tmp_path, capsys):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["atconv", "attention"])
 def test_generated_digits_are_recognised(tmp_path, mixer):
     """The proof that generation works: a classifier of real digits knows the class that was asked for."""
