@@ -1,0 +1,197 @@
+"""Trained and evaluated runs: what a comparison reads from their folders, and which of them can be compared."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from .records import folder_sha256
+from .scores import check_comparable
+
+# Training options in which the runs of a comparison are meant to differ.
+MEANT_TO_DIFFER = {"mixer", "preset", "model", "seed", "output_dir", "resume"}
+# What determines how images are drawn: if all of it is equal, they come from the same noise and labels.
+SAMPLED_ALIKE = (
+    "scheduler",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_channels",
+    "labels",
+    "seed",
+    "batch_size",
+)
+REQUIRED = ("model_sha256", "seed", "labels", "num_inference_steps", "notes", "versions", "device")  # in every report
+# Where scores were computed: if it differs, the comparison says so.
+COMPUTED_ALIKE = ("versions", "device", "device_name", "tf32")
+
+
+@dataclass
+class Run:
+    """One trained and evaluated run.
+
+    Attributes:
+        folder: the run folder of train/train_sit.py.
+        model: name of the model: the folder's name without the seed.
+        seed: seed of the training.
+        config: options of the training.
+        reports: reports of eval/fid.py, sorted by training step, then by network calls per image.
+        hours: hours of training until each step that was evaluated.
+        final_inference_steps: number of solver steps of the report that tables show. If None, the report of the most
+            network calls is shown.
+    """
+
+    folder: Path
+    model: str
+    seed: int
+    config: dict
+    reports: list[dict]
+    hours: dict[int, float] = field(default_factory=dict)
+    final_inference_steps: int | None = None
+
+    @property
+    def final(self) -> dict:
+        """The report of the last step; if there are several, see `final_inference_steps`."""
+        last = self.reports_of_last_step
+        wanted = [report for report in last if report.get("num_inference_steps") == self.final_inference_steps]
+        return (wanted or last)[-1]
+
+    @property
+    def reports_by_step(self) -> list[dict]:
+        """The reports of all steps whose samples were drawn as those of the final report."""
+        return [report for report in self.reports if sampled_alike(report, self.final)]
+
+    @property
+    def reports_of_last_step(self) -> list[dict]:
+        """The reports of the last step, however its samples were drawn."""
+        return [report for report in self.reports if report["step"] == self.reports[-1]["step"]]
+
+
+def sampled_alike(a: dict, b: dict) -> bool:
+    """Whether the samples of two reports were drawn in the same way."""
+    return all(a.get(key) == b.get(key) for key in SAMPLED_ALIKE)
+
+
+def model_names(runs: Iterable[Run]) -> list[str]:
+    """The models of these runs, each once, the baseline first."""
+    return list(dict.fromkeys(run.model for run in runs))
+
+
+def load_run(folder: Path) -> Run:
+    """Read the training options, reports and training times of a run.
+
+    Raises:
+        ValueError: if the folder is no run, or the run was not finished or not evaluated.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"run={str(folder)!r} is no run folder of train/train_sit.py: it has no config.yaml")
+    if not (folder / "pipeline").is_dir():
+        raise ValueError(f"run={str(folder)!r} is not finished: it has no pipeline")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    reports = []
+    for file in sorted((folder / "evaluation").glob("*.json")):
+        report = read_report(file)
+        if report is not None:
+            reports.append({"step": config["max_steps"], **report, "file": str(file)})
+    if not reports:
+        raise ValueError(
+            f"run={str(folder)!r} was not evaluated: make a report with python eval/fid.py {folder}/pipeline … "
+            f"--output {folder}/evaluation/final.json, or use eval/duel.py"
+        )
+    reports.sort(key=lambda report: (report["step"], report.get("network_calls_per_image", 0)))
+    hours = training_hours(folder, config, [report["step"] for report in reports])
+    return Run(folder, re.sub(r"-seed\d+$", "", folder.name), config["seed"], config, reports, hours)
+
+
+def read_report(file: Path) -> dict | None:
+    """Read a report of eval/fid.py.
+
+    Returns:
+        The report, or None if the JSON file is not a report with an FID.
+
+    Raises:
+        ValueError: if the file is damaged, or does not record how its images were made.
+    """
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is incomplete: {error}; make that report again") from None
+    if not isinstance(report, dict) or "fid" not in report:
+        return None
+    if not isinstance(report["fid"], float) or not math.isfinite(report["fid"]):
+        raise ValueError(f"{file}: fid={report['fid']} is not a finite number; make that report again")
+    if missing := [name for name in REQUIRED if report.get(name) is None]:
+        raise ValueError(
+            f"{file} does not record {', '.join(missing)}; score the run's pipeline, or samples of eval/sample.py"
+        )
+    return report
+
+
+def training_hours(folder: Path, config: dict, steps: list[int]) -> dict[int, float]:
+    """Hours of training until each step, from the speeds in metrics.jsonl; empty if the run has no such file."""
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    hours: dict[int, float] = {}
+    total, last = 0.0, 0
+    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        if "images_per_second" in line:
+            total += (line["step"] - last) * config["batch_size"] / line["images_per_second"] / 3600
+            last = line["step"]
+            hours[last] = total
+    known = sorted(hours)
+    return {step: float(np.interp(step, known, [hours[k] for k in known])) for step in steps if known}
+
+
+def check_runs(runs: list[Run]) -> list[str]:
+    """Check that runs can be compared in one report.
+
+    Returns:
+        How their training options and the machines of their scores differ, apart from what is meant to differ.
+
+    Raises:
+        ValueError: if reports cannot be compared, a report is of other weights than its run's, a run is named twice, or
+            there is only one model.
+    """
+    first = runs[0]
+    names = [(run.model, run.seed) for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"runs: {', '.join(str(run.folder) for run in runs)}: a model and seed is named twice")
+    if len(model_names(runs)) < 2:
+        raise ValueError(f"runs: all are of the model {first.model!r}; name runs of at least two")
+    check_comparable({report["file"]: report for run in runs for report in run.reports})
+    for run in runs[1:]:
+        if differing := [key for key in SAMPLED_ALIKE if run.final.get(key) != first.final.get(key)]:
+            facts = "; ".join(f"{key}: {first.final.get(key)!r} and {run.final.get(key)!r}" for key in differing)
+            raise ValueError(f"{first.final['file']} and {run.final['file']} were sampled in different ways ({facts})")
+    for run in runs:
+        check_weights(run)
+    return [difference for run in runs[1:] for difference in differences_in_recipe(first, run)]
+
+
+def check_weights(run: Run) -> None:
+    """Raise ValueError if the report of the last training step is of other weights than the run's pipeline."""
+    is_last = run.final["step"] == run.config["max_steps"]
+    if is_last and run.final["model_sha256"] != folder_sha256(run.folder / "pipeline"):
+        raise ValueError(
+            f"{run.final['file']} is of other weights than {run.folder / 'pipeline'}; evaluate that pipeline again"
+        )
+
+
+def differences_in_recipe(first: Run, run: Run) -> list[str]:
+    """How two runs differ in training options and in where their scores were computed, one sentence each."""
+    pairs = {
+        key: (first.config.get(key), run.config.get(key))
+        for key in sorted((run.config.keys() | first.config.keys()) - MEANT_TO_DIFFER)
+    }
+    pairs |= {f"{key} of the scores": (first.final.get(key), run.final.get(key)) for key in COMPUTED_ALIKE}
+    return [
+        f"{key}: {of_first!r} and {of_run!r} ({first.folder.name}, {run.folder.name})"
+        for key, (of_first, of_run) in pairs.items()
+        if of_first != of_run
+    ]
