@@ -98,5 +98,6 @@ def check_parts(duel: Duel) -> None:
     train = TrainConfig(**{name: duel.train[name] for name in ("path", "prediction") if name in duel.train})
     network = SiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4)
     pipeline = SiTPipeline(network, InterpolantODEScheduler(path=train.path, prediction=train.prediction))
-    for steps in duel.inference_steps or [None]:
+    all_steps: list[int | None] = [*duel.inference_steps] or [None]
+    for steps in all_steps:
         duel.sampling_options(steps).resolve(pipeline)

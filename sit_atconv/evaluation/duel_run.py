@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ..sharing.hub import is_pipeline_folder
+from ..sharing.folder import is_pipeline_folder
 from ..training.checkpoints import checkpoint_steps
 from ..training.export import average_file
 from ..utils.environment import pick_device

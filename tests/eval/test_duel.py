@@ -1,11 +1,10 @@
-"""eval/duel.py and eval/compare.py: a whole duel in small, interrupted and taken up again, and its report."""
+"""eval/duel.py and eval/compare.py as commands: a small duel, interrupted and continued, and its report."""
 
+import html
 import json
-import os
 import re
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,12 +17,20 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from sit_atconv.evaluation.records import describe_pipeline
-from sit_atconv.evaluation.sample_folder import sample_to_folder
-from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
+from sit_atconv.evaluation import duel_run
+from sit_atconv.evaluation.comparison import paired_differences
+from sit_atconv.evaluation.comparison_report import score_table
+from sit_atconv.evaluation.duel_options import Duel
+from sit_atconv.evaluation.duel_run import DuelRun, Scripts
+from sit_atconv.evaluation.evaluated_runs import check_runs, load_run
+from sit_atconv.training.checkpoints import checkpoint_steps
+from sit_atconv.training.command_line import parse_arguments
+from sit_atconv.training.export import average_file
 
-sys.path.insert(0, str(Path(duel.TRAIN).parent))
+sys.path.insert(0, str(duel.TRAIN.parent))
 import train_sit
+
+SCRIPTS = Scripts(duel.TRAIN, duel.SAMPLE)
 
 TINY = {"batch_size": 8, "log_every": 1, "sample_steps": 1, "model.num_layers": 1, "model.num_attention_heads": 2}
 
@@ -47,7 +54,7 @@ def in_process(monkeypatch):
         return 0
 
     run.interrupt = True
-    monkeypatch.setattr(duel, "run_to_end", run)
+    monkeypatch.setattr(duel_run, "run_to_end", run)
     return started, run
 
 
@@ -84,9 +91,9 @@ CONFIGS = sorted(Path(duel.__file__).with_name("configs").glob("*.yaml"))
 def test_shipped_duels_can_be_run_by_the_command_they_name(file):
     text = file.read_text(encoding="utf-8")
     assert f"python eval/duel.py eval/configs/{file.name}" in text
-    settings = duel.Duel(**yaml.safe_load(text))
+    settings = Duel(**yaml.safe_load(text))
     for model in settings.models:
-        train_sit.parse_arguments(duel.train_command(settings, model, settings.seeds[0])[2:])
+        parse_arguments(DuelRun(settings, SCRIPTS, model, settings.seeds[0]).train_command()[2:])
 
 
 def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
@@ -107,7 +114,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     # step 2 was scored with the averaged weights of its checkpoint, in a pipeline like the final one
     folder = output / "ATConv-seed1"
     weights = load_file(folder / "evaluation/step-00000002/pipeline/transformer/diffusion_pytorch_model.safetensors")
-    average = load_file(duel.average_file(folder, folder / "checkpoints" / "step-00000002"))
+    average = load_file(average_file(folder, folder / "checkpoints" / "step-00000002"))
     assert all(torch.equal(weights[name], average[name]) for name in average)
     report = json.loads((folder / "evaluation/step-00000002-2-inference-steps.json").read_text())
     facts = {"step": 2, "num_samples": 70, "reference": "digits", "num_reference": 1797, "num_inference_steps": 2}
@@ -118,7 +125,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     page = (output / "report" / "report.html").read_text(encoding="utf-8")
     for part in ("SA against ATConv", "## Paired differences", "samples, paired bootstrap", "seeds, Student's t"):
         assert part in markdown
-        assert part.removeprefix("## ").replace("'", "&#x27;") in page
+        assert part.removeprefix("## ") in html.unescape(page)
     for name in ("fid-steps.png", "fid-training-time.png", "fid-sampling-time.png", "samples-SA.png"):
         assert (output / "report" / name).is_file() and name in markdown
     assert page.count("<svg") == 3 and page.count("data:image/png;base64,") == 2
@@ -126,24 +133,24 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
-    runs = [compare.load_run(output / f"{name}-seed{seed}") for name in ("SA", "ATConv") for seed in (0, 1)]
+    runs = [load_run(output / f"{name}-seed{seed}") for name in ("SA", "ATConv") for seed in (0, 1)]
     for run in runs:
         run.final_inference_steps = 2
-        assert [report["step"] for report in run.by_step] == [2, 3]
-        assert [report["num_inference_steps"] for report in run.by_cost] == [1, 2]
+        assert [report["step"] for report in run.reports_by_step] == [2, 3]
+        assert [report["num_inference_steps"] for report in run.reports_of_last_step] == [1, 2]
     means = ", ".join(f"{np.mean([run.final['fid'] for run in pair]):.4g}" for pair in (runs[:2], runs[2:]))
     assert f"# SA against ATConv: FID {means} (means of 2 seeds)\n" in markdown
-    (row,) = compare.paired_differences(runs)
+    (row,) = paired_differences(runs)
     expected = [runs[2 + i].final["fid"] - runs[i].final["fid"] for i in range(2)]
     assert [entry["difference"] for entry in row["per_seed"]] == pytest.approx(expected)
     assert row["mean"] == pytest.approx(np.mean(expected))
     assert row["interval"][0] < row["mean"] < row["interval"][1]
 
-    runs = [compare.load_run(output / f"{name}-seed0") for name in ("SA", "ATConv")]
+    runs = [load_run(output / f"{name}-seed0") for name in ("SA", "ATConv")]
     (output / "ATConv-seed0" / "pipeline" / "README.md").write_text("edited")
-    assert compare.check_runs(runs) == []
+    assert check_runs(runs) == []
     runs[1].final["sfid"] = 1.0  # one run has a metric more
-    assert "sFID" not in compare.score_table(runs)[0] and "sFID" not in compare.score_table(runs[::-1])[0]
+    assert "sFID" not in score_table(runs).head and "sFID" not in score_table(runs[::-1]).head
     for changes, part in (
         ({"seed": 7}, r"sampled in different ways \(seed: 0 and 7\)"),
         ({"batch_size": 7}, r"batch_size: 70 and 7"),
@@ -152,15 +159,15 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
         before = dict(runs[1].final)
         runs[1].final.update(changes)
         with pytest.raises(ValueError, match=part):
-            compare.check_runs(runs)
+            check_runs(runs)
         runs[1].final.update(before)
     runs[1].final["device"] = "cuda"
-    (stated,) = compare.check_runs(runs)
+    (stated,) = check_runs(runs)
     assert stated == "device of the scores: 'cpu' and 'cuda' (SA-seed0, ATConv-seed0)"
     runs[1].final["fid_resampled"] = [1.0, 2.0]  # of another number: nothing to pair
-    assert compare.paired_differences(runs)[0]["per_seed"][0]["interval"] is None
+    assert paired_differences(runs)[0]["per_seed"][0]["interval"] is None
     (output / "ATConv-seed0" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
-    assert compare.load_run(output / "ATConv-seed0").hours == {}
+    assert load_run(output / "ATConv-seed0").hours == {}
 
     # another duel, or other options, in the same folder
     other = write_yaml(tmp_path / "other.yaml", output, max_steps=4)
@@ -179,8 +186,8 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
 def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path, monkeypatch):
     options = {**TINY, "ema_decay": [], "ema_stds": [0.1, 0.05], "ema_snapshot_every": 2}
     file = write_yaml(tmp_path / "duel.yaml", tmp_path / "duel", max_steps=6, train=options)
-    settings = duel.Duel(**yaml.safe_load(Path(file).read_text()))
-    run = settings.run_folder("SA", 0)
+    settings = Duel(**yaml.safe_load(Path(file).read_text()))
+    run = DuelRun(settings, SCRIPTS, "SA", 0)
     original, stops = train_sit.time_bin_sums, [3, 5]
     seen = []
 
@@ -194,52 +201,18 @@ def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path
     monkeypatch.setattr(train_sit, "time_bin_sums", signalling)
     for _ in stops:
         with pytest.raises(ValueError, match="start the duel again"):
-            duel.train(settings, "SA", 0)
+            run.train()
         in_process[0].clear()
-    duel.train(settings, "SA", 0)
-    checkpoints = dict(duel.checkpoint_steps(run / "checkpoints"))
+    run.train()
+    checkpoints = dict(checkpoint_steps(run.folder / "checkpoints"))
     assert len(seen) == 6 and {2, 4} <= checkpoints.keys()
 
-    folder = duel.pipeline_at(run, 2, 6) / "transformer" / "diffusion_pytorch_model.safetensors"
+    folder = run.pipeline_at(2) / "transformer" / "diffusion_pytorch_model.safetensors"
     first = load_file(checkpoints[2] / "ema-std-0.1.safetensors")
     other = load_file(checkpoints[2] / "ema-std-0.05.safetensors")
     weights = load_file(folder)
     assert all(torch.equal(weights[name], first[name]) for name in first)
     assert any(not torch.equal(other[name], first[name]) for name in first)
-
-
-def test_solver_steps_are_the_pipelines_where_none_are_given(tiny_pipeline, tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "A-seed0" / "pipeline")
-    options = {"output": str(tmp_path), "models": {"A": {}, "B": {}}, "metrics": {"extractor": "pixels"}}
-    for solver, steps in ((None, 25), ("euler", 50)):
-        settings = duel.Duel(**options, sampling={"num_samples": 4, "solver": solver})
-        assert duel.solver_steps(settings, "A", 0) == [steps]
-
-
-def test_samples_are_drawn_on_the_device_of_the_duel(tiny_pipeline, tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
-    options = SamplingOptions(num_samples=2, num_inference_steps=1)
-    with pytest.raises(ValueError, match="device='abacus'"):
-        sample_to_folder(str(tmp_path / "pipeline"), str(tmp_path / "samples"), options, None, "", "abacus")
-
-
-@pytest.mark.parametrize("changes", [{"solver": "euler"}, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}])
-def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, changes):
-    pipeline, options = tiny_pipeline(), SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
-    pipeline.save_pretrained(tmp_path / "pipeline")
-    pipeline = options.configure(pipeline)
-    report = {**options.resolve(pipeline).record(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}
-    run = compare.Run(tmp_path, "A", 0, {}, [json.loads(json.dumps(report))])
-    expected = torch.from_numpy(draw_images(pipeline, range(10), options) / 255).permute(0, 3, 1, 2)
-    torch.testing.assert_close(compare.first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.5 / 255)
-
-
-def test_models_of_other_inputs_are_refused(tiny_pipeline):
-    pipelines = {"A": tiny_pipeline(), "B": tiny_pipeline()}
-    compare.check_inputs_agree(pipelines)
-    for change in ({"sample_size": 16}, {"in_channels": 4}):
-        with pytest.raises(ValueError, match=f"A and B cannot be compared: {next(iter(change))}: "):
-            compare.check_inputs_agree({**pipelines, "B": tiny_pipeline(**change)})
 
 
 def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
@@ -298,65 +271,6 @@ def test_options_of_the_command_line_are_numbers(in_process, tmp_path, capsys):
     )
     duel.main([again])
     assert len(started) == 2
-
-
-def test_reports_that_do_not_say_enough(tmp_path):
-    file = tmp_path / "fid.json"
-    whole = {"fid": 1.0, **dict.fromkeys(compare.STAMPED, "known")}
-    cases = [
-        ("{", "is not whole"),
-        (json.dumps(whole | {"fid": float("nan")}), "fid=nan is no finite number"),
-        (json.dumps(whole | {"model_sha256": None}), "does not say its model_sha256"),
-        (json.dumps({name: value for name, value in whole.items() if name != "notes"}), "does not say its notes"),
-    ]
-    for text, part in cases:
-        file.write_text(text)
-        with pytest.raises(ValueError, match=part) as error:
-            compare.read_report(file)
-        assert str(file) in str(error.value)
-    file.write_text(json.dumps({"class_accuracy": 0.5}))
-    assert compare.read_report(file) is None
-    file.write_text(json.dumps(whole))
-    assert compare.read_report(file) == whole
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_is_waited_for(number, tmp_path):
-    """The command ends by itself after the signal, as training does that writes its checkpoint first."""
-    code = (
-        "import pathlib, signal, sys, time\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'stop').touch())\n"
-        "(folder / 'ready').touch()\n"
-        "while not (folder / 'stop').exists(): time.sleep(0.01)\n"
-        "time.sleep(0.5)\n"
-        "(folder / 'checkpoint').touch()\n"
-    )
-
-    def send():
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-        if number == signal.SIGINT:  # a terminal sends it to all; here nobody tells the command
-            (tmp_path / "stop").touch()
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        duel.run_to_end([sys.executable, "-c", code, str(tmp_path)])
-    thread.join()
-    assert (tmp_path / "checkpoint").exists()
-
-
-def test_training_hours(tmp_path):
-    lines = [
-        {"step": 10, "images_per_second": 100.0},
-        {"step": 15, "skipped": True},
-        {"step": 20, "images_per_second": 50.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    hours = compare.training_hours(tmp_path, {"batch_size": 10}, [10, 20])
-    assert hours == pytest.approx({10: 1 / 3600, 20: 3 / 3600})
 
 
 def test_folders_that_are_no_runs(tmp_path, capsys):
