@@ -87,7 +87,13 @@ class InterpolantLoss:
             device = generator.device if generator is not None else x_1.device
             x_0 = torch.randn(x_1.shape, generator=generator, device=device).to(x_1.device)
         x_t = self.interpolant.interpolate(x_0, x_1, t)
-        error = self._weighted_error(model_fn(x_t, t).float(), x_0, x_1, t)
+        return self.of_output(model_fn(x_t, t), x_0, x_1, t)
+
+    def of_output(
+        self, model_output: torch.Tensor, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss (B,) float32 of an output that the network gave for x_t, interpolated between x_0 and x_1."""
+        error = self._weighted_error(model_output.float(), x_0, x_1.float(), t)
         return error.square().flatten(1).mean(1)
 
     def _weighted_error(

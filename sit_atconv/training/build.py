@@ -1,28 +1,116 @@
-"""Build what a run trains and samples: the transformer and the pipeline around it."""
+"""Build what a run trains and what it trains on: data, VAE, transformer, loss, and the pipeline that samples."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
 
-from ..data import ImageDataset
+from ..data import ImageDataset, TrainingOrder, TrainingView, open_dataset
+from ..flow.interpolants import Interpolant
+from ..flow.losses import InterpolantLoss
 from ..models.transformer_sit import PRESETS, SiTTransformer2DModel
-from ..models.vae import vae_scale_factor
+from ..models.vae import load_vae, vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
 from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
+from .processes import one_process_first
+from .repa import AlignedTransformer, TargetEncoder
+from .signals import ignore_stop_signals
 
 
-def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.Module | None) -> SiTTransformer2DModel:
-    """The model for this data, freshly initialised or that of `init_from`: a function of the config alone.
+@dataclass
+class Components:
+    """The parts of a run, before they are distributed over processes.
+
+    Args:
+        dataset: the training images or precomputed latents.
+        vae: the VAE; None if the model is trained on pixels.
+        transformer: the model that is kept after training.
+        trained: the module whose parameters are trained: the transformer, or an `AlignedTransformer` with REPA.
+        loss_fn: the interpolant and its loss.
+        encoder: the encoder whose features are predicted; None without REPA.
+    """
+
+    dataset: ImageDataset
+    vae: nn.Module | None
+    transformer: SiTTransformer2DModel
+    trained: nn.Module
+    loss_fn: InterpolantLoss
+    encoder: TargetEncoder | None
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The projector that is trained together with the transformer; None without REPA."""
+        return self.trained.projector if isinstance(self.trained, AlignedTransformer) else None
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules whose state is in a checkpoint, by the name of their file."""
+        return {"model": self.transformer} | ({} if self.projector is None else {"projector": self.projector})
+
+
+def build_components(config: TrainConfig, accelerator: Accelerator) -> Components:
+    """Open the data and build everything that is trained on it.
 
     Raises:
-        ValueError: where image size, VAE factor and patch size do not fit, channels differ, or an argument is unknown.
+        ValueError: naming what in the configuration or the data cannot be used.
+    """
+    dataset = one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
+    if len(dataset) < config.batch_size:
+        raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
+    vae = None if config.vae is None else load_vae(config.vae).to(accelerator.device)
+    dataset.check_training(vae, config.horizontal_flip)
+    transformer = build_transformer(config, dataset, vae)
+    if config.sample_guidance_scale != 1 and transformer.config.class_dropout_prob == 0:
+        raise ValueError(
+            f"sample_guidance_scale={config.sample_guidance_scale}: without class dropout the model cannot be guided; "
+            "use 1, or a class_dropout_prob above 0"
+        )
+    interpolant = Interpolant(config.path, config.prediction)
+    loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
+    if config.repa is None:
+        return Components(dataset, vae, transformer, transformer, loss_fn, encoder=None)
+    dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
+    side = transformer.config.sample_size // transformer.config.patch_size
+    encoder = TargetEncoder(config.repa, config.repa_weights, (side, side), accelerator.device)
+    aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
+    return Components(dataset, vae, transformer, aligned, loss_fn, encoder)
+
+
+def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: nn.Module | None) -> SiTTransformer2DModel:
+    """Build the transformer for this data, freshly initialized from `seed` or fine-tuned from `init_from`.
+
+    Raises:
+        ValueError: if image size, VAE factor and patch size do not fit, channels differ, or an argument is unknown.
     """
     if config.init_from is None:
         trained, base = None, PRESETS[config.preset]
     else:
         trained = load_pretrained(config.init_from)
         base = {key: value for key, value in trained.config.items() if not key.startswith("_")}
+    arguments = _data_arguments(config, dataset, vae, base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            transformer = SiTTransformer2DModel(**{**base, **arguments, **config.model})
+        except TypeError as error:
+            reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
+            raise ValueError(f"model={config.model}: {reason}") from error
+    if trained is not None:
+        same_classes = pretrained_classes(config.init_from) == name_synsets(dataset.classes)
+        take_over_weights(transformer, trained, same_classes)
+    return transformer
+
+
+def _data_arguments(
+    config: TrainConfig, dataset: ImageDataset, vae: nn.Module | None, base: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of the transformer that follow from data, VAE and mixer, checked against the others."""
     factor = vae_scale_factor(vae)
     patch_size = config.model.get("patch_size", base["patch_size"])
     if dataset.image_size % (factor * patch_size):
@@ -32,40 +120,58 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: torch.nn.
         )
     if vae is not None and vae.config.in_channels != dataset.channels:
         raise ValueError(
-            f"vae={config.vae!r} takes {vae.config.in_channels} channels, the images of data={config.data!r} have "
+            f"vae={config.vae!r} takes {vae.config.in_channels} channels, but the images of data={config.data!r} have "
             f"{dataset.channels}"
         )
-    arguments = {
+    arguments: dict[str, Any] = {
         "sample_size": dataset.image_size // factor,
         "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
         "num_classes": dataset.num_classes,
     }
-    if trained is None:
+    if config.init_from is None:
         arguments["mixer"] = config.mixer
     elif arguments["in_channels"] != base["in_channels"]:
         raise ValueError(
-            f"init_from={config.init_from!r} works on {base['in_channels']} channels, data={config.data!r} and "
+            f"init_from={config.init_from!r} works on {base['in_channels']} channels, but data={config.data!r} and "
             f"vae={config.vae!r} give {arguments['in_channels']}"
         )
     if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
         raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
     if not dataset.classes:
-        arguments["class_dropout_prob"] = 0.0  # there is nothing to drop
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        try:
-            transformer = SiTTransformer2DModel(**{**base, **arguments, **config.model})
-        except TypeError as error:
-            reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
-            raise ValueError(f"model={config.model}: {reason}") from error
-    if trained is not None:
-        take_over_weights(
-            transformer, trained, same_classes=pretrained_classes(config.init_from) == name_synsets(dataset.classes)
-        )
-    return transformer
+        arguments["class_dropout_prob"] = 0.0  # there are no labels to drop
+    return arguments
 
 
-def build_pipeline(config: TrainConfig, transformer, vae: torch.nn.Module | None, classes: list[str]) -> SiTPipeline:
-    """The pipeline that samples what is being trained."""
+def build_pipeline(
+    config: TrainConfig, transformer: SiTTransformer2DModel, vae: nn.Module | None, classes: list[str]
+) -> SiTPipeline:
+    """Build the pipeline that samples what a run trains."""
     scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)
     return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(classes))))
+
+
+def build_loader(
+    config: TrainConfig, components: Components, accelerator: Accelerator, start_step: int
+) -> DataLoader[dict[str, Any]]:
+    """Build the loader of this process's batches, from the step after `start_step` to the last one."""
+    dataset, transformer = components.dataset, components.transformer
+    shape = (transformer.config.in_channels, transformer.config.sample_size, transformer.config.sample_size)
+    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=components.vae is not None)
+    order = TrainingOrder(
+        len(dataset),
+        config.batch_size,
+        config.seed,
+        start_step,
+        config.max_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        dataset.epoch_order,
+    )
+    return DataLoader(
+        view,
+        batch_sampler=order,
+        num_workers=config.num_workers,
+        collate_fn=view.collate,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
+    )

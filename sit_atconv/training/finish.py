@@ -3,26 +3,58 @@
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ..data import ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..sharing.hub import add_samples, publish, write_training_config
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
 from ..utils.files import STAGING, sync
 
 
-def save_pipeline(pipeline: SiTPipeline, folder: Path) -> None:
-    """Save a pipeline so that a kill or a power cut leaves the whole old folder, the whole new one, or none."""
+def save_pipeline(
+    pipeline: SiTPipeline, folder: Path, training_config: dict[str, Any] | None = None, samples: Path | None = None
+) -> None:
+    """Save a pipeline so that a kill or a power cut leaves the whole old folder, the whole new one, or none.
+
+    Args:
+        pipeline: the pipeline.
+        folder: the folder to write or to replace.
+        training_config: every option of the training, for the model card.
+        samples: a grid of samples for the model card; left out if there is no such file.
+    """
     staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
+    staged = staging / folder.name  # the card shows the name of the folder
     shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging)
-    for path in (*staging.rglob("*"), staging):
+    staged.mkdir(parents=True)
+    if training_config is not None:
+        write_training_config(staged, training_config)
+    if samples is not None and samples.is_file():
+        add_samples(staged, samples)
+    pipeline.save_pretrained(staged)
+    for path in (*staged.rglob("*"), staged):
         sync(path)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    staging.rename(folder)
+    staged.rename(folder)
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def upload(folder: Path, repo_id: str) -> str:
+    """Upload a finished pipeline folder to the Hugging Face Hub; return the address of the upload.
+
+    Raises:
+        ValueError: if the upload fails, with the command that repeats it.
+    """
+    try:
+        return publish(folder, repo_id)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The folder is complete; upload it with: sit-atconv push {folder} {repo_id}"
+        ) from error
 
 
 def print_next_steps(dataset: ImageDataset, pipeline: Path) -> None:

@@ -1,16 +1,43 @@
-"""Work that one process does for all: the others wait for it, and learn if it fails."""
+"""The processes of a run: how they start together, and work that one of them does for all."""
 
+import os
+import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+
+from .config import TrainConfig
+from .trackers import trackers
 
 T = TypeVar("T")
 
+TIMEOUT = timedelta(hours=1)  # until a process gives up on the others: the main one may be writing a large checkpoint
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Join the processes of the run, on the accelerator of each or on the CPU."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # otherwise the processes of torchrun do not find each other on CPUs
+        mixed_precision=config.mixed_precision,
+        log_with=trackers(config) or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+    )
+    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "on CPUs, accelerate's launcher starts a single process whatever --num_processes says; for several, use "
+            "torchrun --nproc_per_node N train/train_sit.py",
+            stacklevel=2,
+        )
+    return accelerator
+
 
 def one_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run `function` on one process of each machine, then on the others, which find what the first one has cached."""
+    """Run `function` on one process per machine first, then on the others, which find what the first one has cached."""
     if not accelerator.is_local_main_process:
         accelerator.wait_for_everyone()
     try:
@@ -21,21 +48,22 @@ def one_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run `function` on the main process and return its result on all of them; where it fails, none goes on.
+    """Run `function` on the main process and return its result on all processes. If it fails, all of them raise.
 
     Raises:
-        Exception: on the main process, as `function`.
-        ValueError, OSError, RuntimeError: on its peers, with that message: the first two as `function`, else the third.
+        Exception: on the main process, whatever `function` raises.
+        ValueError, OSError, RuntimeError: on the other processes, with the same message. The type is that of the
+            original error if that is a ValueError or an OSError, and RuntimeError otherwise.
     """
-    outcome: list = [None, None]
+    outcome: list[Any] = [None, None]
     failure = None
     if accelerator.is_main_process:
         try:
             outcome[0] = function()
-        except Exception as error:  # whatever it is, the others wait for it
+        except Exception as error:  # whatever it is, the other processes are waiting
             failure = error
             kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
-            outcome[1] = kind(str(error))  # not every error can be sent
+            outcome[1] = kind(str(error))  # not every error can be pickled
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:

@@ -1,10 +1,12 @@
-"""Representation alignment (REPA, arXiv 2410.06940): early blocks learn to predict what a pretrained encoder sees.
+"""Representation alignment (REPA, arXiv 2410.06940): early blocks learn to predict an encoder's features.
 
-B images, N = H·W tokens of the transformer's grid, D its width, Z the encoder's.
+B images of C channels and size S × S as the transformer takes them, N = H·W tokens of its grid, D its width, Z features
+of the encoder.
 """
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -13,20 +15,32 @@ from torch import nn
 
 from ..models.transformer_sit import SiTTransformer2DModel
 
-HIDDEN = 2048  # of the projector, as in the paper
+HIDDEN = 2048  # width of the projector, as in the paper
+
+
+class AlignedOutput(NamedTuple):
+    """What an `AlignedTransformer` returns.
+
+    Args:
+        sample: (B, C, S, S) output of the transformer.
+        projected: (B, N, Z) projection of the aligned block's tokens to the encoder's features.
+    """
+
+    sample: torch.Tensor
+    projected: torch.Tensor
 
 
 class AlignedTransformer(nn.Module):
-    """A transformer, and the projector from one of its blocks to the encoder's features; they are trained together.
+    """A transformer and the projector from one of its blocks to the encoder's features, which are trained together.
 
     Args:
-        transformer: what is trained, and all that is kept after training.
-        depth: the number of blocks before the one that is looked at, it included.
+        transformer: the transformer, which is all that is kept after training.
+        depth: number of the block whose output is projected, counted from 1.
         features: Z.
-        seed: of the projector's first weights.
+        seed: seed of the projector's initial weights.
 
     Raises:
-        ValueError: where the transformer has fewer blocks.
+        ValueError: if the transformer has fewer blocks.
     """
 
     _no_split_modules = SiTTransformer2DModel._no_split_modules
@@ -44,48 +58,50 @@ class AlignedTransformer(nn.Module):
             self.projector = nn.Sequential(
                 nn.Linear(dim, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, features)
             )
+        # A hook, because the transformer's own forward stays the paper's. It is registered once, since compiled blocks
+        # do not notice hooks that come later.
         self._hidden: torch.Tensor | None = None
         transformer.blocks[depth - 1].register_forward_hook(self._keep)
 
-    def _keep(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def _keep(self, block: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         self._hidden = output
 
-    def forward(self, *arguments, **options) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the transformer's, and the projected tokens: (B, C, S, S), (B, N, Z)."""
+    def forward(self, *arguments: Any, **options: Any) -> AlignedOutput:
+        """Call the transformer with these arguments and project the tokens (B, N, D) after block `depth`."""
         sample = self.transformer(*arguments, **options)[0]
         hidden, self._hidden = self._hidden, None
-        return sample, self.projector(hidden)
+        return AlignedOutput(sample, self.projector(hidden))
 
 
 class TargetEncoder:
-    """A frozen timm model whose patch features are the target.
+    """A frozen timm model whose patch features are the target of the alignment.
 
     Args:
-        name: of the timm model, such as vit_base_patch14_dinov2.lvd142m, the paper's.
-        weights: "pretrained" for timm's own (from the Hub or its cache), "random", or a file.
-        grid: tokens of the transformer along (H, W). A vision transformer sees the image at the size that gives just
-            these tokens (224 pixels for 16 × 16 at patch 14, as in the paper); the features of other models are
-            resized to them.
-        device: where it runs.
+        name: name of the timm model, such as vit_base_patch14_dinov2.lvd142m, which the paper uses.
+        weights: "pretrained" for timm's own weights (from the Hub or its cache), "random", or a file.
+        grid: number of the transformer's tokens along (H, W). A vision transformer receives the image at the size that
+            gives exactly these tokens (224 pixels for 16 × 16 at patch size 14, as in the paper); the features of other
+            models are resized to them.
+        device: device of the model.
 
     Attributes:
         features: Z.
 
     Raises:
-        ValueError: for a name that timm does not know, or weights that cannot be loaded.
+        ValueError: if timm does not know the name, or if the weights cannot be loaded.
     """
 
-    def __init__(self, name: str, weights: str, grid: tuple[int, int], device: torch.device):
+    def __init__(self, name: str, weights: str, grid: tuple[int, int], device: torch.device | str):
         if not timm.is_model(name):
             raise ValueError(
                 f"repa={name!r}: timm has no such model; timm.list_models('*dinov2*') lists the usual ones"
             )
-        options: dict = {}
+        options: dict[str, Any] = {}
         if weights == "pretrained":
             options["pretrained"] = True
         elif weights != "random":
             if not Path(weights).is_file():
-                raise ValueError(f"repa_weights={weights!r} is no file, nor 'pretrained' or 'random'")
+                raise ValueError(f"repa_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")
             options |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
         try:
             with torch.device("meta"):
@@ -97,7 +113,7 @@ class TargetEncoder:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 model = timm.create_model(name, num_classes=0, **options)
-        except Exception as error:  # whatever the hub, the file or the model's code answers
+        except Exception as error:  # whatever the Hub, the file or the model's code raises
             raise ValueError(f"repa={name!r}, repa_weights={weights!r} cannot be loaded: {error}") from error
         self.model = model.eval().requires_grad_(False).to(device)
         self.grid = grid
@@ -108,7 +124,7 @@ class TargetEncoder:
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, Z) float32 of images (B, 1 or 3, height, width) in [−1, 1]."""
+        """The features (B, N, Z) float32 of images (B, 1 or 3, height, width) in [−1, 1]."""
         x = pixels.expand(-1, 3, -1, -1) * 0.5 + 0.5
         x = F.interpolate(x, self.input_size, mode="bicubic", antialias=True, align_corners=False)
         z = self.model.forward_features((x - self.mean) / self.std)
@@ -117,7 +133,7 @@ class TargetEncoder:
             side = math.isqrt(z.shape[-1])
             z = z.unflatten(2, self.grid if z.shape[-1] == math.prod(self.grid) else (side, side))
         elif z.shape[1] != self.features:
-            z = z.permute(0, 3, 1, 2)  # channels last, as of Swin
+            z = z.permute(0, 3, 1, 2)  # channels last, as in Swin
         if z.shape[2:] != self.grid:
             z = F.interpolate(z.float(), self.grid, mode="bilinear", antialias=True, align_corners=False)
         return z.flatten(2).mT.float()

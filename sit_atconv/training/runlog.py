@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from ..utils.files import write_atomically
-from .step_report import TIME_BINS
+from .step_report import TIME_BINS, StepReport
+
+T = TypeVar("T")
 
 
 @dataclass
 class Window:
-    """Sums since the last line of metrics.jsonl; part of a checkpoint, so that the next line is the same after it."""
+    """Sums over the steps since the last line of metrics.jsonl.
+
+    They are part of a checkpoint, so that a resumed run writes the same next line as an uninterrupted one.
+    """
 
     steps: int = 0
     skipped: int = 0
@@ -27,23 +33,24 @@ class Window:
     loss_counts: list[float] = field(default_factory=lambda: [0.0] * TIME_BINS)
     alignment: float = 0.0
 
-    def add(self, bins: list[float], grad_norm: float, alignment: float) -> None:
-        """Take in an applied step: its `time_bin_sums`, the norm of its gradient and its mean alignment loss."""
+    def add(self, report: StepReport) -> None:
+        """Add the report of an applied step."""
+        grad_norm = report.grad_norm.item()
         self.steps += 1
         self.skipped_in_a_row = 0
         self.grad_norm += grad_norm
         self.grad_norm_max = max(self.grad_norm_max, grad_norm)
-        self.loss_sums = [a + b for a, b in zip(self.loss_sums, bins[:TIME_BINS], strict=True)]
-        self.loss_counts = [a + b for a, b in zip(self.loss_counts, bins[TIME_BINS:], strict=True)]
-        self.alignment += alignment
+        self.loss_sums = [a + b for a, b in zip(self.loss_sums, report.loss_sums.tolist(), strict=True)]
+        self.loss_counts = [a + b for a, b in zip(self.loss_counts, report.loss_counts.tolist(), strict=True)]
+        self.alignment += report.alignment.item()
 
     def skip(self) -> None:
-        """Take in a step that was not applied."""
+        """Count a step that was not applied."""
         self.skipped += 1
         self.skipped_in_a_row += 1
 
-    def close(self) -> dict:
-        """The means of the window, which starts anew; None for what no step has contributed to."""
+    def close(self) -> dict[str, Any]:
+        """Return the means of the window and start the next one; None for means over nothing."""
         values = {
             "loss": _ratio(sum(self.loss_sums), sum(self.loss_counts)),
             "loss_by_time": [_ratio(a, b) for a, b in zip(self.loss_sums, self.loss_counts, strict=True)],
@@ -61,13 +68,13 @@ def _ratio(total: float, count: float) -> float | None:
 
 
 class Stopwatch:
-    """Speed of the run and the share of time in which it waited for data, since the last look."""
+    """The speed of the run, and the share of time in which it waited for data, since the last reading."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._start, self.waited = time.perf_counter(), 0.0
 
-    def next(self, iterator: Iterator):
-        """The iterator's next item; the time that it takes is waiting for data."""
+    def next(self, iterator: Iterator[T]) -> T:
+        """Return the iterator's next item; the time that this takes counts as waiting for data."""
         start = time.perf_counter()
         item = next(iterator)
         self.waited += time.perf_counter() - start
@@ -75,13 +82,17 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens within it, such as a checkpoint, does not count."""
+        """Exclude the time spent inside, for example on a checkpoint."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def read(self, images: int) -> dict[str, float]:
-        """Images per second and the share of time spent waiting; starts anew."""
+        """Return images per second and the share of time spent waiting for data, and start anew.
+
+        Args:
+            images: number of images since the last reading.
+        """
         now = time.perf_counter()
         values = {
             "images_per_second": images / (now - self._start),
@@ -92,19 +103,20 @@ class Stopwatch:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GB: of the GPU, or resident where there is none."""
+    """Peak memory of this process in GB: allocated memory on a GPU, resident memory otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
+    import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class MetricsFile:
-    """metrics.jsonl: one line a window, and one for each step that was skipped.
+    """metrics.jsonl, with one line per window and one for each skipped step.
 
     Args:
-        file: to append to; lines of steps after `start_step`, which are about to be done again, are dropped.
+        file: the file to append to.
+        start_step: step from which the run continues. Lines of later steps are dropped, since these steps are repeated.
     """
 
     def __init__(self, file: Path, start_step: int):
@@ -112,19 +124,19 @@ class MetricsFile:
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
         self._opened = file.open("a", buffering=1, encoding="utf-8")
 
-    def write(self, step: int, **values) -> None:
-        """Append a line, at once."""
+    def write(self, step: int, **values: Any) -> None:
+        """Append a line and flush it."""
         self._opened.write(json.dumps({"step": step, **values}) + "\n")
 
     def __enter__(self) -> "MetricsFile":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opened.close()
 
 
-def read_metrics(file: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl, without a last line that a kill cut short."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:

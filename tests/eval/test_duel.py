@@ -26,6 +26,7 @@ from sit_atconv.evaluation.evaluated_runs import check_runs, load_run
 from sit_atconv.training.checkpoints import checkpoint_steps
 from sit_atconv.training.command_line import parse_arguments
 from sit_atconv.training.export import average_file
+from sit_atconv.training.objective import Objective
 
 sys.path.insert(0, str(duel.TRAIN.parent))
 import train_sit
@@ -188,7 +189,7 @@ def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path
     file = write_yaml(tmp_path / "duel.yaml", tmp_path / "duel", max_steps=6, train=options)
     settings = Duel(**yaml.safe_load(Path(file).read_text()))
     run = DuelRun(settings, SCRIPTS, "SA", 0)
-    original, stops = train_sit.time_bin_sums, [3, 5]
+    original, stops = Objective.losses, [3, 5]
     seen = []
 
     def signalling(*arguments):
@@ -198,7 +199,7 @@ def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path
             time.sleep(0.2)  # it is a thread that takes note
         return original(*arguments)
 
-    monkeypatch.setattr(train_sit, "time_bin_sums", signalling)
+    monkeypatch.setattr(Objective, "losses", signalling)
     for _ in stops:
         with pytest.raises(ValueError, match="start the duel again"):
             run.train()

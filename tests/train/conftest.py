@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+from sit_atconv.training import trainer
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "train"))
 
 
@@ -31,9 +33,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Plots take longer than these trainings; the tests of the run log draw some."""
-    import train_sit
-
-    monkeypatch.setattr(train_sit, "plot_metrics", lambda *_: None)
+    monkeypatch.setattr(trainer, "plot_metrics", lambda *_: None)
 
 
 @pytest.fixture

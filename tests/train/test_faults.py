@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv.flow.losses import InterpolantLoss
-from sit_atconv.training import signals
+from sit_atconv.training import signals, trainer
+from sit_atconv.training.objective import Objective
 from sit_atconv.training.processes import on_main_process
 from sit_atconv.training.signals import StopSignals
 from sit_atconv.training.step_report import StepReports
@@ -141,7 +142,7 @@ def test_from_one_to_two_to_one_processes(tmp_path, processes):
 
 def stop_after(step: int, folder: Path, *options: str, rank: int = 0, parts: int = 1) -> Path:
     """Send this process SIGTERM in step `step`, in the last of its accumulation parts."""
-    original, calls = train_sit.time_bin_sums, []
+    original, calls = Objective.losses, []
     start = max((int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")), default=0)
 
     def signalling(*arguments):
@@ -151,11 +152,11 @@ def stop_after(step: int, folder: Path, *options: str, rank: int = 0, parts: int
             time.sleep(0.2)  # it is a thread that takes note
         return original(*arguments)
 
-    train_sit.time_bin_sums = signalling
+    Objective.losses = signalling
     try:
         return run(folder, *options, steps=6)
     finally:
-        train_sit.time_bin_sums = original
+        Objective.losses = original
 
 
 @pytest.mark.parametrize("change", ["--batch_size=16", "--seed=1", "--model.num_layers=2", "--horizontal_flip=true"])
@@ -229,7 +230,7 @@ def test_run_from_before_an_option_was_there_goes_on(tmp_path):
 
 def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatch):
     run(tmp_path / "run", steps=2)
-    read, reduced, loaded = train_sit.read_checkpoint, train_sit.time_bin_sums, []
+    read, losses, loaded = trainer.read_checkpoint, Objective.losses, []
 
     def reading(path):
         tensors, state = read(path)
@@ -238,10 +239,10 @@ def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatc
 
     def training(*arguments):
         assert not any(reference() is not None for reference in loaded)
-        return reduced(*arguments)
+        return losses(*arguments)
 
-    monkeypatch.setattr(train_sit, "read_checkpoint", reading)
-    monkeypatch.setattr(train_sit, "time_bin_sums", training)
+    monkeypatch.setattr(trainer, "read_checkpoint", reading)
+    monkeypatch.setattr(Objective, "losses", training)
     run(tmp_path / "run", "--resume", "latest", steps=3)
     assert loaded
 
@@ -295,7 +296,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
 def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, processes):
     """Before it holds the lock, a resumed run does not even look for broken checkpoints, which it would set aside."""
     run(tmp_path / "run", steps=2)
-    monkeypatch.setattr(train_sit, "newest_good_checkpoint", lambda folder: pytest.fail("looked before it locked"))
+    monkeypatch.setattr(trainer, "newest_good_checkpoint", lambda folder: pytest.fail("looked before it locked"))
 
     def second(rank: int) -> None:
         with pytest.raises(ValueError, match="another process is writing to it"):
@@ -331,14 +332,14 @@ def test_any_failure_of_the_main_process_reaches_the_others(processes, error, of
 
 def spoil(monkeypatch, steps: set[int], value: float = float("nan"), rank: int = 0) -> None:
     """Make the loss of some steps, counted from 1, `value`, on one process."""
-    original, calls = InterpolantLoss.__call__, []
+    original, calls = InterpolantLoss.of_output, []
 
     def spoiled(self, *arguments, **options):
         calls.append(None)
         result = original(self, *arguments, **options)
         return result * value if len(calls) in steps and os.environ.get("RANK", "0") == str(rank) else result
 
-    monkeypatch.setattr(InterpolantLoss, "__call__", spoiled)
+    monkeypatch.setattr(InterpolantLoss, "of_output", spoiled)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -373,7 +374,7 @@ def test_reading_reports_late_changes_nothing(tmp_path, monkeypatch):
             run(tmp_path / name, "--checkpoint_every", "3", steps=5)
 
     spoiled_run("prompt")
-    monkeypatch.setattr(train_sit, "StepReports", Late)
+    monkeypatch.setattr(trainer, "StepReports", Late)
     spoiled_run("late")
     for step in (3, 5):
         assert_same_state(tmp_path / "prompt", tmp_path / "late", step)
@@ -405,8 +406,8 @@ def test_gradient_that_is_not_finite_counts_too(tmp_path, monkeypatch):
         def backward(context, gradient):
             return gradient * float("inf")
 
-    original = InterpolantLoss.__call__
-    monkeypatch.setattr(InterpolantLoss, "__call__", lambda self, *a, **o: Poison.apply(original(self, *a, **o)))
+    original = InterpolantLoss.of_output
+    monkeypatch.setattr(InterpolantLoss, "of_output", lambda self, *a, **o: Poison.apply(original(self, *a, **o)))
     run(tmp_path / "run", steps=2)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("skipped")] == [1, 2]
@@ -491,7 +492,7 @@ def test_signal_to_one_process_stops_all(tmp_path, processes):
 
 
 def test_dead_process_ends_the_others(tmp_path, processes):
-    original = train_sit.time_bin_sums
+    original = Objective.losses
 
     def member(rank: int) -> None:
         calls = []
@@ -502,7 +503,7 @@ def test_dead_process_ends_the_others(tmp_path, processes):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments)
 
-        train_sit.time_bin_sums = dying
+        Objective.losses = dying
         run(tmp_path / "run", "--checkpoint_every", "1", steps=1000)
 
     codes = processes(2, member)
@@ -522,7 +523,7 @@ def _stubborn(pipe) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
-    monkeypatch.setattr(signals, "SAME_REQUEST", 0.5)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.5)
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_stubborn, args=(theirs,))
     child.start()
@@ -531,7 +532,7 @@ def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
     os.kill(child.pid, number)  # the same request, from the terminal and from the launcher
     assert ours.poll(5)
     assert ours.recv() is True
-    time.sleep(signals.SAME_REQUEST)
+    time.sleep(signals.ECHO_SECONDS)
     for other in {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT} - {number}:  # as from a scheduler, one by one
         os.kill(child.pid, other)
     time.sleep(0.1)

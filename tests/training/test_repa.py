@@ -42,7 +42,7 @@ def test_weights_of_a_file(tmp_path):
     "name, weights, expected",
     [
         ("vit_of_nobody", "random", "timm has no such model"),
-        (VIT, "nowhere.pt", "repa_weights='nowhere.pt' is no file"),
+        (VIT, "nowhere.pt", "repa_weights='nowhere.pt' is neither a file"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(name, weights, expected):

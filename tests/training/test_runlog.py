@@ -7,22 +7,39 @@ from PIL import Image
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.loss_plot import plot_metrics
 from sit_atconv.training.runlog import MetricsFile, Window, read_metrics
-from sit_atconv.training.step_report import TIME_BINS, StepReports, time_bin_sums
+from sit_atconv.training.step_report import TIME_BINS, StepReport, StepReports
 from sit_atconv.training.trackers import scalars, tracker_options
+
+
+def step_report(losses=(), t=(), grad_norm=0.0, alignment=0.0, device="cpu") -> StepReport:
+    report = StepReport.zeros(device)
+    report.add_losses(torch.tensor(losses, device=device), torch.tensor(t, device=device))
+    report.grad_norm += grad_norm
+    report.alignment += alignment
+    return report
+
+
+def test_report_survives_packing():
+    packed = torch.arange(4.0 + 2 * TIME_BINS)
+    report = StepReport.unpack(packed)
+    assert torch.equal(report.pack(), packed)
+    assert len({*map(id, vars(report).values())}) == len(vars(report)) == 6
+    assert sorted(torch.cat([value.reshape(-1) for value in vars(report).values()]).tolist()) == packed.tolist()
 
 
 def test_losses_are_summed_by_time():
     losses, t = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 0.05, 0.999, 1.0])
-    sums, counts = time_bin_sums(losses, t).split(TIME_BINS)
-    assert sums.tolist() == [3.0] + [0.0] * (TIME_BINS - 2) + [12.0]
-    assert counts.tolist() == [2.0] + [0.0] * (TIME_BINS - 2) + [2.0]
+    report = StepReport.zeros()
+    report.add_losses(losses, t)
+    assert report.loss_sums.tolist() == [3.0] + [0.0] * (TIME_BINS - 2) + [12.0]
+    assert report.loss_counts.tolist() == [2.0] + [0.0] * (TIME_BINS - 2) + [2.0]
 
 
 def test_window_averages_over_samples_and_starts_anew():
     window = Window()
-    window.add(time_bin_sums(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.2])).tolist(), 2.0, -0.5)
+    window.add(step_report([1.0, 3.0], [0.1, 0.2], grad_norm=2.0, alignment=-0.5))
     window.skip()
-    window.add(time_bin_sums(torch.tensor([5.0]), torch.tensor([0.1])).tolist(), 4.0, -0.1)
+    window.add(step_report([5.0], [0.1], grad_norm=4.0, alignment=-0.1))
     copy = Window(**json.loads(json.dumps(vars(window))))  # as through a checkpoint
     for current in (window, copy):
         values = current.close()
@@ -39,8 +56,8 @@ def test_window_averages_over_samples_and_starts_anew():
 def test_reports_come_in_order():
     reports = StepReports(torch.device("cpu"))
     for step in (1, 2):
-        reports.send(step, torch.tensor([float(step)]))
-    assert list(reports.arrived()) == [(1, [1.0]), (2, [2.0])]
+        reports.send(step, step_report(grad_norm=float(step)))
+    assert [(step, report.grad_norm.item()) for step, report in reports.arrived()] == [(1, 1.0), (2, 2.0)]
     assert list(reports.arrived(wait=True)) == []
 
 
@@ -48,9 +65,9 @@ def test_reports_come_in_order():
 def test_reports_of_a_gpu_lag_by_one_step():
     reports = StepReports(torch.device("cuda"))
     for step in (1, 2):
-        reports.send(step, torch.tensor([float(step)], device="cuda"))
-    assert list(reports.arrived()) == [(1, [1.0])]
-    assert list(reports.arrived(wait=True)) == [(2, [2.0])]
+        reports.send(step, step_report(grad_norm=float(step), device="cuda"))
+    assert [(step, report.grad_norm.item()) for step, report in reports.arrived()] == [(1, 1.0)]
+    assert [(step, report.grad_norm.item()) for step, report in reports.arrived(wait=True)] == [(2, 2.0)]
 
 
 def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):

@@ -1,0 +1,74 @@
+"""The training objective of a batch: interpolate, predict, compare, and align representations if the run uses REPA.
+
+t=0 noise, t=1 data; x_0 noise, x_1 data. B images, C channels of size S × S as the transformer takes them; N tokens, Z
+features of the encoder.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..flow.losses import InterpolantLoss
+from ..models.vae import encode
+from .repa import TargetEncoder, alignment_loss
+
+
+class Losses(NamedTuple):
+    """The losses of each image.
+
+    Args:
+        diffusion: (B,) squared error of the network's prediction.
+        t: (B,) time at which the network was evaluated.
+        alignment: (B,) alignment loss; 0 without REPA.
+    """
+
+    diffusion: torch.Tensor
+    t: torch.Tensor
+    alignment: torch.Tensor
+
+
+class Objective:
+    """The losses of a batch as `TrainingView` makes it.
+
+    Args:
+        loss_fn: the interpolant and its loss.
+        model: the transformer, or an `AlignedTransformer` if there is an encoder.
+        class_dropout_prob: probability with which a label is replaced by the null class.
+        vae: encodes pixels; None if the model is trained on pixels.
+        encoder: the target of the alignment; None without REPA.
+    """
+
+    def __init__(
+        self,
+        loss_fn: InterpolantLoss,
+        model: nn.Module,
+        class_dropout_prob: float,
+        vae: nn.Module | None = None,
+        encoder: TargetEncoder | None = None,
+    ):
+        self.loss_fn = loss_fn
+        self.model = model
+        self.class_dropout_prob = class_dropout_prob
+        self.vae = vae
+        self.encoder = encoder
+
+    def losses(self, batch: dict[str, torch.Tensor]) -> Losses:
+        """Compute the losses of a batch, whose tensors are on the device of the model."""
+        x_1 = self.latents(batch)  # (B, C, S, S)
+        t = self.loss_fn.time_from_normal(batch["time"])  # (B,)
+        x_t = self.loss_fn.interpolant.interpolate(batch["noise"], x_1, t)
+        class_dropout = batch["dropout"] < self.class_dropout_prob  # (B,)
+        output = self.model(x_t, t, batch["label"], class_dropout=class_dropout, return_dict=False)
+        diffusion = self.loss_fn.of_output(output[0], batch["noise"], x_1, t)
+        if self.encoder is None:
+            return Losses(diffusion, t, torch.zeros_like(diffusion))
+        return Losses(diffusion, t, alignment_loss(output.projected, self.encoder(batch["x"])))
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the transformer is trained on: pixels, precomputed latents, or pixels that the VAE encodes here."""
+        if "posterior" not in batch:
+            return batch["x"]
+        assert self.vae is not None  # TrainingView draws noise for the posterior only if there is a VAE
+        return encode(self.vae, batch["x"], batch["posterior"])

@@ -1,0 +1,413 @@
+"""The trainer: one run, from its configuration to its pipeline. train/train_sit.py shows the loop that drives it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from ..data import BrokenImages, too_many_broken
+from ..models.transformer_sit import SiTTransformer2DModel
+from ..sharing.hub import prepare_repository
+from ..utils.image_grid import save_grid
+from .build import Components, build_components, build_loader, build_pipeline
+from .checkpoints import checkpoint_steps, newest_good_checkpoint, read_checkpoint, save_checkpoint, sweep
+from .config import TrainConfig, resolve_config
+from .ema import WeightAverages
+from .finish import print_next_steps, save_pipeline, upload
+from .loss_plot import plot_metrics
+from .objective import Objective
+from .optimizer import build_optimizer, learning_rate, masked_step, set_sharded_precision
+from .plan import describe_plan
+from .processes import on_main_process, start_accelerator
+from .run_folder import check_continues, describe_data, prepare_run_folder, record_start, save_config, take_run_folder
+from .runlog import MetricsFile, Stopwatch, Window, memory_gb
+from .samples import GRID_COLUMNS, sample_grid
+from .sharding import whole
+from .signals import StopSignals
+from .state import AVERAGES, gather_average, gather_state, restore_state
+from .step_report import StepReport, StepReports
+from .trackers import scalars, tracker_config, tracker_options, trackers
+
+
+class Trainer:
+    """One run on one of its processes.
+
+    Call `setup`, `resume` and `start`; then, for each of `steps`, `train_step`, `record_reports` and whatever is due;
+    and `finish` at the end. As a context manager, it closes what it has opened and frees the run folder.
+
+    Args:
+        config: the configuration; it is resolved here.
+
+    Attributes:
+        config: the resolved configuration.
+        run: the run folder.
+        step: the last step that was started, counted from 1; 0 before the first.
+        is_resumed: whether the run continues the one in its folder.
+        is_writer: whether this process writes metrics and pictures: the main process, except in a dry run.
+        is_stopping: whether some process was asked to stop or met too many broken images.
+
+    Raises:
+        ValueError: if the configuration does not fit the disk, the installed packages or the number of processes.
+    """
+
+    components: Components
+    optimizer: Any  # as accelerate has prepared it
+    averages: WeightAverages
+    objective: Objective
+    broken_images: BrokenImages
+    stop: StopSignals
+    progress: tqdm
+    reports: StepReports
+    watch: Stopwatch
+
+    def __init__(self, config: TrainConfig):
+        config = resolve_config(config)
+        self.accelerator: Accelerator = start_accelerator(config)
+        self.config = dataclasses.replace(config, mixed_precision=self.accelerator.mixed_precision)
+        processes, parts = self.accelerator.num_processes, config.gradient_accumulation_steps
+        self.smallest_batch = processes * parts  # one image per process and accumulation step
+        if config.batch_size % self.smallest_batch:
+            raise ValueError(
+                f"batch_size={config.batch_size} must be divisible by {self.smallest_batch} "
+                f"({processes} processes × {parts} accumulation steps)"
+            )
+        self.run = config.run_folder
+        self.is_main = self.accelerator.is_main_process
+        self.is_writer = self.is_main and not config.dry_run
+        self.is_resumed = self.is_stopping = False
+        self.step = 0
+        self.window = Window()
+        self.metrics: MetricsFile | None = None
+        self._checkpoint: Path | None = None  # to continue from
+        self._lock = ExitStack()  # of the run folder
+        self._opened = ExitStack()  # everything that is open while the run trains
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, error, traceback)
+        self._lock.__exit__(kind, error, traceback)
+
+    def setup(self) -> None:
+        """Build everything and find everything that can be wrong. Nothing is written yet.
+
+        Raises:
+            ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
+        """
+        config, accelerator = self.config, self.accelerator
+        self.components = build_components(config, accelerator)
+        dataset, vae = self.components.dataset, self.components.vae
+        self.is_resumed = prepare_run_folder(config) and not config.dry_run
+        if self.is_resumed:
+            on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
+            folder = self.run / "checkpoints"
+            self._checkpoint = on_main_process(accelerator, lambda: newest_good_checkpoint(folder))
+        on_main_process(accelerator, dataset.verify)
+        self.data = on_main_process(accelerator, lambda: describe_data(dataset, vae))
+        if self._checkpoint is not None:
+            check_continues(config, self.data, self._checkpoint)
+        self.print_plan()
+        if config.dry_run:
+            workers = min(config.num_workers, 1)
+            self.config = dataclasses.replace(config, batch_size=self.smallest_batch, max_steps=1, num_workers=workers)
+        elif config.push_to_hub is not None:
+            repository = config.push_to_hub
+            on_main_process(accelerator, lambda: prepare_repository(repository))
+        accelerator.wait_for_everyone()
+        self._prepare()
+
+    def print_plan(self) -> None:
+        """Print what the run is about to do."""
+        accelerator, parts = self.accelerator, self.components
+        plan = describe_plan(
+            self.config,
+            parts.dataset,
+            parts.transformer,
+            parts.projector,
+            accelerator.num_processes,
+            accelerator.distributed_type == DistributedType.FSDP,
+            accelerator.mixed_precision,
+        )
+        accelerator.print(plan)
+
+    def _prepare(self) -> None:
+        """Distribute the model over the processes."""
+        config, accelerator, parts = self.config, self.accelerator, self.components
+        if config.gradient_checkpointing:
+            parts.transformer.enable_gradient_checkpointing()
+        if config.compile:
+            parts.transformer.compile_repeated_blocks(fullgraph=True)
+        set_sharded_precision(accelerator)
+        optimizer = build_optimizer(config, parts.trained)
+        self.model, self.optimizer = accelerator.prepare(parts.trained, optimizer)
+        self.averages = WeightAverages(parts.transformer.parameters(), config.ema_decays, config.ema_stds)
+        class_dropout_prob = parts.transformer.config.class_dropout_prob
+        self.objective = Objective(parts.loss_fn, self.model, class_dropout_prob, parts.vae, parts.encoder)
+
+    def resume(self) -> None:
+        """Restore the newest good checkpoint if the run is resumed.
+
+        Raises:
+            ValueError: if it is a checkpoint of another model or other averages.
+        """
+        if self._checkpoint is None:
+            return
+        tensors, state = read_checkpoint(self._checkpoint)  # as large as everything that is trained; freed on return
+        restore_state(tensors, self.components.modules, self.averages, self.optimizer)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.window = state["step"], Window(**state["window"])
+        self.accelerator.print(f"continuing {self.run} from step {self.step}")
+
+    def start(self) -> None:
+        """Lock the run folder, record the start in it, and open everything that is open while the run trains.
+
+        Raises:
+            ValueError: if another process writes to the folder, or if the run met too many broken images before.
+        """
+        config, accelerator, start_step = self.config, self.accelerator, self.step
+        self.loader = build_loader(config, self.components, accelerator, start_step)
+        broken = None if config.dry_run else self.run / "broken_images.txt"
+        self.broken_images = BrokenImages(broken, config.max_broken_images)
+        self.check_broken_images()  # a run that they have stopped may be resumed with the same limit
+        if not config.dry_run:
+            if not self.is_resumed:
+                on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
+            on_main_process(accelerator, self._record_start)
+            accelerator.init_trackers(
+                "tensorboard" if "tensorboard" in trackers(config) else self.run.name,
+                tracker_config(config),
+                on_main_process(accelerator, lambda: tracker_options(config)),
+            )
+        if self.is_writer:
+            self.metrics = self._opened.enter_context(MetricsFile(self.run / "metrics.jsonl", start_step))
+        self.stop = self._opened.enter_context(StopSignals())
+        self.progress = self._opened.enter_context(
+            tqdm(
+                initial=start_step,
+                total=config.max_steps,
+                desc="training",
+                disable=not self.is_main,
+                dynamic_ncols=True,
+            )
+        )
+        self.reports, self.watch, self._last_logged = StepReports(accelerator.device), Stopwatch(), start_step
+        self.model.train()
+
+    def _record_start(self) -> None:
+        save_config(self.config)
+        sweep(self.run / "checkpoints")
+        accelerator = self.accelerator
+        record_start(
+            self.run / "starts.jsonl",
+            self.step,
+            accelerator.num_processes,
+            accelerator.device,
+            accelerator.mixed_precision,
+        )
+
+    def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The steps that are left, counted from 1, each with this process's batch."""
+        batches = iter(self.loader)
+        for step in range(self.step + 1, self.config.max_steps + 1):
+            batch = self.watch.next(batches)
+            self.step = step
+            yield step, batch
+
+    def train_step(self, step: int, batch: dict[str, Any]) -> None:
+        """Make one optimizer update, without waiting for the GPU.
+
+        A step whose loss or gradient is not finite on some process is masked on all of them, not branched on.
+
+        Args:
+            step: number of the step, counted from 1.
+            batch: this process's part of the batch, as `TrainingView.collate` makes it.
+        """
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step - 1)
+        self.broken_images.add(batch.pop("broken"))
+        report = self.backward(batch)
+
+        # One small sum tells all processes whether one of them has to stop or met a loss that is not finite. The
+        # gradient and its norm are the same on all of them already.
+        report.stop.fill_(float(self.stop.requested or self.broken_images.too_many))
+        summed = accelerator.reduce(report.pack(), "sum")
+        report = StepReport.unpack(summed)
+        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf))
+        report.applied = (norm.isfinite() & summed.isfinite().all()).float()
+        report.grad_norm = norm.to(report.applied)
+
+        masked_step(self.optimizer, report.applied, accelerator.scaler)
+        self.optimizer.zero_grad()
+        self.averages.update(self.components.transformer.parameters(), step, report.applied)
+        self.reports.send(step, report)
+        self.progress.update(1)
+
+    def backward(self, batch: dict[str, torch.Tensor]) -> StepReport:
+        """Accumulate the gradient of a batch, part by part, and report its losses."""
+        config, accelerator = self.config, self.accelerator
+        report = StepReport.zeros(accelerator.device)
+        chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
+        parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
+        for i, part in enumerate(parts):
+            part = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()}
+            # DDP sums gradients over the processes only in the backward pass of the last part.
+            with accelerator.no_sync(self.model) if i < len(parts) - 1 else nullcontext():
+                diffusion, t, alignment = self.objective.losses(part)
+                loss = (diffusion.mean() + config.repa_coefficient * alignment.mean()) / len(parts)
+                accelerator.backward(loss)
+            report.alignment += alignment.detach().sum() / config.batch_size
+            report.add_losses(diffusion.detach(), t)
+        return report
+
+    def record_reports(self, step: int) -> None:
+        """Record the reports that have arrived, and all of them if step `step` is logged or has to stop the run.
+
+        Raises:
+            FloatingPointError: if too many steps in a row were skipped.
+        """
+        wait = self.is_due(step, self.config.log_every) or self.is_due(step, self.config.checkpoint_every)
+        for reported, report in self.reports.arrived(wait):
+            self.is_stopping |= self.record_report(reported, report)
+        if self.is_stopping:
+            for reported, report in self.reports.arrived(wait=True):
+                self.record_report(reported, report)
+
+    def record_report(self, step: int, report: StepReport) -> bool:
+        """Record one step's report; return whether any process asked to stop.
+
+        Raises:
+            FloatingPointError: if too many steps in a row were skipped.
+        """
+        if report.applied:
+            self.window.add(report)
+            return bool(report.stop)
+        self.window.skip()
+        self.accelerator.print(f"\nstep {step} is skipped: its loss or gradient is not finite")
+        if self.metrics is not None:
+            self.metrics.write(step, skipped=True)
+        if self.window.skipped_in_a_row >= self.config.max_skipped_steps:
+            good = [path for _, path in checkpoint_steps(self.run / "checkpoints")]
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite in {self.window.skipped_in_a_row} steps in a row, up to step "
+                f"{step}; lower --learning_rate, or train in bf16. The last good checkpoint is "
+                + (f"{good[-1]}" if good else "none: the run had not saved one yet")
+            )
+        return bool(report.stop)
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens after this step."""
+        return step % every == 0 or step == self.config.max_steps
+
+    def log(self, step: int) -> None:
+        """Write the means since the last line to metrics.jsonl and to the tracker."""
+        speed = self.watch.read((step - self._last_logged) * self.config.batch_size)
+        self._last_logged = step
+        values = {
+            **self.window.close(),
+            "learning_rate": learning_rate(self.config, step - 1),
+            **speed,
+            "memory_gb": memory_gb(self.accelerator.device),
+        }
+        if self.metrics is not None:
+            self.metrics.write(step, **values)
+            self.progress.set_postfix(loss=values["loss"], images_per_s=round(values["images_per_second"]))
+        self.accelerator.log(scalars(values), step=step)
+
+    def snapshot_averages(self, step: int) -> None:
+        """Save the power-function averages for post-hoc EMA."""
+        with self.watch.paused():
+            tensors = {
+                name: gather_average(self.components.transformer, self.averages.averages[name], self.is_main)
+                for name in (f"std-{std:g}" for std in self.config.ema_stds)
+            }
+            on_main_process(self.accelerator, lambda: save_checkpoint(self.run / "ema", step, tensors, {"step": step}))
+
+    def checkpoint(self, step: int) -> None:
+        """Save everything that is needed to resume the run after this step.
+
+        Raises:
+            OSError: if it cannot be written, for example because the disk is full.
+        """
+        config, parts = self.config, self.components
+        with self.watch.paused():
+            tensors = gather_state(parts.modules, self.averages, self.optimizer, self.is_main)
+            scaler = self.accelerator.scaler
+            state = {
+                "step": step,
+                AVERAGES: list(self.averages.averages),
+                "data": self.data,
+                "classes": parts.dataset.classes,
+                "transformer": {key: value for key, value in parts.transformer.config.items() if key[0] != "_"},
+                "window": dataclasses.asdict(self.window),
+                "scaler": scaler.state_dict() if scaler else None,
+            }
+            folder, keep, keep_every = self.run / "checkpoints", config.keep_checkpoints, config.keep_every
+            on_main_process(self.accelerator, lambda: save_checkpoint(folder, step, tensors, state, keep, keep_every))
+            if self.is_main:
+                plot_metrics(self.run / "metrics.jsonl", self.run / "loss.png")
+
+    def sample(self, step: int) -> None:
+        """Draw the sample grid with the first average of the weights."""
+        parts = self.components
+        with self.watch.paused():
+            with self.averages.in_place_of(parts.transformer):
+                pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
+                images = sample_grid(self.config, pipeline, self.accelerator)
+            if self.is_main:
+                save_grid(images, self.sample_file(step), columns=GRID_COLUMNS)
+
+    def sample_file(self, step: int) -> Path:
+        """The picture of a sample grid."""
+        return self.run / "samples" / f"step-{step:08d}.png"
+
+    def check_broken_images(self) -> None:
+        """Raise ValueError if all processes together met more than `max_broken_images` broken images."""
+        reasons = dict(gather_object(list(self.broken_images.reasons.items())))
+        if len(reasons) > self.config.max_broken_images:
+            raise ValueError(too_many_broken(list(reasons.values()), self.config.max_broken_images))
+
+    def finish(self) -> Path:
+        """Save the pipeline and upload it; return its folder, or the run folder after a stop and a dry run.
+
+        Raises:
+            ValueError: if too many broken images stopped the run, or if the upload fails.
+        """
+        config, accelerator, parts = self.config, self.accelerator, self.components
+        if self.is_stopping or config.dry_run:
+            self.check_broken_images()
+        if config.dry_run:
+            self._opened.close()
+            accelerator.print(f"dry run: one step with {self.smallest_batch} images is done, nothing was written")
+            return self.run
+        if self.step < config.max_steps:
+            accelerator.print(f"\nstopped after step {self.step}; continue with the same command and --resume latest")
+            accelerator.end_training()
+            return self.run
+        self._opened.close()
+        weights = gather_average(parts.transformer, self.averages.first, self.is_main)
+        on_main_process(accelerator, lambda: self._save_pipeline(weights))
+        accelerator.end_training()
+        if self.is_main and config.push_to_hub is not None:  # the others need not wait: a barrier has a time limit
+            print(f"uploaded: {upload(self.run / 'pipeline', config.push_to_hub)}")
+        return self.run / "pipeline"
+
+    def _save_pipeline(self, weights: dict[str, torch.Tensor]) -> None:
+        parts, folder = self.components, self.run / "pipeline"
+        averaged = SiTTransformer2DModel.from_config(parts.transformer.config)
+        averaged.load_state_dict(weights)
+        pipeline = build_pipeline(self.config, averaged, parts.vae, parts.dataset.classes)
+        save_pipeline(pipeline, folder, dataclasses.asdict(self.config), self.sample_file(self.config.max_steps))
+        print_next_steps(parts.dataset, folder)
