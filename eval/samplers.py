@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.evaluation.sampling import balanced_labels, load_pipeline
-from sit_atconv.flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
+from sit_atconv.flow.multistep import MULTISTEP
+from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 from sit_atconv.utils.checks import check_count
 from sit_atconv.utils.environment import pick_device
 from sit_atconv.utils.files import check_new_file, write_report

@@ -6,7 +6,6 @@ B images, C latent channels, t in [0, 1] with t=0 noise, t=1 data.
 import inspect
 import tempfile
 from collections.abc import Callable
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,17 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from sit_atconv.flow.guidance import Guidance, GuidedModel, evaluating
-from sit_atconv.flow.interpolants import Interpolant
-from sit_atconv.flow.solvers import after_step
+from sit_atconv.flow.conditioning import evaluating
+from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models.vae import check_vae_weights, decode, encode, vae_scale_factor
 from sit_atconv.models.weight_files import replacing_weights
+from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
 from sit_atconv.utils.checks import check_choice, check_count
+from sit_atconv.utils.class_labels import ids_by_name, parse_labels
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-DEFAULT_NETWORK_CALLS = 50  # docs/samplers.md: the midpoint method is within a fifth of a grey level by then
+DEFAULT_NETWORK_CALLS = 50  # with which the midpoint method is within a fifth of a grey level (docs/samplers.md)
 
 
 class SiTPipeline(DiffusionPipeline):
@@ -35,8 +35,8 @@ class SiTPipeline(DiffusionPipeline):
     Args:
         transformer: a `SiTTransformer2DModel`.
         scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, or a flow-matching scheduler of diffusers.
-        vae: `AutoencoderKL` or `AutoencoderTiny`; None for a model of pixels.
-        id2label: class names by id; as keys, whole numbers or their text (JSON knows no others).
+        vae: `AutoencoderKL` or `AutoencoderTiny`. If None, the model works on pixels.
+        id2label: class names by id. Keys are whole numbers, or their text, since JSON has no other keys.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -54,15 +54,7 @@ class SiTPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         id2label = {str(i): name for i, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label or None)
-        # A class may have several names, as ImageNet's do: "goldfish, Carassius auratus". All of them are accepted.
-        # A whole name goes before a part of another; a name of several classes names none.
-        self.labels = {}
-        for split in (lambda names: names.split(","), lambda names: [names]):
-            owners = {}
-            for i, names in id2label.items():
-                for name in split(names):
-                    owners.setdefault(name.strip(), set()).add(int(i))
-            self.labels |= {name: min(ids) for name, ids in owners.items() if name and len(ids) == 1}
+        self.labels = ids_by_name(id2label)
         self.vae_scale_factor = vae_scale_factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt = False
@@ -99,7 +91,7 @@ class SiTPipeline(DiffusionPipeline):
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
         if hub_options and not push_to_hub:
-            raise TypeError(f"save_pretrained: {', '.join(hub_options)} go with push_to_hub=True")
+            raise TypeError(f"save_pretrained: {', '.join(hub_options)} need push_to_hub=True")
         try:
             write_model_card = installed_function("sharing.card", "write_model_card", "write a model card or upload it")
         except ImportError:
@@ -123,16 +115,16 @@ class SiTPipeline(DiffusionPipeline):
             return publish(folder, repo_id, **options)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json and, beside the weights, the code that loads them. `save_pretrained` calls this."""
+        """Write model_index.json and the code that loads the weights; called by `save_pretrained`."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         make_portable(self, save_directory)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs):
-        """Read model_index.json; the installed package uses its own classes, not the folder's copies.
+        """Read model_index.json. The installed package uses its own classes, not the copies in the folder.
 
         Raises:
-            ValueError: for a folder of a newer format.
+            ValueError: if the folder has a newer format than this package knows.
         """
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -157,11 +149,12 @@ class SiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":
-        """As diffusers' `from_pretrained`, but weights that are missing or left over are an error, not a warning, and
-        pickles are not read. The installed classes are used: nothing in a folder, or a repository of the Hub, runs.
+        """Load a pipeline as diffusers does, but raise an error for missing or unexpected weights, and read no pickles.
+
+        The installed classes are used: no code of the folder, or of the Hub's repository, is executed.
 
         Raises:
-            ValueError: naming the weights.
+            ValueError: if weights are missing or unexpected.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
@@ -175,61 +168,42 @@ class SiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "SiTPipeline":
-        """As diffusers' `from_pipe`: a pipeline of the same components, or others in their place.
+        """Make a pipeline that shares the components of another one, except for those given in `kwargs`.
 
-        Without `torch_dtype` it casts them to float32, as diffusers does.
+        As in diffusers, the components are cast to float32 unless `torch_dtype` is given.
         """
-        # Named one by one: of its own accord diffusers takes models of exactly the annotated class alone.
+        # Passed by name, because diffusers itself takes over only models of exactly the annotated class.
         expected, _ = cls._get_signature_keys(cls)
         shared = {name: part for name, part in pipeline.components.items() if name in expected}
         return super().from_pipe(pipeline, **{**shared, **kwargs})
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop after the current step."""
+        """Whether sampling was asked to stop: set `pipe._interrupt = True` in a callback to stop after this step."""
         return self._interrupt
 
     def get_label_ids(self, labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
         """Turn class ids or names, one or many, into ids.
 
         Raises:
-            ValueError: for an unknown name, an id outside 0…num_classes − 1, or anything else.
+            ValueError: if a name is unknown, an id is outside 0…num_classes − 1, or a label is neither.
         """
-        if isinstance(labels, (torch.Tensor, np.ndarray)):
-            labels = labels.tolist()
-        if not isinstance(labels, (list, tuple, range)):
-            labels = [labels]
-        num_classes = self.transformer.config.num_classes
-        ids = []
-        for label in labels:
-            if isinstance(label, str):
-                if label not in self.labels:
-                    known = ", ".join(list(self.labels)[:20]) or "none: this model has ids only"
-                    raise ValueError(f"class_labels: unknown name {label!r}; known names: {known}")
-                label = self.labels[label]
-            if isinstance(label, bool) or not isinstance(label, Integral):
-                raise ValueError(f"class_labels: {label!r} is neither a whole number nor a name")
-            if not 0 <= label < num_classes:
-                raise ValueError(f"class_labels: {label} must lie in 0…{num_classes - 1}")
-            ids.append(int(label))
-        if not ids:
-            raise ValueError("class_labels is empty; name at least one class")
-        return ids
+        return parse_labels(labels, self.labels, self.transformer.config.num_classes)
 
     def get_labels_or_count(
         self, class_labels: int | str | list[int | str] | torch.Tensor | None, batch_size: int | None
     ) -> list[int]:
-        """The ids of `class_labels`; for a model without classes, `batch_size` times its only one.
+        """The ids of `class_labels`; if None, `batch_size` times the only id of a model without classes.
 
         Raises:
-            ValueError: as `get_label_ids`; where both or, for a model with several classes, no labels are given.
+            ValueError: if a label is unknown, both arguments are given, or the model has classes and labels are None.
         """
         if class_labels is not None:
             if batch_size is not None:
                 raise ValueError(f"batch_size={batch_size}: class_labels says how many images there are; leave one out")
             return self.get_label_ids(class_labels)
         if (num_classes := self.transformer.config.num_classes) > 1:
-            raise ValueError(f"class_labels: None, but this model knows {num_classes} classes; give an id or a name")
+            raise ValueError(f"class_labels: None, but this model has {num_classes} classes; give an id or a name")
         check_count("batch_size", 1 if batch_size is None else batch_size)
         return [0] * (batch_size or 1)
 
@@ -244,7 +218,7 @@ class SiTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
     ) -> None:
-        """Raise one ValueError that names the argument, its value and the remedy."""
+        """Raise ValueError if an argument cannot be used, naming the argument, its value and the remedy."""
         config = self.transformer.config
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_count("num_inference_steps", num_inference_steps)
@@ -268,11 +242,11 @@ class SiTPipeline(DiffusionPipeline):
 
     @property
     def default_num_inference_steps(self) -> int:
-        """As many solver steps as make about 50 network calls: 25 of the midpoint method, 50 of Euler's."""
+        """The number of solver steps with about 50 network calls: 25 for the midpoint method, 50 for Euler's."""
         return DEFAULT_NETWORK_CALLS // self.scheduler.order
 
     def latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(B, C, h, w) of the latents of images of `height` × `width` pixels."""
+        """The shape (B, C, h, w) of the latents of images of height × width pixels."""
         factor = self.vae_scale_factor
         return batch_size, self.transformer.config.in_channels, height // factor, width // factor
 
@@ -297,66 +271,41 @@ class SiTPipeline(DiffusionPipeline):
         """Generate one image per label.
 
         Args:
-            class_labels: class ids or names. A model that was trained without classes needs none.
-            guidance_scale: strength of classifier-free guidance; 1 is none and costs nothing.
-            guidance_interval: guide while start ≤ t ≤ end only, t=0 noise, t=1 data.
-            guidance_channels: guide the first so many channels; None means all. 3 of 4 reproduces published figures.
-            num_inference_steps: solver steps; adaptive solvers ignore it. `default_num_inference_steps` where None.
-            height, width: of the image in pixels; the training size where None.
-            generator: of the noise. A list of one per image makes each image depend on its own generator and label
-                alone, whatever else is in the batch.
-            latents: the noise itself, (B, C, h, w), in place of drawing it.
+            class_labels: class ids or names. May be None for a model that was trained without classes.
+            guidance_scale: strength of classifier-free guidance; 1 applies none and costs nothing.
+            guidance_interval: guidance is applied for start ≤ t ≤ end only; t=0 is noise, t=1 data.
+            guidance_channels: number of leading channels to guide. If None, all channels are guided; 3 of 4 reproduces
+                published figures.
+            num_inference_steps: number of solver steps, which adaptive solvers ignore. If None, defaults to
+                `default_num_inference_steps`.
+            height, width: size of the image in pixels. If None, the size of the training images.
+            generator: random generator of the noise. With a list of one per image, each image depends on its own
+                generator and label alone, not on the rest of the batch.
+            latents: the initial noise, (B, C, h, w). If None, it is drawn with `generator`.
             output_type: "pil", "np" (B, height, width, channels) in [0, 1], "pt" (B, channels, height, width) in
-                [0, 1], or "latent": the solver's result, float32.
-            return_dict: return an `ImagePipelineOutput` or a tuple.
-            callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step; may return a
+                [0, 1], or "latent" (the solver's result, float32).
+            return_dict: whether to return an `ImagePipelineOutput` or a tuple.
+            callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step. It may return a
                 dictionary with new "latents".
-            guidance_model: a weaker model to lead away from (autoguidance), in place of the null class.
-            batch_size: images to make with a model without classes; 1 where None.
+            guidance_model: a weaker model that guides in place of the null class (autoguidance).
+            batch_size: number of images of a model without classes. If None, 1.
 
         Returns:
-            `.images`.
+            The images, as `.images`.
 
         Raises:
-            ValueError: naming the argument that cannot be used.
+            ValueError: if an argument cannot be used.
         """
         labels = self.get_labels_or_count(class_labels, batch_size)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
-        if num_inference_steps is None:
-            num_inference_steps = self.default_num_inference_steps
+        steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
-        height = default_size if height is None else height
-        width = default_size if width is None else width
-        self.check_inputs(len(labels), guidance, num_inference_steps, height, width, generator, latents, output_type)
-        device = self._execution_device
-        self._interrupt = False
+        height, width = (default_size if size is None else size for size in (height, width))
+        self.check_inputs(len(labels), guidance, steps, height, width, generator, latents, output_type)
         if latents is None:
-            # float32 whatever the weights are: it is the solver's state
-            shape = self.latents_shape(len(labels), height, width)
+            shape, device = self.latents_shape(len(labels), height, width), self._execution_device
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        latents = latents.to(device, torch.float32)
-
-        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance)
-        solve = self.scheduler.solve if hasattr(self.scheduler, "solve") else self._solve_with_flow_scheduler
-        adaptive = getattr(self.scheduler, "is_adaptive", False)  # then the bar counts time, not steps
-        total = 1 if adaptive else num_inference_steps
-        with evaluating(self.transformer, guidance_model), self.progress_bar(total=total) as progress:
-
-            def callback(step, t, x):
-                progress.set_postfix_str(f"t={t:.3f}", refresh=False)
-                progress.update(t - progress.n if adaptive else 1)
-                changed = {}
-                if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, t, {"latents": x}) or {}
-                if self._interrupt:
-                    raise StopIteration
-                replaced = changed.get("latents")
-                return None if replaced is None else replaced.to(x)
-
-            if hasattr(self.scheduler, "network_times"):
-                model_fn.prepare(self.scheduler.network_times(num_inference_steps))
-            latents = solve(model_fn, latents, num_inference_steps, generator=generator, callback=callback)
-
+        latents = self._sample(labels, latents, guidance, steps, generator, callback_on_step_end)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -374,85 +323,81 @@ class SiTPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Find the noise from which the ODE makes these images, by solving it from data to noise.
 
-        A VAE encodes them as the mean of its posterior.
+        A VAE encodes the images as the mean of its posterior.
 
         Args:
-            images: (B, channels, height, width) in [0, 1], as output_type="pt" gives them.
-            class_labels: the classes of the images; none for a model without classes.
-            num_inference_steps: as in sampling. The finer the steps, the closer the round trip: take an adaptive
-                solver for an exact one.
-            guidance_scale, guidance_interval, guidance_channels, guidance_model: as the images were made.
+            images: (B, channels, height, width) in [0, 1], as returned for output_type="pt".
+            class_labels: classes of the images. May be None for a model that was trained without classes.
+            num_inference_steps: as in sampling. More steps bring the round trip closer to the identity; an adaptive
+                solver meets its tolerance.
+            guidance_scale, guidance_interval, guidance_channels, guidance_model: as the images were sampled.
 
         Returns:
-            latents (B, C, h, w) float32, to hand to `__call__`.
+            latents (B, C, h, w) float32, for `__call__`.
 
         Raises:
-            ValueError: for a scheduler that is no ODE of ours, or an argument that cannot be used.
+            ValueError: if an argument cannot be used, or the scheduler is not an `InterpolantODEScheduler`.
         """
         if "reverse" not in inspect.signature(getattr(self.scheduler, "solve", len)).parameters:
             raise ValueError(
                 f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
             )
         labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
-        if num_inference_steps is None:
-            num_inference_steps = self.default_num_inference_steps
         if len(labels) != len(images):
             raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
-        height, width = images.shape[-2:]
-        self.check_inputs(len(labels), guidance, num_inference_steps, height, width)
-        device = self._execution_device
-        latents = images.to(device, torch.float32) * 2 - 1
+        steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.check_inputs(len(labels), guidance, steps, *images.shape[-2:])
+        latents = images.to(self._execution_device, torch.float32) * 2 - 1
         if self.vae is not None:
             latents = encode(self.vae, latents)
-        model_fn = GuidedModel(self.transformer, torch.tensor(labels, device=device), guidance)
+        model_fn = self._guided_model(labels, guidance)
         with evaluating(self.transformer, guidance_model):
-            model_fn.prepare(self.scheduler.network_times(num_inference_steps))
-            latents = self.scheduler.solve(model_fn, latents, num_inference_steps, reverse=True)
+            model_fn.prepare(self.scheduler.network_times(steps, reverse=True))
+            latents = self.scheduler.solve(model_fn, latents, steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
 
-    def _decode(self, latents: torch.Tensor, output_type: str):
+    def _guided_model(self, labels: list[int], guidance: Guidance) -> GuidedModel:
+        return GuidedModel(self.transformer, torch.tensor(labels, device=self._execution_device), guidance)
+
+    def _sample(
+        self,
+        labels: list[int],
+        noise: torch.Tensor,
+        guidance: Guidance,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable | None,
+    ) -> torch.Tensor:
+        """Solve from noise (B, C, h, w) to latents, float32 for any dtype of the weights, under a progress bar."""
+        scheduler = self.scheduler if hasattr(self.scheduler, "solve") else DiffusersFlowScheduler(self.scheduler)
+        is_adaptive = getattr(scheduler, "is_adaptive", False)  # then the progress bar shows time, not steps
+        self._interrupt = False
+        model_fn = self._guided_model(labels, guidance)
+        with (
+            evaluating(self.transformer, guidance.model),
+            self.progress_bar(total=1 if is_adaptive else num_inference_steps) as progress,
+        ):
+
+            def callback(step: int, t: float, x: torch.Tensor) -> torch.Tensor | None:
+                progress.set_postfix_str(f"t={t:.3f}", refresh=False)
+                progress.update(t - progress.n if is_adaptive else 1)
+                changed = None
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, step, t, {"latents": x})
+                if self._interrupt:
+                    raise StopIteration
+                replaced = (changed or {}).get("latents")
+                return None if replaced is None else replaced.to(x)
+
+            model_fn.prepare(scheduler.network_times(num_inference_steps))
+            noise = noise.to(self._execution_device, torch.float32)
+            return scheduler.solve(model_fn, noise, num_inference_steps, generator=generator, callback=callback)
+
+    def _decode(self, latents: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
+        """Turn latents (B, C, h, w) into images of the output type."""
         if output_type == "latent":
             return latents
         images = latents if self.vae is None else decode(self.vae, latents)
         return self.image_processor.postprocess(images, output_type=output_type)
-
-    def _solve_with_flow_scheduler(self, model_fn, latents, num_inference_steps, generator=None, callback=None):
-        """Sample with a flow-matching scheduler of diffusers: its sigma is 1 − t, its velocity is noise − data."""
-        scheduler = self.scheduler
-        # `from_config` of our scheduler's config hands these on
-        config = scheduler.config
-        interpolant = Interpolant(config.get("path", "linear"), config.get("prediction", "velocity"))
-        name = type(scheduler).__name__
-        flow = name.startswith("FlowMatch") or (
-            config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
-        )
-        if not flow:
-            raise ValueError(
-                f"scheduler {name} is not set up for flow matching; use "
-                f"{name}.from_config(config, use_flow_sigmas=True, prediction_type='flow_prediction')"
-            )
-        if config.get("stochastic_sampling"):
-            raise ValueError(f"{name}: stochastic_sampling draws without a generator; use InterpolantSDEScheduler")
-        if interpolant.path != "linear":
-            raise ValueError(f"path={interpolant.path!r}: diffusers' flow schedulers know the linear path alone")
-        interval = interpolant.time_interval(interpolant.default_eps(training=False))
-        options = {}
-        if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-            options["sigmas"] = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-        scheduler.set_timesteps(num_inference_steps, device=latents.device, **options)
-        step_options = {}
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            step_options["generator"] = generator
-        times = 1 - scheduler.sigmas.to("cpu", torch.float32)  # their timesteps may be rounded to whole numbers
-        network_times = times[: len(scheduler.timesteps)].clamp(*interval)
-        model_fn.prepare(network_times.tolist())
-        for i, (t, timestep) in enumerate(zip(network_times, scheduler.timesteps, strict=True)):
-            velocity = interpolant.to_velocity(model_fn(latents, t), latents, t)
-            latents = scheduler.step(-velocity, timestep, latents, return_dict=False, **step_options)[0]
-            t_next = times[min(i + 1, len(times) - 1)].item()
-            latents, stopped = after_step(callback, i, t_next, latents)
-            if stopped:
-                return latents
-        return latents

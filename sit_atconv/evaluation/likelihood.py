@@ -45,12 +45,12 @@ def log_likelihood(
         ValueError: for an unknown divergence, or what `InterpolantODEScheduler.solve` refuses.
     """
     check_choice("divergence", divergence, DIVERGENCES)
-    scheduler._check_state(x_1, num_inference_steps)
+    scheduler.check_state(x_1, num_inference_steps)
     B, dims = len(x_1), x_1[0].numel()
     device = generator.device if generator is not None else x_1.device
     signs = torch.randint(0, 2, x_1.shape, generator=generator, device=device).to(x_1)
     probe = signs * 2 - 1  # Rademacher: the smallest variance of all probes
-    counted = scheduler._counted(model_fn)
+    counted = scheduler.counting_calls(model_fn)
 
     def joint_velocity(state: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """state (B, dims + 1): x and the divergence collected so far."""

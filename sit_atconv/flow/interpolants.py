@@ -1,8 +1,8 @@
-"""Stochastic interpolants (arXiv 2303.08797, 2401.08740): paths between noise and data, and what a network can predict.
+"""Stochastic interpolants (arXiv 2303.08797, 2401.08740): a path from noise to data, and what a network predicts on it.
 
 x_0 noise, x_1 data, t in [0, 1] with t=0 noise, t=1 data.
     x_t = alpha(t)·x_1 + sigma(t)·x_0,   velocity = d_alpha(t)·x_1 + d_sigma(t)·x_0,   score = −x_0 / sigma(t)
-Coefficients have the shape of t: () or (B,). Any two of x_t, velocity, score, noise and data fix the others; the
+Coefficients have the shape of t: () or (B,). Any two of x_t, velocity, score, noise and data determine the others; the
 conversions below are written so that they stay finite wherever the quantity itself is.
 """
 
@@ -11,121 +11,21 @@ import math
 import torch
 
 from ..utils.checks import check_choice, check_positive
+from .paths import PATHS
 
 PREDICTIONS = ("velocity", "score", "noise", "data")
 DIFFUSION_FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
 
 
-class LinearPath:
-    """alpha = t, sigma = 1 − t: rectified flow."""
-
-    def alpha(self, t):
-        return t
-
-    def sigma(self, t):
-        return 1 - t
-
-    def d_alpha(self, t):
-        return torch.ones_like(t)
-
-    def d_sigma(self, t):
-        return -torch.ones_like(t)
-
-    def determinant(self, t):
-        """alpha·d_sigma − sigma·d_alpha, the determinant of (x_1, x_0) -> (x_t, velocity)."""
-        return -torch.ones_like(t)
-
-    def sigma_determinant(self, t):
-        """sigma·determinant."""
-        return t - 1
-
-    def noise_from_velocity(self, t):
-        """(a, b) with x_0 = a·x_t + b·velocity."""
-        return torch.ones_like(t), -t
-
-    def data_from_velocity(self, t):
-        """(a, b) with x_1 = a·x_t + b·velocity."""
-        return torch.ones_like(t), 1 - t
-
-
-class GVPPath:
-    """alpha = sin(πt/2), sigma = cos(πt/2): the variance stays one."""
-
-    def alpha(self, t):
-        return torch.sin(t * (math.pi / 2))
-
-    def sigma(self, t):
-        return torch.sin((1 - t) * (math.pi / 2))  # exactly 0 at t=1, where cos(π/2) in floating point is not
-
-    def d_alpha(self, t):
-        return self.sigma(t) * (math.pi / 2)
-
-    def d_sigma(self, t):
-        return self.alpha(t) * (-math.pi / 2)
-
-    def determinant(self, t):
-        return torch.full_like(t, -math.pi / 2)
-
-    def sigma_determinant(self, t):
-        return self.sigma(t) * (-math.pi / 2)
-
-    def noise_from_velocity(self, t):
-        return self.sigma(t), self.alpha(t) * (-2 / math.pi)
-
-    def data_from_velocity(self, t):
-        return self.alpha(t), self.sigma(t) * (2 / math.pi)
-
-
-class VPPath:
-    """The variance-preserving diffusion of score SDEs (arXiv 2011.13456), beta from 0.1 to 20, time reversed."""
-
-    beta_min = 0.1
-    beta_max = 20.0
-
-    def log_alpha(self, t):
-        return -0.25 * (1 - t) ** 2 * (self.beta_max - self.beta_min) - 0.5 * (1 - t) * self.beta_min
-
-    def d_log_alpha(self, t):
-        return 0.5 * (1 - t) * (self.beta_max - self.beta_min) + 0.5 * self.beta_min
-
-    def alpha(self, t):
-        return self.log_alpha(t).exp()
-
-    def sigma(self, t):
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()  # expm1: 1 − alpha² loses every digit near t=1
-
-    def d_alpha(self, t):
-        return self.alpha(t) * self.d_log_alpha(t)
-
-    def d_sigma(self, t):
-        return -(self.alpha(t) ** 2) * self.d_log_alpha(t) / self.sigma(t)
-
-    def determinant(self, t):
-        return self.sigma_determinant(t) / self.sigma(t)
-
-    def sigma_determinant(self, t):
-        # sigma·(alpha·d_sigma − sigma·d_alpha) = −d_alpha·(alpha² + sigma²), and the bracket is one
-        return -self.d_alpha(t)
-
-    def noise_from_velocity(self, t):
-        return self.sigma(t), -self.sigma(t) / self.d_log_alpha(t)
-
-    def data_from_velocity(self, t):
-        return self.alpha(t), self.sigma(t) ** 2 / self.d_alpha(t)
-
-
-PATHS = {"linear": LinearPath, "gvp": GVPPath, "vp": VPPath}
-
-
 class Interpolant:
-    """A path between noise and data, and the quantity that a network predicts on it. Pure mathematics, no network.
+    """A path between noise and data, and the quantity that a network predicts on it: pure mathematics, no network.
 
     Args:
         path: "linear", "gvp" or "vp".
         prediction: "velocity", "score", "noise" or "data".
 
     Raises:
-        ValueError: for an unknown path or prediction.
+        ValueError: if the path or the prediction is unknown.
     """
 
     def __init__(self, path: str = "linear", prediction: str = "velocity"):
@@ -136,11 +36,11 @@ class Interpolant:
         self._path = PATHS[path]()
 
     def alpha(self, t: torch.Tensor) -> torch.Tensor:
-        """The share of data in x_t."""
+        """The coefficient of the data in x_t."""
         return self._path.alpha(t)
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
-        """The share of noise in x_t."""
+        """The coefficient of the noise in x_t."""
         return self._path.sigma(t)
 
     def d_alpha(self, t: torch.Tensor) -> torch.Tensor:
@@ -162,7 +62,7 @@ class Interpolant:
         return self.d_alpha(t) * x_1 + self.d_sigma(t) * x_0
 
     def target(self, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the network should return at x_t: the velocity, score, noise or data, by `prediction`."""
+        """What the network should return at x_t: the velocity, score, noise or data, depending on `prediction`."""
         if self.prediction == "velocity":
             return self.velocity(x_0, x_1, t)
         if self.prediction == "score":
@@ -170,7 +70,7 @@ class Interpolant:
         return x_0 if self.prediction == "noise" else x_1
 
     def to_velocity(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The velocity of the probability flow ODE, given what the network returned at x_t (B, …) and t."""
+        """The velocity of the probability flow ODE, from the network's output at x_t (B, …) and t."""
         if self.prediction == "velocity":
             return model_output
         t = expand_like(t, x_t)
@@ -223,12 +123,12 @@ class Interpolant:
 
         Args:
             t: times.
-            form: "constant", "sbdm", "sigma", "linear", "decreasing" or "increasing-decreasing". All are functions
-                of t alone but "sbdm", the w with which a score-based diffusion has no deterministic part of its own.
+            form: "constant", "sbdm", "sigma", "linear", "decreasing" or "increasing-decreasing". "sbdm" is the w of a
+                score-based diffusion model, which depends on the path; all others but "sigma" depend on t alone.
             norm: scale of w.
 
         Raises:
-            ValueError: for an unknown form or a norm that is not positive.
+            ValueError: if the form is unknown or the norm is not positive.
         """
         check_choice("diffusion_form", form, DIFFUSION_FORMS)
         check_positive("diffusion_norm", norm)
@@ -245,18 +145,18 @@ class Interpolant:
         return norm * torch.sin(math.pi * t) ** 2
 
     def time_interval(self, eps: float) -> tuple[float, float]:
-        """The part of [0, 1] on which the prediction is finite, with `eps` cut from the ends that are not."""
+        """The part of [0, 1] on which the prediction is finite: `eps` is cut from each end at which it is not."""
         cut_start = self.prediction != "velocity" and self.path != "vp"
         cut_end = self.prediction != "velocity" or self.path == "vp"
         return (eps if cut_start else 0.0), (1.0 - eps if cut_end else 1.0)
 
     def default_eps(self, training: bool) -> float:
-        """What is cut from the ends by default, as in SiT: nothing for velocity on a path that allows it."""
+        """The default of `eps`, as in SiT: 0 for velocity prediction on the linear and GVP paths."""
         if self.path == "vp":
             return 1e-5 if training else 1e-3
         return 0.0 if self.prediction == "velocity" else 1e-3
 
 
 def expand_like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Shape t, () or (B,), so that it multiplies x (B, …) sample by sample."""
+    """Reshape t, () or (B,), so that it broadcasts over x (B, …) sample by sample."""
     return t.view(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t

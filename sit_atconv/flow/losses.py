@@ -12,19 +12,21 @@ TIME_SAMPLINGS = ("uniform", "logit-normal")
 
 
 class InterpolantLoss:
-    """The squared error of a network's prediction, one number a sample.
+    """The squared error of a network's prediction, averaged over the elements of each sample.
 
     Args:
         interpolant: the path and the prediction.
-        weighting: "none": the plain error (of sigma·score for score prediction, so that it stays finite);
-            "velocity": as if the velocity had been regressed; "likelihood": the bound on the log-likelihood. Velocity
-            prediction takes "none" alone.
+        weighting: "none" is the plain error (of sigma·score for score prediction, so that it stays finite);
+            "velocity" weights it as if the velocity had been regressed; "likelihood" gives the bound on the
+            log-likelihood. Velocity prediction supports "none" only.
         time_sampling: "uniform", or "logit-normal" (SD3, arXiv 2403.03206), which favours the middle.
-        time_shift: resolution shift of SD3: times move towards noise by this factor of odds; 1 leaves them.
-        train_eps: what is cut from the ends of [0, 1]; as `Interpolant.default_eps` where None.
+        time_shift: resolution shift of SD3, which moves times towards noise: the odds t / (1 − t) are divided by it. 1
+            applies no shift.
+        train_eps: time cut from each end of [0, 1] at which the target is not finite. If None,
+            `Interpolant.default_eps`.
 
     Raises:
-        ValueError: for an unknown choice, or a weighting of velocity prediction.
+        ValueError: if a choice is unknown, a number is out of range, or velocity prediction is given a weighting.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class InterpolantLoss:
         check_choice("time_sampling", time_sampling, TIME_SAMPLINGS)
         check_positive("time_shift", time_shift)
         if interpolant.prediction == "velocity" and weighting != "none":
-            raise ValueError(f"weighting={weighting!r} is for score, noise and data prediction; velocity takes 'none'")
+            raise ValueError(
+                f"weighting={weighting!r} applies to score, noise and data prediction; use 'none' for velocity"
+            )
         self.interpolant = interpolant
         self.weighting = weighting
         self.time_sampling = time_sampling
@@ -49,12 +53,12 @@ class InterpolantLoss:
         self.interval = interpolant.time_interval(eps)
 
     def sample_time(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Draw training times: (B,) float32 on the generator's device, the CPU without one."""
+        """Draw training times: (B,) float32 on the device of the generator, or on the CPU without a generator."""
         device = generator.device if generator is not None else "cpu"
         return self.time_from_normal(torch.randn(batch_size, generator=generator, device=device))
 
     def time_from_normal(self, z: torch.Tensor) -> torch.Tensor:
-        """Turn standard normal numbers into training times of the chosen distribution; shape of z."""
+        """Turn standard normal numbers z into training times of the chosen distribution, in the shape of z."""
         u = torch.special.ndtr(z) if self.time_sampling == "uniform" else torch.sigmoid(z)
         shifted = u / (u + self.time_shift * (1 - u))
         start, end = self.interval
@@ -73,9 +77,9 @@ class InterpolantLoss:
         Args:
             model_fn: (x_t, t) -> the network's raw output, like x_t.
             x_1: data.
-            x_0: noise, like x_1; drawn where None.
-            t: times (B,); drawn where None.
-            generator: for what is drawn.
+            x_0: noise, like x_1. If None, drawn from a standard normal distribution.
+            t: times (B,). If None, drawn by `sample_time`.
+            generator: random generator of the times and the noise.
 
         Returns:
             (B,) float32.
@@ -113,6 +117,6 @@ class InterpolantLoss:
         if self.weighting == "none":
             return error
         if interpolant.prediction == "data":
-            error = error * interpolant.alpha(t) / sigma  # the error of the noise that this data implies
+            error = error * interpolant.alpha(t) / sigma  # the error of the noise that the predicted data implies
         w = interpolant.diffusion(t, "sbdm")
         return error * (w / sigma if self.weighting == "velocity" else w.sqrt() / sigma)

@@ -1,34 +1,34 @@
-"""What the ODE and the SDE scheduler share."""
+"""What the ODE and the SDE scheduler share. Their time runs from noise (t=0) to data (t=1)."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from ..flow.callbacks import ModelFn
 from ..flow.interpolants import Interpolant
 from ..utils.checks import check_count, check_eps
-
-ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class InterpolantSchedulerOutput(BaseOutput):
-    """The sample after one step: `prev_sample` (B, C, H, W), diffusers' name for it."""
+    """The output of one step: `prev_sample` (B, C, H, W), as diffusers calls the sample after the step."""
 
     prev_sample: torch.Tensor
 
 
-class InterpolantSchedulerMixin:
-    """Bookkeeping of a scheduler whose time runs from noise (t=0) to data (t=1)."""
+class InterpolantScheduler(SchedulerMixin, ConfigMixin):
+    """Base class of the schedulers for interpolant models: configuration, timesteps and checks."""
 
-    order = 1
     init_noise_sigma = 1.0
-    solvers: tuple[str, ...] = ()  # that the class offers
+    solvers: tuple[str, ...] = ()  # the names that `solver` accepts
 
-    def _set_up(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
-        # diffusers takes arguments given by position for defaults, and from_config would forget them
+    def _initialize(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
+        """Check the arguments that all schedulers share, and set what follows from them."""
+        # diffusers records arguments given by position as defaults, which from_config would then forget.
         defaults = inspect.signature(type(self).__init__).parameters
         unchanged = [
             name for name in self.config.get("_use_default_values", []) if self.config[name] == defaults[name].default
@@ -39,7 +39,10 @@ class InterpolantSchedulerMixin:
         check_eps("sample_eps", sample_eps)
         self.sample_eps = self.interpolant.default_eps(training=False) if sample_eps is None else sample_eps
         if self.sample_eps == 0 and self.interpolant.time_interval(1.0) != (0.0, 1.0):
-            raise ValueError(f"sample_eps=0: prediction={prediction!r} on path={path!r} is not finite at both ends")
+            raise ValueError(
+                f"sample_eps=0: prediction={prediction!r} on path={path!r} is not finite at both ends of [0, 1]; use a "
+                "number above 0, or None for the default"
+            )
         self.num_model_calls = 0
         self.timesteps = torch.empty(0)
         self._grid = torch.empty(0, dtype=torch.float64)
@@ -47,41 +50,43 @@ class InterpolantSchedulerMixin:
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """Read a config. One of another scheduler may name a solver that is unknown here: then the default is taken."""
+        """Read a config, which may be that of another scheduler: if its solver is unknown here, the default is used."""
         if config_dict.get("_class_name") != cls.__name__ and config_dict.get("solver") not in cls.solvers:
             config_dict = {name: value for name, value in config_dict.items() if name != "solver"}
         return super().extract_init_dict(config_dict, **kwargs)
 
-    def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
-        """Return the sample as it is: the network takes x_t unscaled."""
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
+        """Return the sample as it is, since the network takes x_t unscaled."""
         return sample
 
-    def _counted(self, model_fn: ModelFn) -> ModelFn:
-        """Count the calls of `model_fn` in `num_model_calls`, from 0."""
+    def counting_calls(self, model_fn: ModelFn) -> ModelFn:
+        """Wrap `model_fn` to count its calls in `num_model_calls`, from 0, and return outputs in the dtype of x."""
         self.num_model_calls = 0
 
-        def counted(x, t):
+        def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             self.num_model_calls += 1
             return model_fn(x, t).to(x.dtype)
 
         return counted
 
     @staticmethod
-    def _check_state(latents: torch.Tensor, num_inference_steps: int) -> None:
+    def check_state(latents: torch.Tensor, num_inference_steps: int) -> None:
+        """Raise ValueError unless a solve of these latents with this number of steps is possible."""
         check_count("num_inference_steps", num_inference_steps)
         if latents.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"latents are {latents.dtype}; the solver's state must be float32 (or float64)")
 
     def _check_step(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> None:
+        """Raise ValueError unless `step` can be called now, with this sample and timestep."""
         if self._step_index >= len(self.timesteps):
             raise ValueError("no timestep is left; call set_timesteps(num_inference_steps) before the loop")
-        # Not by value, which would wait for a GPU: an entry of `timesteps` is known by where it lies.
+        # Compared by memory address: comparing values would wait for a GPU.
         expected = self.timesteps[self._step_index]
         if isinstance(timestep, torch.Tensor) and timestep.device == self.timesteps.device:
             same_memory = timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr()
             if same_memory and timestep.data_ptr() != expected.data_ptr():
                 raise ValueError(
-                    f"timestep is not entry {self._step_index} of timesteps, whose turn it is; go through them in "
+                    f"timestep is not entry {self._step_index} of timesteps, which is the next one; go through them in "
                     "order, from the first"
                 )
-        self._check_state(sample, 1)
+        self.check_state(sample, 1)

@@ -1,42 +1,39 @@
-"""Sampling by the probability flow ODE dx/dt = velocity(x, t), from t=0 (noise) to t=1 (data)."""
+"""Sampling by the probability flow ODE dx/dt = velocity(x, t), from t=0 (noise) to t=1 (data).
+
+B images, C channels, (H, W) latent size. x and the latents are (B, C, H, W) float32, the solver's state.
+"""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..flow.solvers import (
-    ADAPTIVE,
-    FIXED_STEP,
-    MULTISTEP,
-    Callback,
-    combine,
-    solve_adaptive,
-    solve_fixed,
-    solve_multistep,
-    stage_times,
-)
+from ..flow.callbacks import Callback, ModelFn, VelocityFn
+from ..flow.fixed_step import combine, stage_times
+from ..flow.solvers import ODE_SOLVERS, solve_ode
+from ..flow.tableaus import ADAPTIVE, FIXED_STEP
 from ..utils.checks import check_choice, check_positive
-from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
+from .common import InterpolantScheduler, InterpolantSchedulerOutput
 
 
-class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigMixin):
+class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers looks for SchedulerMixin in the module
     """Deterministic sampling of an interpolant model.
 
     Args:
-        path: "linear", "gvp" or "vp", as the model was trained.
-        prediction: "velocity", "score", "noise" or "data", as the model was trained.
+        path: the path that the model was trained on: "linear", "gvp" or "vp".
+        prediction: what the model was trained to predict: "velocity", "score", "noise" or "data".
         solver: fixed-step "euler", "midpoint", "heun", "heun3", "rk4" (1, 2, 2, 3 and 4 network calls a step); or
             adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", which choose their own steps for each
-            image; or torchdiffeq's multistep "explicit_adams", "implicit_adams".
+            image; or the multistep "explicit_adams", "implicit_adams", which need torchdiffeq.
         rtol, atol: tolerances of the adaptive solvers.
-        train_eps: what training cut from the ends of [0, 1]; kept for the record.
-        sample_eps: what sampling cuts from the ends where the prediction is not finite; SiT's default where None.
+        train_eps: time that training cut from the ends of [0, 1]; recorded in the config, not used.
+        sample_eps: time that sampling cuts from each end of [0, 1] at which the prediction is not finite. If None, the
+            default of SiT.
 
     Raises:
-        ValueError: for an unknown choice, a tolerance that is not positive, or an eps of 0 where one is needed.
+        ValueError: if a choice is unknown, a tolerance is not positive, or sample_eps is 0 though a cut is needed.
     """
 
-    solvers = (*FIXED_STEP, *ADAPTIVE, *MULTISTEP)
+    solvers = ODE_SOLVERS
 
     @register_to_config
     def __init__(
@@ -49,17 +46,17 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         train_eps: float | None = None,
         sample_eps: float | None = None,
     ):
-        self._set_up(path, prediction, train_eps, sample_eps)
+        self._initialize(path, prediction, train_eps, sample_eps)
         check_choice("solver", solver, self.solvers)
         check_positive("rtol", rtol)
         check_positive("atol", atol)
 
     @property
     def order(self) -> int:
-        """Network calls a step, as diffusers counts them; 1 where the solver chooses its steps."""
+        """Network calls per step, as in diffusers; 1 for solvers that choose their own steps."""
         if self.config.solver in FIXED_STEP:
             return len(FIXED_STEP[self.config.solver].c)
-        return 5 if self.config.solver == "implicit_adams" else 1  # which iterates, mostly four times
+        return 5 if self.config.solver == "implicit_adams" else 1  # it iterates, about four times per step
 
     @property
     def is_adaptive(self) -> bool:
@@ -67,16 +64,23 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return self.config.solver in ADAPTIVE
 
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:
-        """The uniform grid of num_inference_steps + 1 times, float64."""
+        """The uniform grid of num_inference_steps + 1 times from noise to data, float64."""
         start, end = self.interpolant.time_interval(self.sample_eps)
         return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
 
-    def network_times(self, num_inference_steps: int) -> list[float]:
-        """The times of the network calls of `solve`, in order; none for solvers that are not on a fixed grid."""
+    def network_times(self, num_inference_steps: int, reverse: bool = False) -> list[float]:
+        """The times of the network calls of `solve`, in order, for its conditioning to be computed ahead.
+
+        Empty for adaptive and multistep solvers, whose times are not known ahead.
+        """
         if self.config.solver not in FIXED_STEP:
             return []
-        tableau, grid = FIXED_STEP[self.config.solver], self.time_grid(num_inference_steps).tolist()
+        tableau, grid = FIXED_STEP[self.config.solver], self._solve_grid(num_inference_steps, reverse).tolist()
         return [t for pair in zip(grid[:-1], grid[1:], strict=True) for t in stage_times(tableau, *pair)]
+
+    def _solve_grid(self, num_inference_steps: int, reverse: bool) -> torch.Tensor:
+        grid = self.time_grid(num_inference_steps)
+        return grid.flip(0) if reverse else grid
 
     def solve(
         self,
@@ -87,61 +91,53 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         callback: Callback | None = None,
         reverse: bool = False,
     ) -> torch.Tensor:
-        """Integrate from noise to data; `num_model_calls` then tells how often the network ran.
+        """Integrate from noise to data. Afterwards, `num_model_calls` is the number of network calls.
 
         Args:
             model_fn: (x, t) -> the network's raw output; t is () or (B,) in [0, 1].
             latents: noise (B, C, H, W), float32.
-            num_inference_steps: steps of a fixed-step solver; adaptive solvers ignore it.
-            generator: not used, the ODE draws nothing; there to match the SDE scheduler.
-            callback: (step, t, latents) after each step; what it returns, if not None, replaces the latents.
-                StopIteration raised in it ends the solve.
+            num_inference_steps: number of steps; adaptive solvers ignore it.
+            generator: ignored, since the ODE draws no random numbers; accepted as in the SDE scheduler.
+            callback: called as (step, t, latents) after each step. If it returns a tensor, that replaces the latents;
+                if it raises StopIteration, the solve ends.
             reverse: integrate from data to noise: `latents` is data, and the result is the noise it comes from.
 
         Raises:
-            ValueError: for zero steps or latents in half precision.
-            RuntimeError: where an adaptive solver cannot proceed.
+            ValueError: if num_inference_steps is below 1 or the latents are in half precision.
+            RuntimeError: if an adaptive solver cannot proceed.
         """
-        self._check_state(latents, num_inference_steps)
-        model_fn = self._counted(model_fn)
+        self.check_state(latents, num_inference_steps)
+        counted = self.counting_calls(model_fn)
 
-        def velocity(x, t):
-            return self.interpolant.to_velocity(model_fn(x, t), x, t)
+        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.interpolant.to_velocity(counted(x, t), x, t)
 
         return self.integrate(velocity, latents, num_inference_steps, callback, reverse)
 
     def integrate(
         self,
-        velocity_fn: ModelFn,
+        velocity_fn: VelocityFn,
         x: torch.Tensor,
         num_inference_steps: int,
         callback: Callback | None = None,
         reverse: bool = False,
     ) -> torch.Tensor:
-        """Solve dx/dt = velocity_fn(x, t) over the time interval with the chosen solver; x (B, …)."""
-        grid = self.time_grid(num_inference_steps)
-        grid = grid.flip(0) if reverse else grid
-        solver = self.config.solver
-        if solver in FIXED_STEP:
-            return solve_fixed(velocity_fn, x, grid, FIXED_STEP[solver], callback)
-        if solver in MULTISTEP:
-            return solve_multistep(velocity_fn, x, grid, solver, callback)
-        start, end = grid[0].item(), grid[-1].item()
-        tolerances = (self.config.rtol, self.config.atol)
-        return solve_adaptive(velocity_fn, x, start, end, ADAPTIVE[solver], *tolerances, callback)
+        """Solve dx/dt = velocity_fn(x, t) for any velocity with this scheduler's solver and times; x (B, …)."""
+        grid = self._solve_grid(num_inference_steps, reverse)
+        return solve_ode(velocity_fn, x, grid, self.config.solver, self.config.rtol, self.config.atol, callback)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out `timesteps`, (num_inference_steps · order,), t itself, for a loop of network calls and `step`.
+        """Set `timesteps` for a loop of network calls and `step`: t itself, (num_inference_steps · order,).
 
         Raises:
-            ValueError: for zero steps, or a solver without a fixed number of network calls.
+            ValueError: if num_inference_steps is below 1 or the solver has no fixed number of network calls.
         """
         if self.config.solver not in FIXED_STEP:
             raise ValueError(
                 f"solver={self.config.solver!r} cannot be stepped from outside; use solve(), or a fixed-step solver: "
                 f"{', '.join(FIXED_STEP)}"
             )
-        self._check_state(torch.empty(0), num_inference_steps)
+        self.check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
         self._stage_times = torch.tensor(self.network_times(num_inference_steps), dtype=torch.float64)
         self.timesteps = self._stage_times.to(device, torch.float32)
@@ -150,15 +146,19 @@ class InterpolantODEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
     def step(
         self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, return_dict: bool = True
     ) -> InterpolantSchedulerOutput | tuple[torch.Tensor]:
-        """Go on from `sample`, (B, C, H, W) float32, to where the network is to be called next.
+        """Go on from `sample` to the state at which the network is called next.
 
-        That is the next step's start, x_t, or with a solver of several network calls a step the next stage within it.
+        That is the start of the next step or, with a solver of several network calls per step, the next stage of this
+        one.
 
         Args:
             model_output: the network's output at `sample` and `timestep`.
-            timestep: the entry of `timesteps` whose turn it is; they are gone through in order, from the first.
-            sample: what this method returned last, or the noise.
-            return_dict: return an `InterpolantSchedulerOutput` or a tuple.
+            timestep: the next entry of `timesteps`; the loop goes through them in order, from the first.
+            sample: the noise at first, then what this method returned last; (B, C, H, W) float32.
+            return_dict: whether to return an `InterpolantSchedulerOutput` or a tuple.
+
+        Raises:
+            ValueError: if no timestep is left, or timestep is not the next one.
         """
         self._check_step(sample, timestep)
         tableau = FIXED_STEP[self.config.solver]

@@ -1,44 +1,46 @@
 """Sampling by the reverse SDE dX = (velocity + w·score) dt + sqrt(2w) dW, from t=0 (noise) to t=1 (data).
 
 Any w(t) ≥ 0 gives the same marginals (arXiv 2401.08740, Section 2.3). Velocity and score both follow from one network
-output, so a drift costs one network call.
+output, so a drift costs one network call. B images, C channels, (H, W) latent size; x is (B, C, H, W) float32.
 """
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..flow.callbacks import Callback, ModelFn, after_step
 from ..flow.interpolants import DIFFUSION_FORMS
-from ..flow.solvers import Callback, after_step
 from ..utils.checks import check_choice, check_positive
-from .common import InterpolantSchedulerMixin, InterpolantSchedulerOutput, ModelFn
+from .common import InterpolantScheduler, InterpolantSchedulerOutput
 
 SDE_SOLVERS = ("euler_maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
-SCORE_EPS = 1e-4  # w·score is a limit at t=1, where sigma is 0: it is read this far before it
+SCORE_EPS = 1e-4  # at t=1, where sigma is 0, w·score is a limit: it is evaluated this much earlier
 
 
-class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigMixin):
+class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers looks for SchedulerMixin in the module
     """Stochastic sampling of an interpolant model.
 
     Args:
-        path: "linear", "gvp" or "vp", as the model was trained.
-        prediction: "velocity", "score", "noise" or "data", as the model was trained.
+        path: the path that the model was trained on: "linear", "gvp" or "vp".
+        prediction: what the model was trained to predict: "velocity", "score", "noise" or "data".
         solver: "euler_maruyama" (one network call a step) or "heun" (two).
         diffusion_form: the shape of w(t): "constant", "sbdm", "sigma", "linear", "decreasing" or
-            "increasing-decreasing"; see `Interpolant.diffusion`. "sbdm" starts with w in the hundreds on the linear and
-            GVP paths and wants 100 steps or more; "constant" wants more the closer the data lies to a surface.
-        diffusion_norm: the scale of w.
-        last_step: how the last stretch to t=1 is covered, without noise: "mean" (a step of the SDE's drift), "euler"
-            (a step of the ODE), "tweedie" (the expected data), or "none" (the SDE runs to the end). "mean" takes away
-            a little of the spread, the more the larger w is there.
-        last_step_size: the length of that stretch; ignored by "none".
-        train_eps: what training cut from the ends of [0, 1]; kept for the record.
-        sample_eps: what sampling cuts from the ends where the prediction is not finite; SiT's default where None.
+            "increasing-decreasing"; see `Interpolant.diffusion`. On the linear and GVP paths, w of "sbdm" starts in
+            the hundreds and needs 100 steps or more; "constant" needs more steps the closer the data is to a surface.
+        diffusion_norm: scale of w.
+        last_step: how the last interval up to t=1 is covered, without noise: "mean" (a step of the SDE's drift),
+            "euler" (a step of the ODE), "tweedie" (the expected data), or "none" (the SDE runs to the end). "mean"
+            reduces the spread of the samples slightly, more so for a larger w near t=1.
+        last_step_size: length of that interval; ignored if `last_step` is "none".
+        train_eps: time that training cut from the ends of [0, 1]; recorded in the config, not used.
+        sample_eps: time that sampling cuts from each end of [0, 1] at which the prediction is not finite. If None, the
+            default of SiT.
 
     Raises:
-        ValueError: for an unknown choice, numbers out of range, or no last step where w·score is infinite at t=1.
+        ValueError: if a choice is unknown, a number is out of range, or last_step is "none" though w·score is infinite
+            at t=1.
     """
 
     solvers = SDE_SOLVERS
@@ -56,7 +58,7 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         train_eps: float | None = None,
         sample_eps: float | None = None,
     ):
-        self._set_up(path, prediction, train_eps, sample_eps)
+        self._initialize(path, prediction, train_eps, sample_eps)
         check_choice("solver", solver, self.solvers)
         check_choice("diffusion_form", diffusion_form, DIFFUSION_FORMS)
         check_positive("diffusion_norm", diffusion_norm)
@@ -72,20 +74,20 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
 
     @property
     def order(self) -> int:
-        """Network calls a step, as diffusers counts them."""
+        """Network calls per step, as in diffusers."""
         return 1 if self.config.solver == "euler_maruyama" else 2
 
     def time_grid(self, num_inference_steps: int) -> torch.Tensor:
-        """The uniform grid of the SDE's steps, float64. Its last point is where the last step starts, if there is one.
+        """The uniform grid of the SDE's steps, float64. If there is a last step, it starts at the grid's last point.
 
         Raises:
-            ValueError: for fewer than two steps where one of them is the last step.
+            ValueError: if there is a last step and no other.
         """
         has_last_step = self.config.last_step != "none"
         if has_last_step and num_inference_steps < 2:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps} leaves no step besides "
-                f"last_step={self.config.last_step!r}; take 2 or more"
+                f"last_step={self.config.last_step!r}; use 2 or more"
             )
         start, end = self.interpolant.time_interval(self.sample_eps)
         if self.config.diffusion_form == "sbdm" and self.config.path != "vp":
@@ -95,8 +97,11 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
 
     def network_times(self, num_inference_steps: int) -> list[float]:
-        """The times at which `solve` calls the network."""
-        return self.time_grid(num_inference_steps).tolist()
+        """The times of the network calls of `solve`, in order, for its conditioning to be computed ahead."""
+        grid = self.time_grid(num_inference_steps).tolist()
+        steps = zip(grid[:-1], grid[1:], strict=True)
+        times = [t for step in steps for t in step[: self.order]]  # Heun's method also calls the network at the end
+        return times if self.config.last_step == "none" else [*times, grid[-1]]
 
     def _drift(self, model_output: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """velocity + w·score."""
@@ -105,14 +110,22 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return velocity + self._diffusion(t) * self.interpolant.to_score(model_output, x, t)
 
     def _diffusion(self, t: torch.Tensor) -> torch.Tensor:
+        """w(t)."""
         return self.interpolant.diffusion(t, self.config.diffusion_form, self.config.diffusion_norm)
 
-    def _noise(self, x: torch.Tensor, t: torch.Tensor, dt: float, generator) -> torch.Tensor:
-        """sqrt(2w) dW over a step dt."""
+    def _noise(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        dt: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """sqrt(2w) dW of a step dt."""
         noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return (2 * self._diffusion(t) * dt).sqrt() * noise
 
     def _last_step(self, model_output: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The step without noise up to t=1."""
         h = self.config.last_step_size
         if self.config.last_step == "mean":
             return x + h * self._drift(model_output, x, t)
@@ -128,23 +141,23 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callback | None = None,
     ) -> torch.Tensor:
-        """Integrate from noise to data; `num_model_calls` then tells how often the network ran.
+        """Integrate from noise to data. Afterwards, `num_model_calls` is the number of network calls.
 
         Args:
             model_fn: (x, t) -> the network's raw output; t is () in [0, 1].
             latents: noise (B, C, H, W), float32.
-            num_inference_steps: steps, the last one included.
-            generator: of the noise: one for the batch, or a list of one per image.
-            callback: (step, t, latents) after each step; what it returns, if not None, replaces the latents.
-                StopIteration raised in it ends the solve.
+            num_inference_steps: number of steps, including the last step.
+            generator: random generator of the noise: one for the batch, or a list with one per image.
+            callback: called as (step, t, latents) after each step. If it returns a tensor, that replaces the latents;
+                if it raises StopIteration, the solve ends.
 
         Raises:
-            ValueError: for too few steps or latents in half precision.
+            ValueError: if there are too few steps or the latents are in half precision.
         """
-        self._check_state(latents, num_inference_steps)
+        self.check_state(latents, num_inference_steps)
         if isinstance(generator, list) and len(generator) != len(latents):
             raise ValueError(f"generator lists {len(generator)} generators for {len(latents)} images; give one each")
-        model_fn = self._counted(model_fn)
+        model_fn = self.counting_calls(model_fn)
         times = self.time_grid(num_inference_steps).tolist()
         x = latents
         ends = [*times[1:], 1.0] if self.config.last_step != "none" else times[1:]
@@ -155,7 +168,7 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
             elif self.config.solver == "euler_maruyama":
                 x = x + dt * self._drift(model_fn(x, t), x, t) + self._noise(x, t, dt, generator)
             else:
-                # the noise of the whole step first, then a deterministic Heun step of the drift (EDM's order)
+                # The noise of the whole step first, then a deterministic Heun step of the drift, as in EDM.
                 x = x + self._noise(x, t, dt, generator)
                 t_next = torch.tensor(end, dtype=x.dtype)
                 drift = self._drift(model_fn(x, t), x, t)
@@ -167,12 +180,17 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         return x
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lay out `timesteps`, (num_inference_steps,), t itself, for a loop of network calls and `step`."""
+        """Set `timesteps` for a loop of network calls and `step`: t itself, (num_inference_steps,).
+
+        Raises:
+            ValueError: if there are too few steps or the solver needs several network calls per step.
+        """
         if self.config.solver != "euler_maruyama":
             raise ValueError(
-                f"solver={self.config.solver!r} takes several network calls a step; use solve(), or 'euler_maruyama'"
+                f"solver={self.config.solver!r} needs several network calls per step; use solve(), or "
+                "solver='euler_maruyama'"
             )
-        self._check_state(torch.empty(0), num_inference_steps)
+        self.check_state(torch.empty(0), num_inference_steps)
         self._grid = self.time_grid(num_inference_steps)
         self.timesteps = self._grid[:num_inference_steps].to(device, torch.float32)
         self._step_index = 0
@@ -185,7 +203,18 @@ class InterpolantSDEScheduler(InterpolantSchedulerMixin, SchedulerMixin, ConfigM
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> InterpolantSchedulerOutput | tuple[torch.Tensor]:
-        """One step from `sample`, x_t (B, C, H, W) float32, given the network's output at x_t."""
+        """Take one step.
+
+        Args:
+            model_output: the network's output at `sample` and `timestep`.
+            timestep: the next entry of `timesteps`; the loop goes through them in order, from the first.
+            sample: x_t, (B, C, H, W) float32.
+            generator: random generator of the noise: one for the batch, or a list with one per image.
+            return_dict: whether to return an `InterpolantSchedulerOutput` or a tuple.
+
+        Raises:
+            ValueError: if no timestep is left, or timestep is not the next one.
+        """
         self._check_step(sample, timestep)
         model_output = model_output.to(sample.dtype)
         t = self._grid[self._step_index].to(sample.dtype)

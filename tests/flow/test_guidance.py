@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
-from sit_atconv.flow import guidance
+from sit_atconv.flow import conditioning
 from sit_atconv.flow.guidance import Guidance, GuidedModel, guide
 
 
@@ -205,7 +205,7 @@ def test_prepared_times_cost_no_conditioning(autoguided, scale, tiny_transformer
 def test_conditioning_is_not_prepared_where_it_cannot_be(reason, tiny_transformer, x, monkeypatch):
     transformer = tiny_transformer().requires_grad_(False)
     if reason == "memory":
-        monkeypatch.setattr(guidance, "MODULATION_BYTES", 100)
+        monkeypatch.setattr(conditioning, "MODULATION_BYTES", 100)
     else:  # as those that bring the weights to where they are needed
         transformer.register_forward_pre_hook(lambda *_: None)
     calls = []

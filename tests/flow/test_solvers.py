@@ -6,8 +6,11 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
+from sit_atconv.flow.adaptive import solve_adaptive
+from sit_atconv.flow.fixed_step import solve_fixed
 from sit_atconv.flow.interpolants import expand_like
-from sit_atconv.flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP, solve_adaptive, solve_fixed, solve_multistep
+from sit_atconv.flow.multistep import MULTISTEP, solve_multistep
+from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 
 TABLEAUS = {**FIXED_STEP, **ADAPTIVE}
 TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "heun3": "heun3", "rk4": "rk4"}

@@ -16,7 +16,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
-from sit_atconv.flow import guidance
+from sit_atconv.flow import conditioning
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -367,7 +367,7 @@ def test_flow_schedulers_take_other_predictions(prediction, tiny_pipeline, gauss
         return (gaussian("linear", x, t, 0.3, 0.5)[prediction],)
 
     pipe.transformer.forward = forward
-    monkeypatch.setattr(guidance, "MODULATION_BYTES", 0)  # this network needs the times themselves
+    monkeypatch.setattr(conditioning, "MODULATION_BYTES", 0)  # this network needs the times themselves
     expected = draw(pipe, num_inference_steps=50)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
     images = draw(pipe, num_inference_steps=50)

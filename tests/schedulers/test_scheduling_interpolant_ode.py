@@ -8,7 +8,8 @@ import torchdiffeq
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.flow.interpolants import PREDICTIONS
-from sit_atconv.flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
+from sit_atconv.flow.multistep import MULTISTEP
+from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 
 PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's
 NUM_POINTS = {"euler": 9, "midpoint": 9, "heun3": 9, "rk4": 5, "dopri5": 5}  # of the reference's grids

@@ -1,0 +1,40 @@
+"""The functions that solvers call: the network or the velocity that follows from it, and a callback after each step.
+
+x (B, …) is the state of the solver, t its time.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t) -> the network's raw output
+VelocityFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t) -> dx/dt
+Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]  # (step, t, x) -> a new x, or None
+
+
+def after_step(callback: Callback | None, index: int, t: float, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Call the callback with the state after a step.
+
+    Args:
+        callback: may return a state that replaces x, change x in place, or raise StopIteration to end the solve.
+        index: index of the step, from 0.
+        t: time at the end of the step.
+        x: the state at that time.
+
+    Returns:
+        The state to continue from, and whether the callback asked to stop. The state is the tensor x itself if and
+        only if the callback left it unchanged, so that solvers which keep earlier velocities know when to drop them.
+    """
+    if callback is None:
+        return x, False
+    # PyTorch counts in-place changes of a tensor, except of tensors that were created in inference mode.
+    copy = x.clone() if x.is_inference() else None
+    version = None if x.is_inference() else x._version
+    try:
+        replaced = callback(index, t, x)
+    except StopIteration:
+        return x, True
+    if replaced is not None and replaced is not x:
+        return replaced, False
+    unchanged = x._version == version if copy is None else torch.equal(x, copy)
+    return (x if unchanged else x.view_as(x)), False

@@ -1,0 +1,94 @@
+"""A network with its labels bound, whose conditioning can be computed ahead of a solve.
+
+adaLN turns time and class into shifts, scales and gates, the modulations. `prepare` computes those of a whole solve at
+once, which reads each weight once instead of once per step, and each call looks up its own by time.
+
+The contract: a scheduler's `network_times(num_inference_steps)` lists the times at which its `solve` calls the network.
+Two times are the same if their float32 values are (`time_key`). A call at any other time is correct, but slower: its
+modulations are computed in the call.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+MODULATION_BYTES = 2**30  # memory limit of the precomputed modulations; beyond it, they are computed call by call
+
+
+def time_key(t: float | torch.Tensor) -> float:
+    """The value by which a time is known: its float32 rounding, in which the network receives it."""
+    return torch.as_tensor(t, dtype=torch.float32).item()
+
+
+@contextmanager
+def evaluating(*modules: torch.nn.Module | None) -> Iterator[None]:
+    """Put modules into eval mode for a while, then back into the mode that each was in."""
+    modes = [(module, module.training) for module in modules if module is not None]
+    try:
+        for module, _ in modes:
+            module.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.train(mode)
+
+
+class LabelledModel:
+    """A network with its labels bound: `model(x, t, rows)` -> raw output, float32.
+
+    Args:
+        transformer: a `SiTTransformer2DModel` in eval mode.
+        labels: class ids on the transformer's device; `rows` in a call selects those of the rows of x.
+    """
+
+    def __init__(self, transformer: ModelMixin, labels: torch.Tensor):
+        self.transformer = transformer
+        self.labels = labels
+        self.steps: dict[float, int] = {}  # time_key -> index into self.modulations
+
+    def prepare(self, times: Sequence[float]) -> None:
+        """Compute the modulations of all calls of a solve at once, if memory and the model's hooks allow it.
+
+        Args:
+            times: the times of the calls, as a scheduler's `network_times` lists them.
+        """
+        if not times or _has_hooks(self.transformer):
+            return
+        keys = list(dict.fromkeys(map(time_key, times)))
+        unique_labels, index = self.labels.unique(return_inverse=True)
+        if not self._fits_in_memory(len(keys), len(unique_labels)):
+            return
+        self.index = index  # of each label in unique_labels
+        self.modulations = self.transformer.modulations(torch.tensor(keys, device=self.labels.device), unique_labels)
+        self.steps = {key: step for step, key in enumerate(keys)}
+
+    def _fits_in_memory(self, num_times: int, num_labels: int) -> bool:
+        limit = MODULATION_BYTES
+        if self.labels.device.type == "cuda":
+            limit = min(limit, torch.cuda.mem_get_info(self.labels.device)[0] // 8)
+        elements = num_times * num_labels * sum(self.transformer.modulation_sizes)
+        return elements * self.transformer.dtype.itemsize <= limit
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+        x = x.to(self.transformer.dtype)
+        step = self.steps.get(time_key(t)) if self.steps and not t.ndim else None
+        if step is not None:
+            modulation = self.modulations[step, self.index[rows]]
+            output = self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
+        else:
+            if not t.ndim and t.device != x.device:
+                # Filled in on the device: copying one number to a GPU makes the CPU wait for all queued work.
+                t = torch.full((len(x),), t.item(), device=x.device)
+            output = self.transformer(x, t, self.labels[rows], return_dict=False)[0]
+        # A copy, because solvers keep the output, and CUDA graphs write each output to the same memory.
+        return output.to(torch.float32, copy=True)
+
+
+def _has_hooks(model: torch.nn.Module) -> bool:
+    """Whether hooks of accelerate, diffusers or PyTorch may move or gather weights whenever `forward` is called."""
+    return any(
+        hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") or module._forward_pre_hooks
+        for module in model.modules()
+    )

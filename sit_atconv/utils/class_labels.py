@@ -1,0 +1,56 @@
+"""Class labels as people give them: ids or names, one or many."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def ids_by_name(id2label: Mapping[str, str]) -> dict[str, int]:
+    """The class id of every name by which a class can be called.
+
+    A class may have several names, separated by commas, as in ImageNet: "goldfish, Carassius auratus". The whole text
+    is a name, too, and takes precedence over a part of another. A name that several classes share names none of them.
+    """
+    ids: dict[str, int] = {}
+    parts = [(name, int(i)) for i, names in id2label.items() for name in names.split(",")]
+    whole = [(names, int(i)) for i, names in id2label.items()]
+    for pairs in (parts, whole):
+        owners: dict[str, set[int]] = {}
+        for name, i in pairs:
+            owners.setdefault(name.strip(), set()).add(i)
+        ids |= {name: min(owner) for name, owner in owners.items() if name and len(owner) == 1}
+    return ids
+
+
+def parse_labels(labels: Any, names: Mapping[str, int], num_classes: int) -> list[int]:
+    """Turn class ids or names into ids.
+
+    Args:
+        labels: one label, or a list, tuple, range, tensor or array of them.
+        names: the class id of every known name.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: if a name is unknown, an id is outside 0…num_classes − 1, or a label is neither.
+    """
+    if isinstance(labels, (torch.Tensor, np.ndarray)):
+        labels = labels.tolist()
+    many: Sequence = labels if isinstance(labels, (list, tuple, range)) else [labels]
+    ids = []
+    for label in many:
+        if isinstance(label, str):
+            if label not in names:
+                known = ", ".join(list(names)[:20]) or "none: this model has ids only"
+                raise ValueError(f"class_labels: unknown name {label!r}; known names: {known}")
+            label = names[label]
+        if isinstance(label, bool) or not isinstance(label, Integral):
+            raise ValueError(f"class_labels: {label!r} is neither a whole number nor a name")
+        if not 0 <= int(label) < num_classes:
+            raise ValueError(f"class_labels: {label} must lie in 0…{num_classes - 1}")
+        ids.append(int(label))
+    if not ids:
+        raise ValueError("class_labels is empty; name at least one class")
+    return ids
