@@ -18,7 +18,8 @@ from cleanfid.resize import make_resizer
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from sit_atconv.evaluation.features import Extractor, build_extractor, parse_extractor
+from sit_atconv.evaluation.extractor import Extractor, parse_extractor
+from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.image_sets import open_images
 from sit_atconv.evaluation.scores import MetricOptions, evaluate
 from sit_atconv.utils.checks import check_count

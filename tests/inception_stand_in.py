@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sit_atconv.evaluation import features
+from sit_atconv.evaluation.inception import INCEPTION_FILE
 
 
 class Block(nn.Module):
@@ -53,6 +53,6 @@ def inception(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Inception().eval()
-    file = tmp_path_factory.mktemp("weights") / features.INCEPTION_FILE
+    file = tmp_path_factory.mktemp("weights") / INCEPTION_FILE
     torch.jit.script(model).save(file)
     return model, str(file)

@@ -21,8 +21,9 @@ from ..utils.checks import check_choice, check_count, check_pixel_dimensions
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import check_new_file
 from ..utils.hashing import file_sha256
+from .extractor import Extractor, parse_extractor
 from .feature_statistics import FeatureStatistics
-from .features import Extractor, build_extractor, check_extractor, parse_extractor
+from .features import build_extractor, check_extractor
 from .frechet import fid_infinity, frechet_distance, resampled_frechet_distances
 from .image_sets import (
     DatasetImages,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.timm_encoders import check_timm_model, normalization
 from ..models.transformer_sit import SiTTransformer2DModel
 
 HIDDEN = 2048  # width of the projector, as in the paper
@@ -92,10 +93,7 @@ class TargetEncoder:
     """
 
     def __init__(self, name: str, weights: str, grid: tuple[int, int], device: torch.device | str):
-        if not timm.is_model(name):
-            raise ValueError(
-                f"repa={name!r}: timm has no such model; timm.list_models('*dinov2*') lists the usual ones"
-            )
+        check_timm_model("repa", name, name)
         options: dict[str, Any] = {}
         if weights == "pretrained":
             options["pretrained"] = True
@@ -117,9 +115,7 @@ class TargetEncoder:
             raise ValueError(f"repa={name!r}, repa_weights={weights!r} cannot be loaded: {error}") from error
         self.model = model.eval().requires_grad_(False).to(device)
         self.grid = grid
-        config = timm.data.resolve_model_data_config(model)
-        self.mean = torch.tensor(config["mean"], device=device).view(1, -1, 1, 1)
-        self.std = torch.tensor(config["std"], device=device).view(1, -1, 1, 1)
+        self.mean, self.std = normalization(model, device)
         self.features = model.num_features
 
     @torch.no_grad()

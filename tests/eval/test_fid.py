@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import features, scores
+from sit_atconv.evaluation import inception, scores
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.image_sets import FolderImages
 from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, generate, load_pipeline
 from sit_atconv.evaluation.scores import MetricOptions
+from sit_atconv.models.timm_encoders import load_timm_model
 from sit_atconv.utils.hashing import file_sha256
 from sit_atconv.utils.randomness import image_generator
 
@@ -103,7 +104,7 @@ def script_file(tmp_path_factory) -> str:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        file = tmp_path_factory.mktemp("inception") / features.INCEPTION_FILE
+        file = tmp_path_factory.mktemp("inception") / inception.INCEPTION_FILE
         torch.jit.script(Inception()).save(file)
     return str(file)
 
@@ -250,11 +251,11 @@ def test_timm_weights_must_fit_without_remainder(tiny_timm, tmp_path):
     for name, tensors in {"extra": extra, "missing": missing, "headless": headless}.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Unexpected key.*nothing\.weight"):
-        features.load_timm(TINY_TIMM, str(tmp_path / "extra.safetensors"))
+        load_timm_model(TINY_TIMM, str(tmp_path / "extra.safetensors"))
     with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Missing key.*conv_stem\.weight"):
-        features.load_timm(TINY_TIMM, str(tmp_path / "missing.safetensors"))
+        load_timm_model(TINY_TIMM, str(tmp_path / "missing.safetensors"))
     assert torch.equal(
-        features.load_timm(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight,
+        load_timm_model(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight,
         state["conv_stem.weight"],
     )
 
@@ -266,11 +267,11 @@ def test_timm_weights_run_no_code(tmp_path):
 
     torch.save({"conv_stem.weight": Payload()}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="cannot be read as safetensors or as a state dict"):
-        features.load_timm(TINY_TIMM, str(tmp_path / "weights.pth"))
+        load_timm_model(TINY_TIMM, str(tmp_path / "weights.pth"))
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
     with pytest.raises(ValueError, match="is no state dict"):
-        features.load_timm(TINY_TIMM, str(tmp_path / "training.pth"))
+        load_timm_model(TINY_TIMM, str(tmp_path / "training.pth"))
 
 
 def test_inception_features_equal_clean_fids(script_file, tmp_path):
@@ -326,7 +327,7 @@ def test_inception_is_fetched_once_into_the_cache(script_file, tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
         build_extractor("inception", None, CPU)
-    assert fetched == [features.inception_url]
+    assert fetched == [inception.inception_url]
 
 
 def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
@@ -358,7 +359,7 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
     (unreadable / "a.png").write_text("no image")
     weights = tmp_path / "weights.pt"
     weights.touch()
-    script = tmp_path / features.INCEPTION_FILE
+    script = tmp_path / inception.INCEPTION_FILE
     script.write_text("no TorchScript")
 
     digits = ("--reference", "digits", "--extractor", "pixels")

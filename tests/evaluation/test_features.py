@@ -9,8 +9,11 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sit_atconv.evaluation import features
-from sit_atconv.evaluation.features import build_extractor, check_extractor, parse_extractor, resize_tensorflow
+from sit_atconv.evaluation.extractor import parse_extractor
+from sit_atconv.evaluation.features import build_extractor, check_extractor
+from sit_atconv.evaluation.inception import SPATIAL_LAYERS
+from sit_atconv.evaluation.resize import resize_tensorflow
+from sit_atconv.evaluation.timm_features import set_input_size
 
 CPU = torch.device("cpu")
 
@@ -48,7 +51,7 @@ def test_inceptions_spatial_features_and_classes(inception, name):
         result = extractor.embed(prepared)
         x = (prepared - 128) / 128
         pooled = model.layers(x)
-        for layer in features.SPATIAL_LAYERS:
+        for layer in SPATIAL_LAYERS:
             x = getattr(model.layers, layer)(x)
         spatial = model.layers.mixed_6.conv(x)  # (2, 12, 17, 17)
         probabilities = F.linear(pooled, model.output.weight).softmax(dim=1)  # without the bias
@@ -86,7 +89,7 @@ def test_dinov2_resamples_its_position_embedding_as_published(name):
         model = VisionTransformer(img_size=518, patch_size=14, embed_dim=8, depth=1, num_heads=2)
         model.pos_embed.data.normal_()
     learned = model.pos_embed.detach().clone()
-    features.set_input_size(model, name, 224)
+    set_input_size(model, name, 224)
     centres = (torch.arange(16) + 0.5) / (16.1 / 37) / 37 * 2 - 1  # in [−1, 1] from edge to edge
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1)[None]  # (1, 16, 16, 2)
     image = learned[:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import features, scores
+from sit_atconv.evaluation import scores
 from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.inception import INCEPTION_FILE
 from sit_atconv.evaluation.sampling import SamplingOptions
 from sit_atconv.evaluation.scores import MetricOptions, check_comparable
 
@@ -141,7 +142,7 @@ def test_adm_reference_batches(folders, tmp_path, monkeypatch):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = tmp_path / features.INCEPTION_FILE
+        weights = tmp_path / INCEPTION_FILE
         torch.jit.script(Inception()).save(weights)
     images = np.stack([np.asarray(Image.open(f"{folders['b']}/{i:03}.png")) for i in range(12)])
     np.savez_compressed(tmp_path / "images.npz", arr_0=images)

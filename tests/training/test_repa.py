@@ -41,7 +41,7 @@ def test_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     "name, weights, expected",
     [
-        ("vit_of_nobody", "random", "timm has no such model"),
+        ("vit_of_nobody", "random", "timm has no model 'vit_of_nobody'"),
         (VIT, "nowhere.pt", "repa_weights='nowhere.pt' is neither a file"),
     ],
 )
