@@ -14,8 +14,10 @@ import sys
 
 from jsonargparse import ArgumentParser
 
+from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.evaluation.sampling import SamplingOptions, split_options
-from sit_atconv.evaluation.scores import MetricOptions, evaluate, summary
+from sit_atconv.evaluation.score_report import summary
+from sit_atconv.evaluation.scores import evaluate
 from sit_atconv.utils.files import check_new_file, write_report
 
 

@@ -8,6 +8,7 @@ clean-fid gets folders of images and the same network; it reads, resizes and bat
 by itself. Data sets and .npz batches are written out as PNG files for it, in a temporary folder.
 """
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,8 @@ from PIL import Image
 from sit_atconv.evaluation.extractor import Extractor, parse_extractor
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.image_sets import open_images
-from sit_atconv.evaluation.scores import MetricOptions, evaluate
+from sit_atconv.evaluation.metric_options import MetricOptions
+from sit_atconv.evaluation.scores import evaluate
 from sit_atconv.utils.checks import check_count
 from sit_atconv.utils.environment import pick_device
 from sit_atconv.utils.files import check_new_file, write_report
@@ -116,8 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
                 image_folder(field, getattr(given, field), Path(temporary) / field, options, given.num_images)
                 for field in ("samples", "reference")
             )
-            options.image_size = None  # the folders are of that size already
-            result = compare_with_clean_fid(samples, reference, options, given.device)
+            as_they_are = dataclasses.replace(options, image_size=None)  # the folders are of that size already
+            result = compare_with_clean_fid(samples, reference, as_they_are, given.device)
     except ValueError as error:
         parser.error(str(error))
     for name in ("fid", "kid"):

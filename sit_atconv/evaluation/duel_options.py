@@ -10,8 +10,8 @@ import yaml
 
 from ..training.config import TrainConfig
 from ..utils.checks import check_count
+from .metric_options import MetricOptions
 from .sampling import SamplingOptions
-from .scores import MetricOptions
 
 # Training options that the duel sets itself.
 RESERVED = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_every", "config"}

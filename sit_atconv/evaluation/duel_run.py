@@ -16,7 +16,8 @@ from ..utils.files import write_json
 from .duel_options import Duel
 from .sample_folder import sample_to_folder
 from .sampling import load_pipeline
-from .scores import evaluate, summary
+from .score_report import summary
+from .scores import evaluate
 from .subprocesses import option_arguments, python_command, run_to_end
 
 STATISTICS = "reference.npz"  # statistics of the reference in the duel's folder, written with the first scores

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from .records import folder_sha256
-from .scores import check_comparable
+from .score_report import check_comparable
 
 # Training options in which the runs of a comparison are meant to differ.
 MEANT_TO_DIFFER = {"mixer", "preset", "model", "seed", "output_dir", "resume"}

@@ -37,6 +37,11 @@ class Extractor:
     embed: Callable[[Tensor], dict[str, Tensor]]
     weights: dict[str, str] | None = None
 
+    @property
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of the weights; None without weights."""
+        return None if self.weights is None else self.weights["sha256"]
+
 
 def parse_extractor(name: str) -> tuple[str, str, int | None]:
     """Split the name of an extractor into (kind, target, size).

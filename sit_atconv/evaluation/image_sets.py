@@ -1,13 +1,12 @@
-"""Sets of images to be evaluated: folders, .npz batches, data sets; and statistics of a reference, kept in a file.
+"""Sets of images to be evaluated: folders, .npz batches and data sets.
 
-Images are uint8 (H, W, C). An image set has a length, `image(index)` and `notes`, what a reader of its figures should
-know. A .npz batch is the container of the ADM evaluations: arr_0 (N, H, W, C) uint8.
+Images are uint8 (H, W, C). An image set has a length, `image(index)`, and `notes`: what readers of the scores should
+know about the images. Sets that were opened with `uniform=True` also have a `shape` (H, W, C).
 """
 
 import hashlib
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from ..data import open_dataset, read_image
-from ..utils.files import check_new_file, staged
 from .npz_batch import BatchImages
 from .records import COMPANIONS
 
@@ -28,25 +26,28 @@ ODDITIES = {
 
 
 class FolderImages:
-    """All images under a folder, sub-folders included, in the order of their paths.
+    """All images in a folder and its sub-folders, in the order of their paths.
 
-    Without `image_size` they are read as clean-fid reads them, by Pillow's `Image.open(file).convert("RGB")`; with it,
-    as in training: upright, transparency on white.
+    By default they are read as clean-fid reads them, by Pillow's `Image.open(file).convert("RGB")`. With `image_size`
+    they are read as in training: upright, and with transparency on white.
 
     Args:
-        folder: to search.
-        image_size: crop each image to its centre square and resize it to this side; None leaves it as it is.
-        uniform: make sure that all images have the same shape, by a look at each file's header. Grey images then keep
-            their one channel, where all are grey.
+        folder: the folder to search.
+        image_size: crop each image to its centre square and resize it to this side. If None, images are left as they
+            are.
+        uniform: check from the files' headers that all images have the same shape. If all of them are grey, they then
+            keep their one channel.
 
     Attributes:
-        shape: (H, W, C) where `uniform`.
-        notes: says what in the folder is no image, and how many of the images read so far clean-fid's way of reading
-            does no justice to.
+        shape: (H, W, C), if `uniform`.
+        notes: names the files that are no images, and says how many of the images read so far clean-fid's way of
+            reading changes.
 
     Raises:
-        ValueError: for a folder that is missing or without images; where `uniform`, naming two files of different size.
+        ValueError: if the folder is missing or holds no images or, with `uniform`, two images differ in size.
     """
+
+    shape: tuple[int, int, int]
 
     def __init__(self, folder: str | Path, image_size: int | None = None, uniform: bool = False):
         folder = Path(folder)
@@ -64,7 +65,7 @@ class FolderImages:
         self.left_out = (
             [f"{folder}: {len(others)} files are no images and are left out ({others[0]}…)"] if others else []
         )
-        self.odd = {oddity: set() for oddity in ODDITIES}  # indices of images
+        self.odd: dict[str, set[int]] = {oddity: set() for oddity in ODDITIES}  # indices of images
         self.image_size = image_size
         self.channels = 3
         if uniform:
@@ -72,7 +73,7 @@ class FolderImages:
             self.channels = self.shape[2]
 
     def _common_shape(self) -> tuple[int, int, int]:
-        sizes = {}
+        sizes: dict[tuple[int, int], Path] = {}
         channels = 1
         for file in tqdm(self.files, desc="checking image sizes", leave=False):
             try:
@@ -125,12 +126,17 @@ class FolderImages:
 
 
 class DatasetImages:
-    """The images of a data set that training knows by name or file: digits, parquet…"""
+    """The images of a data set that training can open, such as digits or a parquet file.
+
+    Args:
+        source: name or file of the data set.
+        image_size: side of the images; needed for data sets whose images have no fixed size.
+    """
 
     def __init__(self, source: str, image_size: int | None):
         self.dataset = open_dataset(source, image_size)
         self.shape = (self.dataset.image_size, self.dataset.image_size, self.dataset.channels)
-        self.notes = []
+        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -140,8 +146,11 @@ class DatasetImages:
         return self.dataset.image(index)
 
 
+ImageSet: TypeAlias = FolderImages | BatchImages | DatasetImages
+
+
 def is_dataset(source: str) -> bool:
-    """Whether the source is no folder of images, but one of the other kinds that `open_dataset` knows."""
+    """Whether the source is a data set that `open_dataset` knows, other than a folder of images."""
     path = Path(source)
     if path.is_dir():
         files = [file.suffix.lower() for file in path.rglob("*") if file.is_file()]
@@ -149,13 +158,17 @@ def is_dataset(source: str) -> bool:
     return source == "digits" or path.is_file() or any(mark in source for mark in ":?*")
 
 
-def open_images(
-    field: str, source: str, image_size: int | None = None, uniform: bool = False
-) -> FolderImages | BatchImages | DatasetImages:
-    """Open a folder, a .npz batch or a data set: an image set, with a `shape` where `uniform`.
+def open_images(field: str, source: str, image_size: int | None = None, uniform: bool = False) -> ImageSet:
+    """Open a folder of images, a .npz batch or a data set.
+
+    Args:
+        field: name of the option, for messages.
+        source: the folder, file or data set.
+        image_size: side to which images are cropped and resized. If None, they are left as they are.
+        uniform: check that all images have the same shape, so that the set has a `shape`.
 
     Raises:
-        ValueError: as the image sets, naming the field as well.
+        ValueError: if the source cannot be opened; the message names the field.
     """
     try:
         if Path(source).suffix == ".npz":
@@ -170,79 +183,8 @@ def open_images(
         raise ValueError(f"{field}: {error}") from error
 
 
-@dataclass
-class ReferenceStatistics:
-    """What a file keeps of a reference, under the names of ADM's reference batches.
-
-    Attributes:
-        mu, sigma: mean (F,) and covariance (F, F) of the features, where the file has them.
-        mu_s, sigma_s: of the spatial features, likewise.
-        features: (N, F) of the images, likewise.
-        stamp: how they were made: "extractor", "weights" (SHA-256), "resize", "num_images", "image_size" and "sha256"
-            of the images. Files of others have none.
-    """
-
-    mu: np.ndarray | None = None
-    sigma: np.ndarray | None = None
-    mu_s: np.ndarray | None = None
-    sigma_s: np.ndarray | None = None
-    features: np.ndarray | None = None
-    stamp: dict = field(default_factory=dict)
-
-
-def load_statistics(file: str | Path, extractor: str | None = None) -> ReferenceStatistics:
-    """Read the statistics of a .npz file; one of images alone gives empty ones.
-
-    ADM's files do not say what made them, but no others have spatial statistics (mu_s, sigma_s): theirs are taken for
-    those of "inception-adm". clean-fid, pytorch-fid and EDM write mu and sigma alone.
-
-    Args:
-        file: to read.
-        extractor: that made the statistics, where the file does not say so.
-
-    Raises:
-        ValueError: for a file that cannot be read, or whose arrays do not fit together.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in arrays}
-            stamp = json.loads(str(arrays["stamp"])) if "stamp" in arrays else {}
-            has_images = "arr_0" in arrays
-    except Exception as error:  # zipfile, NumPy and JSON each have their own
-        raise ValueError(f"reference={str(file)!r} cannot be read as .npz: {error}") from error
-    if not has_images and not {"mu", "sigma"} <= found.keys():
-        raise ValueError(f"reference={str(file)!r} holds neither images (arr_0) nor statistics (mu, sigma)")
-    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if mean in found:
-            F = len(found[mean])
-            if covariance not in found or found[covariance].shape != (F, F):
-                raise ValueError(f"reference={str(file)!r}: {covariance} is missing or does not fit {mean} ({F},)")
-            if not (np.isfinite(found[mean]).all() and np.isfinite(found[covariance]).all()):
-                raise ValueError(f"reference={str(file)!r}: {mean} and {covariance} hold numbers that are not finite")
-    if stamp and extractor not in (None, stamp["extractor"]):
-        raise ValueError(
-            f"reference_extractor={extractor!r}: reference={str(file)!r} says that {stamp['extractor']} made it; leave "
-            "the option out"
-        )
-    if found and not stamp:
-        stamp = {"extractor": extractor or ("inception-adm" if "mu_s" in found else None)}
-        stamp["assumed"] = extractor is None and stamp["extractor"] is not None
-    return ReferenceStatistics(**found, stamp=stamp)
-
-
-def save_statistics(file: str | Path, statistics: ReferenceStatistics) -> None:
-    """Write statistics to a new .npz file, under ADM's names, with a stamp."""
-    check_new_file("save_statistics", file)
-    arrays = {name: getattr(statistics, name) for name in ("mu", "sigma", "mu_s", "sigma_s", "features")}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with staged(file) as part, part.open("wb") as opened:
-        np.savez(opened, **arrays, stamp=np.array(json.dumps(statistics.stamp)))
-
-
 class ImagesHash:
-    """SHA-256 of images in their order: shapes and pixels, whatever container they came from."""
+    """The SHA-256 of images in their order: of shapes and pixels, whatever files the images came from."""
 
     def __init__(self):
         self._digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Confidence intervals: the bootstrap over images, and Student's t over training seeds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
@@ -16,7 +16,7 @@ def bootstrap_resamples(num_images: int, num_resamples: int, seed: int = 0) -> I
         yield np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
 
 
-def bootstrap_interval(estimate: float, resampled: np.ndarray, level: float = 0.95) -> list[float]:
+def bootstrap_interval(estimate: float, resampled: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float]:
     """The percentile interval of bootstrap values, moved so that their mean lies on the estimate.
 
     The move takes away the bootstrap's own bias: a resample repeats images, so its covariance has a lower rank, and its
@@ -27,7 +27,7 @@ def bootstrap_interval(estimate: float, resampled: np.ndarray, level: float = 0.
     return [float(q) for q in estimate + np.quantile(resampled, [tail, 1 - tail]) - resampled.mean()]
 
 
-def mean_interval(values: np.ndarray, level: float = 0.95) -> list[float]:
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float]:
     """Student's interval for the mean of values (n,), such as paired differences over training seeds.
 
     Raises:

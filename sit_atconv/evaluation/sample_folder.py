@@ -64,9 +64,10 @@ def sample_to_folder(
         SamplingError: if an image is not finite, or a file cannot be written.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
-    if options.num_samples is None:
+    num_samples = options.num_samples
+    if num_samples is None:
         raise ValueError("num_samples must be given, such as --num_samples 50000")
-    check_count("num_samples", options.num_samples)
+    check_count("num_samples", num_samples)
     folder = Path(output)
     placed = state.device if device == "auto" else pick_device(device)
     pipeline = options.configure(load_pipeline(pipeline_folder, placed))
@@ -79,12 +80,12 @@ def sample_to_folder(
         begin_folder(folder, record, options, pipeline.transformer.config.num_classes)
     state.wait_for_everyone()
     try:
-        draw_missing(pipeline, folder, options, options.num_samples, state)
+        draw_missing(pipeline, folder, options, num_samples, state)
     except (ValueError, OSError) as error:
         raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
     if not state.is_main_process:
         return None
-    record |= cost_per_image(collect_costs(folder), options.num_samples, options.batch_size) | {"complete": True}
+    record |= cost_per_image(collect_costs(folder), num_samples, options.batch_size) | {"complete": True}
     write_json(folder / SAMPLES_RECORD, record)
     if npz is not None and not packed:
         pack_folder(folder, Path(npz), record, options, pipeline)

@@ -63,7 +63,7 @@ class SamplingOptions:
         Raises:
             ValueError: if one of them is out of range.
         """
-        return Guidance(self.guidance_scale, tuple(self.guidance_interval), self.guidance_channels)
+        return Guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
 
     def configure(self, pipeline: SiTPipeline) -> SiTPipeline:
         """Return a pipeline of the same components with the requested sampler; the given pipeline is not changed.

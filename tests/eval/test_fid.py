@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import inception, scores
+from sit_atconv.evaluation import inception, scores, sources
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.image_sets import FolderImages
+from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, generate, load_pipeline
-from sit_atconv.evaluation.scores import MetricOptions
 from sit_atconv.models.timm_encoders import load_timm_model
 from sit_atconv.utils.hashing import file_sha256
 from sit_atconv.utils.randomness import image_generator
@@ -341,7 +341,7 @@ def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
 
 
 def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scores, "draw_images", None)  # nothing may be sampled
+    monkeypatch.setattr(sources, "draw_images", None)  # nothing may be sampled
     existing = tmp_path / "fid.json"
     existing.write_text("precious")
     empty = tmp_path / "empty"

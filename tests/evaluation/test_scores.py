@@ -1,25 +1,23 @@
-"""Whole reports: equal to clean-fid's on the same folders; references of every kind; what is stamped and refused."""
+"""Whole reports: equal to clean-fid's on the same folders; references of every kind; what is recorded and refused."""
 
-import json
 import os
 import shutil
 
 import cleanfid.fid
-import fid
 import numpy as np
-import parity
 import pytest
-import sample
 import torch
 from PIL import Image
 from torch import nn
 
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import scores
+from sit_atconv.evaluation import metrics, scores
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.inception import INCEPTION_FILE
+from sit_atconv.evaluation.metric_options import MetricOptions
+from sit_atconv.evaluation.sample_folder import sample_to_folder
 from sit_atconv.evaluation.sampling import SamplingOptions
-from sit_atconv.evaluation.scores import MetricOptions, check_comparable
+from sit_atconv.evaluation.score_report import check_comparable
 
 CPU = torch.device("cpu")
 EVERYTHING = "fid,kid,precision_recall,density_coverage,fid_infinity"
@@ -149,7 +147,7 @@ def test_adm_reference_batches(folders, tmp_path, monkeypatch):
     np.savez(tmp_path / "samples.npz", arr_0=255 - images)
     samples = str(tmp_path / "samples.npz")
     options = dict(extractor="inception-adm", weights=str(weights))
-    monkeypatch.setattr(scores, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum()))
+    monkeypatch.setattr(metrics, "frechet_distance", lambda a, s, b, t: float(((a - b) ** 2).sum() + (s * t).sum()))
     expected = evaluate(samples, str(tmp_path / "images.npz"), str(tmp_path / "stats.npz"), **options)
     with np.load(tmp_path / "stats.npz") as ours:
         moments = {"mu": ours["mu"], "sigma": ours["sigma"]}
@@ -226,21 +224,6 @@ def test_folders_are_read_as_clean_fid_reads_them(folders, network, tmp_path):
     assert "EXIF" not in " ".join(as_training["notes"]) and as_training["fid"] != pytest.approx(report["fid"], rel=1e-3)
 
 
-def test_parity_command(folders, network, tmp_path, capsys):
-    output = tmp_path / "parity.json"
-    arguments = [folders["noisy"], "--reference", "digits", "--extractor", network, "--num_images", "40"]
-    parity.main([*arguments, "--device", "cpu", "--output", str(output)])
-    result = json.loads(output.read_text())
-    assert result["num_samples"] == result["num_reference"] == 40
-    assert 0 < result["fid"]["ours"] and result["fid"]["relative_difference"] < 1e-4
-    assert result["kid"]["relative_difference"] < 1e-4
-    assert f"FID {result['fid']['ours']:.9g}" in capsys.readouterr().out
-    for change, part in ((["--num_images", "121"], "num_images=121"), (["--extractor", "pixels"], "does not resize")):
-        with pytest.raises(SystemExit):
-            parity.main([*arguments, *change])
-        assert part in capsys.readouterr().err
-
-
 def test_as_many_images_as_features_are_biased(folders, network, tmp_path):
     for count, biased in ((16, True), (17, False)):
         folder = tmp_path / str(count)
@@ -288,15 +271,12 @@ def test_images_that_are_all_alike_are_reported(folders, network, tmp_path):
     assert np.isfinite(report["fid"]) and report["recall"] == 0
 
 
-def test_generated_folder_carries_its_stamp(tiny_pipeline, folders, network, tmp_path, capsys):
+def test_generated_folder_carries_its_record(tiny_pipeline, folders, network, tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     pipeline, samples = str(tmp_path / "pipeline"), str(tmp_path / "samples")
-    drawing = ["--num_samples", "24", "--num_inference_steps", "2", "--seed", "3", "--batch_size", "12"]
-    sample.main([pipeline, "--output", samples, *drawing])
-    output = tmp_path / "fid.json"
-    fid.main([samples, "--reference", folders["b"], "--extractor", network, "--output", str(output), "--device", "cpu"])
-    of_folder = json.loads(output.read_text(encoding="utf-8"))
     sampling = SamplingOptions(num_samples=24, num_inference_steps=2, seed=3, batch_size=12)
+    sample_to_folder(pipeline, samples, sampling)
+    of_folder = evaluate(samples, folders["b"], extractor=network)
     direct = scores.evaluate(pipeline, folders["b"], MetricOptions(extractor=network), sampling, "cpu")
     assert of_folder["fid"] == pytest.approx(direct["fid"], rel=1e-9)
     for name in (
