@@ -1,14 +1,11 @@
 """Random numbers are a function of seed, stream and position."""
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
-from sit_atconv.data import (
-    Stream,
-    draw,
-    sample_generator,
-)
+from sit_atconv.data import Stream, draw, sample_generator
 
 
 def test_draws_are_a_function_of_seed_stream_and_position():
@@ -40,3 +37,21 @@ def test_long_draws_do_not_run_into_the_next_position():
     long = sample_generator(0, Stream.NOISE, 7).standard_normal(100_000)
     following = sample_generator(0, Stream.NOISE, 8).standard_normal(8)
     assert not np.isin(following, long).any()
+
+
+@pytest.mark.parametrize(
+    ("stream", "uniform", "normal"),
+    [
+        ("ORDER", 0.08930425349236748, -0.29321369528770447),
+        ("FLIP", 0.20399275757735003, -0.4768257141113281),
+        ("NOISE", 0.743674675743381, -0.10893572121858597),
+        ("TIME", 0.28828428199522393, 0.11267928779125214),
+        ("CLASS_DROPOUT", 0.28499252338606484, 1.055902361869812),
+        ("POSTERIOR", 0.8260339799106949, -0.13495218753814697),
+        ("SUBSTITUTE", 0.14346552280086144, -0.6458386182785034),
+    ],
+)
+def test_random_numbers_stay_as_they_are(stream, uniform, normal):
+    """A run that is resumed with a later version of this package goes on with the same numbers."""
+    assert sample_generator(7, Stream[stream], 123).random() == uniform
+    assert draw(7, Stream[stream], 123).item() == normal

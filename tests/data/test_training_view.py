@@ -41,6 +41,8 @@ def test_items_hold_the_draws_of_their_position():
     assert items[7]["noise"].shape == items[7]["posterior"].shape == (2, 4, 4)
     assert not torch.isclose(items[7]["noise"], items[7]["posterior"]).any()
     assert torch.equal(items[7]["noise"], draw(0, Stream.NOISE, 7, (2, 4, 4)))
+    assert torch.equal(items[7]["time"], draw(0, Stream.TIME, 7))
+    assert torch.equal(items[7]["dropout"], torch.special.ndtr(draw(0, Stream.CLASS_DROPOUT, 7)))
     assert stats.kstest([float(item["time"]) for item in items], "norm").pvalue > 1e-3
     assert stats.kstest([float(item["dropout"]) for item in items], "uniform").pvalue > 1e-3
     assert "posterior" not in view()[0, 0]
