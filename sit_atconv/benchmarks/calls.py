@@ -228,7 +228,7 @@ def load_fitting_vae(name: str) -> nn.Module:
     found = (vae_scale_factor(vae), vae.config.latent_channels)  # type: ignore[union-attr]
     if found != (PIXELS_PER_LATENT, VAE_CONFIG["latent_channels"]):
         raise ValueError(
-            f"vae={name!r} has {found[0]} pixels a latent and {found[1]} channels; the presets need "
-            f"{PIXELS_PER_LATENT} and {VAE_CONFIG['latent_channels']}, as stabilityai/sd-vae-ft-ema has"
+            f"vae={name!r} has {found[0]} pixels per latent pixel and {found[1]} channels; the presets need "
+            f"{PIXELS_PER_LATENT} and {VAE_CONFIG['latent_channels']}, as in stabilityai/sd-vae-ft-ema"
         )
     return vae

@@ -157,7 +157,9 @@ class LatencyOptions:
         for setting in self.plan:
             setting.check()
         if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
-            raise ValueError(f"vae={self.vae!r} is for the measurement sampling; add that, or leave vae out")
+            raise ValueError(
+                f"vae={self.vae!r} is for the measurement sampling, which is not planned; add it, or leave vae out"
+            )
         check_new_file("output", self.output)
 
     @property

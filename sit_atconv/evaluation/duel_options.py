@@ -76,12 +76,14 @@ class Duel:
 
     def _check_own_options(self) -> None:
         if len(self.models) < 2:
-            raise ValueError(f"models={list(self.models)}: a duel needs at least two")
+            raise ValueError(f"models={list(self.models)}: a duel needs at least two models")
         for name in self.models:
             if not re.fullmatch(r"[\w.+-]+", name) or re.search(r"-seed\d+$", name):
-                raise ValueError(f"models: {name!r} must be letters, digits, '.', '+', '-' or '_', without -seedS")
+                raise ValueError(
+                    f"models: {name!r} must consist of letters, digits, '.', '+', '-' and '_', and not end in -seedS"
+                )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds} must name at least one, and each once")
+            raise ValueError(f"seeds={self.seeds} must name at least one seed, and each only once")
         for name in ("max_steps", "evaluate_every", "latency_repeats"):
             check_count(name, getattr(self, name))
         for steps in self.inference_steps:

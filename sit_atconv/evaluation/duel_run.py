@@ -83,7 +83,9 @@ class DuelRun:
         print(shlex.join(command), flush=True)
         status = run_to_end(command)
         if status or not (self.folder / "pipeline").is_dir():
-            raise ValueError(f"training of {self.folder} stopped with status {status}; start the duel again to go on")
+            raise ValueError(
+                f"training of {self.folder} stopped with status {status}; start the duel again to continue"
+            )
 
     def train_command(self) -> list[str]:
         """The command that trains the model, or continues its training."""
@@ -180,7 +182,7 @@ class DuelRun:
             sampling = self.duel.sampling_options(inference_steps)
             sample_to_folder(str(pipeline), str(folder), sampling, None, command, self.duel.device)
         elif run_to_end([*python_command(self.duel.launch), str(self.scripts.sample), *arguments]):
-            raise ValueError(f"sampling into {folder} failed; start the duel again to go on")
+            raise ValueError(f"sampling into {folder} failed; start the duel again to continue")
 
     def _evaluation_folder(self, step: int) -> Path:
         return self.folder / "evaluation" / f"step-{step:08d}"

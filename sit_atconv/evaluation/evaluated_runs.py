@@ -161,9 +161,10 @@ def check_runs(runs: list[Run]) -> list[str]:
     first = runs[0]
     names = [(run.model, run.seed) for run in runs]
     if len(set(names)) < len(names):
-        raise ValueError(f"runs: {', '.join(str(run.folder) for run in runs)}: a model and seed is named twice")
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise ValueError(f"runs: {folders}: two of them have the same model and seed; name each only once")
     if len(model_names(runs)) < 2:
-        raise ValueError(f"runs: all are of the model {first.model!r}; name runs of at least two")
+        raise ValueError(f"runs: all are of the model {first.model!r}; name runs of at least two models")
     check_comparable({report["file"]: report for run in runs for report in run.reports})
     for run in runs[1:]:
         if differing := [key for key in SAMPLED_ALIKE if run.final.get(key) != first.final.get(key)]:

@@ -240,7 +240,10 @@ def test_existing_output_is_kept(tmp_path, capsys):
 def test_a_vae_of_other_latents_is_refused(tmp_path, monkeypatch, capsys):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     monkeypatch.setattr(run, "build_models", lambda *args: pytest.fail("built models"))
-    for vae, message in ("vae", "has 1 pixels a latent and 4 channels; the presets need 8 and 4"), ("no", "is no auto"):
+    for vae, message in (
+        ("vae", "has 1 pixels per latent pixel and 4 channels; the presets need 8 and 4"),
+        ("no", "is no auto"),
+    ):
         with pytest.raises(SystemExit):
             latency.main([*SMALL, "--measurements", "[sampling]", "--vae", str(tmp_path / vae)])
         assert message in capsys.readouterr().err
