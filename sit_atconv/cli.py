@@ -61,7 +61,7 @@ def info(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for a folder that is no pipeline, or one of a newer format.
     """
-    from .models.transformer_sit import preset_name
+    from .models.presets import preset_name
     from .models.weight_files import stored_variants
     from .sharing.folder import check_pipeline_folder, describe_folder, read_json
     from .sharing.installed import edited_sources

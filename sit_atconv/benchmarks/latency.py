@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..models.macs import count_operations
 from ..models.transformer_sit import SelfAttention, SiTTransformer2DModel
-from ..ops.linear import HAS_ONEDNN_PRODUCT
+from ..ops.linear_onednn import HAS_ONEDNN_PRODUCT
 from ..utils.environment import describe_environment
 from .calls import VAE_ROW, build_models, first_mixer, make_calls, make_inputs, operator_inputs
 from .profiling import peak_memory, time_by_operation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.transformer_sit import PRESETS
+from ..models.presets import PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file
 

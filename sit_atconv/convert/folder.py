@@ -25,13 +25,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..flow.interpolants import PATHS, PREDICTIONS
-from ..models.transformer_sit import (
-    PRESET_SIZES,
-    SiTTransformer2DModel,
-    mixer_per_block,
-    preset_name,
-    sincos_position_embedding,
-)
+from ..models.embeddings import sincos_position_embedding
+from ..models.presets import PRESET_SIZES, mixer_per_block, preset_name
+from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae, vae_scale_factor
 from ..models.weight_files import weight_patterns
 from ..pipelines.pipeline_sit import SiTPipeline

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from ..utils.checks import check_count
-from .transformer_sit import FREQUENCIES, SiTTransformer2DModel, mixer_per_block
+from .embeddings import FREQUENCIES
+from .presets import mixer_per_block
+from .transformer_sit import SiTTransformer2DModel
 
 
 def count_macs(model: SiTTransformer2DModel, height: int, width: int, batch_size: int = 1) -> int:

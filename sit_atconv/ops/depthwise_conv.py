@@ -94,7 +94,7 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
     if device != "meta" and torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
-        return torch.ops.sit_atconv.depthwise_conv(tokens, kernels, H, W)
+        return torch.ops.sit_atconv.depthwise_conv_v1(tokens, kernels, H, W)
     kernels = kernels.to(tokens.dtype)
     if torch.compiler.is_compiling():
         return naive_depthwise_conv(tokens, kernels, grid)

@@ -181,14 +181,14 @@ def triton_backward(
     return grad_tokens, partial.sum(1).to(kernels.dtype).transpose(1, 2)
 
 
-def register_operator() -> None:
-    """Make `torch.ops.sit_atconv.depthwise_conv` and its backward, which torch.compile and torch.export keep whole."""
+def register_depthwise_conv() -> None:
+    """Define `torch.ops.sit_atconv.depthwise_conv_v1` and its backward, whole in compiled and exported programs."""
 
-    @torch.library.custom_op("sit_atconv::depthwise_conv", mutates_args=())
+    @torch.library.custom_op("sit_atconv::depthwise_conv_v1", mutates_args=())
     def forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return triton_forward(tokens, kernels, height, width)
 
-    @torch.library.custom_op("sit_atconv::depthwise_conv_backward", mutates_args=())
+    @torch.library.custom_op("sit_atconv::depthwise_conv_backward_v1", mutates_args=())
     def backward(
         grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,7 +222,8 @@ def register_operator() -> None:
     backward.register_autograd(differentiate_twice, setup_context=save)
 
 
-# A pipeline folder brings its own copy of this code, and the first one to be imported registers the operator for all:
-# what these operators take and return must stay as it is. Others would need another name.
-if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv"):
-    register_operator()
+# PyTorch's registry is shared by the whole process, which may hold several copies of this code: each saved pipeline
+# folder carries one. The first copy registers the operators for all. So what `…_v1` takes and returns must never
+# change; a different operator needs the next version in its name.
+if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v1"):
+    register_depthwise_conv()

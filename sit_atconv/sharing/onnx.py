@@ -35,7 +35,8 @@ def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
     B is free from 1, height and width from 2 patches on. The model is taken as it is evaluated, and is not changed. The
-    program of a model on a GPU holds the operator `sit_atconv::depthwise_conv`, and needs this package where it runs.
+    program of a model on a GPU holds the operator `sit_atconv::depthwise_conv_v1`, and needs this package where it
+    runs.
     """
     p, config = transformer.config.patch_size, transformer.config
     batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from ..data import ImageDataset, TrainingOrder, TrainingView, open_dataset
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
-from ..models.transformer_sit import PRESETS, SiTTransformer2DModel
+from ..models.presets import PRESETS
+from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae, vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler

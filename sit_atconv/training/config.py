@@ -15,7 +15,7 @@ import yaml
 
 from ..data import source_name
 from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
-from ..models.transformer_sit import PRESETS, check_preset
+from ..models.presets import PRESETS, check_preset
 from ..utils.checks import check_choice, check_count, check_positive
 from .ema import profile_weights
 from .fine_tuning import check_objective, pipeline_vae

@@ -18,7 +18,7 @@ from sit_atconv.convert.folder import (
     restore_state_dict,
 )
 from sit_atconv.convert.untrusted import read_checkpoint
-from sit_atconv.models.transformer_sit import preset_name
+from sit_atconv.models.presets import preset_name
 
 HEADS = dict(num_attention_heads=4)  # of the reference models, whose width is no preset's
 

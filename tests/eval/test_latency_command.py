@@ -18,7 +18,7 @@ from sit_atconv.benchmarks.latency import INTERRUPTED
 from sit_atconv.benchmarks.settings import MEASUREMENTS
 from sit_atconv.models.macs import count_macs
 from sit_atconv.models.transformer_sit import SiTTransformer2DModel
-from sit_atconv.ops.linear import HAS_ONEDNN_PRODUCT
+from sit_atconv.ops.linear_onednn import HAS_ONEDNN_PRODUCT
 from sit_atconv.utils.environment import git_commit
 
 CPU = torch.device("cpu")

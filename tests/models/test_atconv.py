@@ -7,9 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sit_atconv import ATConv
-from sit_atconv.models.atconv import cached_pooling_matrix, naive_depthwise_conv, pooling_matrix
-
-GRIDS = [(1, 1), (1, 7), (5, 3), (4, 4), (6, 11), (9, 2)]
+from sit_atconv.ops.depthwise_conv import naive_depthwise_conv
 
 
 def randomised(module: ATConv, seed: int = 0) -> ATConv:
@@ -44,50 +42,6 @@ def test_pooling_commutes_with_modulation(kernel_pool, assert_close):
     assert_close(modulated_first, atconv.pool(tokens, grid) * (1 + scale) + shift, 1e-6)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_strips_are_runs_of_the_raster_order(grid, kernel_size):
-    H, W = grid
-    N, K = H * W, kernel_size**2
-    tokens = torch.randn(2, N, 3, dtype=torch.float64)
-    pooled = ATConv(3, kernel_size, kernel_pool="strips").pool(tokens, grid)
-    expected = torch.stack([tokens[:, i * N // K : -(-(i + 1) * N // K)].mean(1) for i in range(K)], dim=1)
-    torch.testing.assert_close(pooled, expected)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_grid_pooling_averages_tiles(grid, kernel_size):
-    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
-    pooled = ATConv(3, kernel_size, kernel_pool="grid").pool(tokens, grid)
-    images = tokens.view(2, *grid, 3).permute(0, 3, 1, 2)
-    expected = F.adaptive_avg_pool2d(images, (kernel_size, kernel_size)).permute(0, 2, 3, 1).reshape(2, -1, 3)
-    torch.testing.assert_close(pooled, expected)
-
-
-@pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_pooling_as_a_product(grid, kernel_size, kernel_pool, assert_close):
-    tokens = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
-    module = ATConv(3, kernel_size, kernel_pool=kernel_pool)
-    bins = pooling_matrix(grid, kernel_size, kernel_pool, torch.device("cpu")).double()
-    expected = module.pool(tokens, grid)
-    assert_close(bins @ tokens / bins.sum(1, keepdim=True), expected, 1e-12)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]
-)
-def test_pooling_while_tracing_keeps_the_dtype(dtype, tolerance, monkeypatch, assert_close):
-    tokens = 1 + torch.rand(2, 256, 3, dtype=torch.float64)
-    expected = ATConv(3).pool(tokens, (16, 16))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    pooled = ATConv(3).pool(tokens.to(dtype), (16, 16))
-    assert pooled.dtype == dtype
-    assert_close(pooled, expected.to(dtype), tolerance)
-
-
 @pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
 def test_export_leaves_every_size_open(kernel_pool, assert_close):
     """One program of PyTorch's own operations, for any batch and grid."""
@@ -108,20 +62,6 @@ def test_export_leaves_every_size_open(kernel_pool, assert_close):
     for shape in [(1, 3, 7), (3, 2, 2), (2, 6, 5)]:
         image = torch.randn(*shape, 6)
         assert_close(program.module()(image), module(image), 1e-5)
-
-
-def test_pooling_on_a_gpu_serves_training_after_inference():
-    """The bins are kept between calls, and an inference tensor could not be saved for backward."""
-    cached_pooling_matrix.cache_clear()
-    with torch.inference_mode():
-        cached_pooling_matrix((4, 3), 3, "strips", torch.device("cpu"))
-    matrix = cached_pooling_matrix((4, 3), 3, "strips", torch.device("cpu"))
-    assert not matrix.is_inference()
-
-
-def test_grid_and_strips_differ():
-    tokens = torch.randn(1, 36, 2)
-    assert not torch.allclose(ATConv(2).pool(tokens, (6, 6)), ATConv(2, kernel_pool="grid").pool(tokens, (6, 6)))
 
 
 def test_forward_is_the_formula_of_the_paper(assert_close):

@@ -13,13 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models import transformer_sit
-from sit_atconv.models.transformer_sit import (
-    PRESETS,
-    SelfAttention,
-    SiTBlock,
-    mixer_per_block,
-    sincos_position_embedding,
-)
+from sit_atconv.models.embeddings import sincos_position_embedding
+from sit_atconv.models.presets import PRESETS, mixer_per_block
+from sit_atconv.models.transformer_sit import SelfAttention, SiTBlock
 
 REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
 MIXERS = ["atconv", "attention", "hybrid"]

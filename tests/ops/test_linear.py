@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sit_atconv import ATConv, SiTTransformer2DModel
-from sit_atconv.ops import linear as module
-from sit_atconv.ops.linear import HAS_ONEDNN_PRODUCT, Linear, gelu_of_linear, linear
+from sit_atconv.ops import linear_onednn
+from sit_atconv.ops.linear import Linear, linear, linear_gelu
+from sit_atconv.ops.linear_onednn import HAS_ONEDNN_PRODUCT
 
 SHAPES = [((1, 3), 2), ((5, 7), 3), ((2, 4, 6), 9), ((3, 1, 2, 5), 4), ((33, 17), 65)]  # of x, and the outputs
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN_PRODUCT, reason="needs oneDNN on x86")
@@ -32,8 +33,8 @@ class Operators(TorchDispatchMode):
 @pytest.fixture
 def any_size(monkeypatch):
     """Small products go to oneDNN, too."""
-    monkeypatch.setattr(module, "WORTHWHILE_PRODUCTS", 0)
-    monkeypatch.setattr(module, "TRACED_WEIGHTS", 0)
+    monkeypatch.setattr(linear_onednn, "WORTHWHILE_PRODUCTS", 0)
+    monkeypatch.setattr(linear_onednn, "TRACED_WEIGHTS", 0)
 
 
 def inputs(shape: tuple[int, ...], features: int) -> list[torch.Tensor]:
@@ -144,7 +145,7 @@ def test_compiled_programs_hold_the_operator(any_size):
     torch.compiler.reset()
     with torch.no_grad():
         torch.compile(linear, backend=aot_autograd(fw_compiler=record), fullgraph=True)(*inputs((2, 5, 6), 4))
-    assert "sit_atconv.onednn_linear.default" in called
+    assert "sit_atconv.onednn_linear_v1.default" in called
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -268,10 +269,10 @@ def test_gelu_in_one_pass(any_size, assert_close):
     layer, x = Linear(6, 9), torch.randn(2, 5, 6)
     expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate="tanh").float()
     with torch.no_grad(), Operators() as operators:
-        assert_close(gelu_of_linear(layer, x), expected, 1e-6)
+        assert_close(linear_gelu(layer, x), expected, 1e-6)
     assert ("aten::gelu" in operators.names) == (not HAS_ONEDNN_PRODUCT)
-    assert_close(gelu_of_linear(layer, x), expected, 1e-6)
-    (gradient,) = torch.autograd.grad(gelu_of_linear(layer, x).sum(), layer.weight)
+    assert_close(linear_gelu(layer, x), expected, 1e-6)
+    (gradient,) = torch.autograd.grad(linear_gelu(layer, x).sum(), layer.weight)
     (other,) = torch.autograd.grad(
         F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh").sum(), layer.weight
     )
@@ -300,7 +301,7 @@ def test_gelu_waits_for_what_hangs_on_the_layer(how, any_size, assert_close):
 
         layer.__class__ = Doubled
     with torch.no_grad():
-        assert_close(gelu_of_linear(layer, x), expected, 1e-6)
+        assert_close(linear_gelu(layer, x), expected, 1e-6)
 
 
 def test_gelu_under_transforms(any_size, assert_close, recwarn):
@@ -344,20 +345,20 @@ def test_gelu_under_transforms(any_size, assert_close, recwarn):
 
 
 class GELU(torch.nn.Module):
-    """`gelu_of_linear` as a module."""
+    """`linear_gelu` as a module."""
 
     def __init__(self, layer: Linear):
         super().__init__()
         self.layer = layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return gelu_of_linear(self.layer, x)
+        return linear_gelu(self.layer, x)
 
 
 def test_gelu_waits_for_hooks_on_all_modules(any_size):
     layer, seen = Linear(6, 9), []
     handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module))
     with torch.no_grad():
-        gelu_of_linear(layer, torch.randn(2, 6))
+        linear_gelu(layer, torch.randn(2, 6))
     handle.remove()
     assert seen == [layer]

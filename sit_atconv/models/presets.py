@@ -1,0 +1,70 @@
+"""The published model sizes by name, and which mixer each block of a model has.
+
+A mixer is the layer of a block that mixes tokens: self-attention or ATConv.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..utils.checks import check_choice
+
+MIXERS = ("atconv", "attention")
+
+# Depths and widths of DiT and SiT (Table 1 of arXiv 2212.09748), and our own small size for CPUs.
+PRESET_SIZES = {
+    "Nano": dict(num_layers=6, num_attention_heads=4, attention_head_dim=24),
+    "S": dict(num_layers=12, num_attention_heads=6, attention_head_dim=64),
+    "B": dict(num_layers=12, num_attention_heads=12, attention_head_dim=64),
+    "L": dict(num_layers=24, num_attention_heads=16, attention_head_dim=64),
+    "XL": dict(num_layers=28, num_attention_heads=16, attention_head_dim=72),
+}
+PRESET_FAMILIES = {"SiT-{}": "attention", "SiT-ATConv-{}": "atconv", "SiT-ATConv-{}-Hybrid": "hybrid"}
+PRESETS: dict[str, dict[str, Any]] = {
+    family.format(f"{size}/{patch_size}"): {**config, "patch_size": patch_size, "mixer": mixer}
+    for family, mixer in PRESET_FAMILIES.items()
+    for size, config in PRESET_SIZES.items()
+    for patch_size in ((1, 2, 4) if size == "Nano" else (2, 4, 8))
+}
+
+
+def check_preset(name: str) -> None:
+    """Raise ValueError unless `name` is a preset."""
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE and SiT-ATConv-SIZE-Hybrid with SIZE "
+            "one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as SiT-ATConv-S/2"
+        )
+
+
+def preset_name(config: Mapping) -> str | None:
+    """Return the preset that a model config was made from, or None if there is none.
+
+    What depends on the data is not compared: sample size, channels, classes and the meaning of the timestep.
+    """
+    defaults = {"mlp_ratio": 4, "kernel_size": 3, "qk_norm": False}
+    for name, preset in PRESETS.items():
+        position = "none" if preset["mixer"] == "atconv" else "sincos"
+        if (
+            all(config[key] == value for key, value in preset.items())
+            and all(config.get(key, value) == value for key, value in defaults.items())
+            and (config.get("position_embedding") or position) == position
+        ):
+            return name
+    return None
+
+
+def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
+    """Expand `mixer` to one name per block; "hybrid" is attention in blocks 0, 2, 4… and ATConv in 1, 3, 5…
+
+    Raises:
+        ValueError: for an unknown mixer or a list whose length is not `num_layers`.
+    """
+    if isinstance(mixer, str):
+        check_choice("mixer", mixer, (*MIXERS, "hybrid"))
+        pair = ("attention", "atconv") if mixer == "hybrid" else (mixer, mixer)
+        return [pair[i % 2] for i in range(num_layers)]
+    if len(mixer) != num_layers:
+        raise ValueError(f"mixer lists {len(mixer)} blocks, but num_layers={num_layers}; name one mixer per block")
+    for i, name in enumerate(mixer):
+        check_choice(f"mixer[{i}]", name, MIXERS)
+    return list(mixer)
