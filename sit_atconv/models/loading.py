@@ -14,7 +14,7 @@ LOCATION = ("subfolder", "revision", "cache_dir", "token", "force_download", "lo
 
 def check_config_fields(model_class: type, fields: Iterable[str], source: str | Path) -> None:
     """Raise ValueError if a config has fields that are not arguments of the model's constructor."""
-    known = {*inspect.signature(model_class.__init__).parameters, "quantization_config"}
+    known = {*inspect.signature(model_class).parameters, "quantization_config"}
     if unknown := [name for name in fields if name not in known and not name.startswith("_")]:
         raise ValueError(
             f"{source}: config.json has {', '.join(unknown)}, unknown here; update sit-atconv if a newer version wrote "

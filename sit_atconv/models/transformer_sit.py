@@ -292,9 +292,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Put patches back in their places: (B, N, p·p·out) -> (B, out, H·p, W·p)."""
-        (H, W), p = grid, self.config.patch_size
-        x = x.view(len(x), H, W, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, H, p, W, p)
-        return x.reshape(len(x), self.out_channels, H * p, W * p)
+        B, (H, W), p = x.shape[0], grid, self.config.patch_size
+        x = x.view(B, H, W, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, H, p, W, p)
+        return x.reshape(B, self.out_channels, H * p, W * p)
 
     def forward(
         self,
@@ -324,7 +324,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
             ValueError: for a size that the patch size does not divide, labels of the wrong type, number or range, or
                 modulation of another shape.
         """
-        B, grid = len(hidden_states), self._token_grid(hidden_states)
+        B, grid = hidden_states.shape[0], self._token_grid(hidden_states)
         # Contiguous: sums take the strides of their first term, so every norm of every block would copy x otherwise.
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":

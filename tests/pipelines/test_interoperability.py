@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
-from sit_atconv.ops import linear
+from sit_atconv.ops import linear_onednn
 from sit_atconv.sharing.onnx import INPUTS, OUTPUT, export_onnx, export_transformer
 
 LORA_TARGETS = ["qkv", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
@@ -28,7 +28,7 @@ def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
 def products(request, monkeypatch):
     """Layers as small as these, and the same computed as large ones are on an x86 CPU."""
     if request.param == "large":
-        monkeypatch.setattr(linear, "WORTHWHILE_PRODUCTS", 0)
+        monkeypatch.setattr(linear_onednn, "WORTHWHILE_PRODUCTS", 0)
 
 
 @pytest.fixture
