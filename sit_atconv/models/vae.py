@@ -1,5 +1,9 @@
-"""Between images and the latents that a model is trained on."""
+"""From images to the latents that the transformer sees, and back.
 
+Shapes: B batch, pixels (B, C, S, S) in [−1, 1], latents (B, c, s, s).
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,14 +12,16 @@ from safetensors import safe_open
 
 from ..utils.checks import check_choice
 
+VAE = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
-def load_vae(name_or_path: str) -> torch.nn.Module:
-    """Load an `AutoencoderKL` or `AutoencoderTiny`: its folder, a pipeline folder with one, or its name on the Hub.
+def load_vae(name_or_path: str) -> VAE:
+    """Load an `AutoencoderKL` or `AutoencoderTiny` from its folder, a pipeline folder or the Hub, for inference.
 
     Raises:
-        ValueError: for a folder without one, an autoencoder of another kind, or a name that cannot be fetched.
+        ValueError: for a folder without an autoencoder, an autoencoder of another class, a name that cannot be fetched,
+            or missing or unexpected weights.
     """
     options = {"subfolder": "vae"} if (Path(name_or_path) / "vae" / "config.json").is_file() else {}
     try:
@@ -32,20 +38,30 @@ def load_vae(name_or_path: str) -> torch.nn.Module:
     return vae.eval().requires_grad_(False)
 
 
-def vae_scale_factor(vae: torch.nn.Module | None) -> int:
-    """Pixels per latent pixel, along one side; 1 without a VAE."""
-    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+def vae_config(vae: VAE | Mapping) -> Mapping:
+    """Return the config of an autoencoder, or `vae` if it is a config already."""
+    return vae if isinstance(vae, Mapping) else vae.config
 
 
-def latent_shift(vae: torch.nn.Module) -> float:
-    """What is taken from the VAE's latents before they are scaled."""
-    return getattr(vae.config, "shift_factor", None) or 0.0
+def vae_scale_factor(vae: VAE | Mapping | None) -> int:
+    """How many pixels one latent pixel stands for along each side, for an autoencoder or its config; 1 for None."""
+    return 1 if vae is None else 2 ** (len(vae_config(vae)["block_out_channels"]) - 1)
 
 
-def posterior_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mean and standard deviation (B, c, s, s) float32 of the VAE's posterior for pixels (B, C, S, S) in [−1, 1].
+def latent_shift(vae: VAE | Mapping) -> float:
+    """The mean that is subtracted from an autoencoder's latents before they are scaled."""
+    return vae_config(vae).get("shift_factor") or 0.0
 
-    They are the VAE's own, neither shifted nor scaled. A tiny autoencoder has no spread: its latents and None.
+
+def normalize_latents(vae: VAE | Mapping, latents: torch.Tensor) -> torch.Tensor:
+    """Shift and scale an autoencoder's latents to those that the transformer sees."""
+    return (latents - latent_shift(vae)) * vae_config(vae)["scaling_factor"]
+
+
+def posterior_moments(vae: VAE, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean and standard deviation (B, c, s, s) float32 of the VAE's posterior, neither shifted nor scaled.
+
+    The latents of a tiny autoencoder have no distribution: they are the mean, and the standard deviation is None.
     """
     encoded = vae.encode(pixels.to(vae.dtype))
     if hasattr(encoded, "latent_dist"):
@@ -53,25 +69,28 @@ def posterior_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch
     return encoded.latents.float(), None
 
 
-def encode(vae: torch.nn.Module, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Encode pixels (B, C, S, S) in [−1, 1] as the latents that the transformer sees, (B, c, s, s) float32.
+def encode(vae: VAE, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """Encode pixels as the latents that the transformer sees, float32.
 
-    A KL autoencoder's posterior is sampled with `noise` (B, c, s, s), or its mean taken; a tiny one has no spread.
+    Args:
+        vae: a tiny autoencoder ignores `noise`.
+        pixels: (B, C, S, S) in [−1, 1].
+        noise: (B, c, s, s), standard normal; makes a sample of the posterior. If None, its mean is taken.
     """
     latents, std = posterior_moments(vae, pixels)
     if noise is not None and std is not None:
         latents = latents + std * noise
-    return (latents - latent_shift(vae)) * vae.config.scaling_factor
+    return normalize_latents(vae, latents)
 
 
-def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Decode the transformer's latents (B, c, s, s) as pixels (B, C, S, S) in [−1, 1], float32."""
-    latents = latents / vae.config.scaling_factor + latent_shift(vae)
+def decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents as the transformer sees them to pixels, float32."""
+    latents = latents / vae_config(vae)["scaling_factor"] + latent_shift(vae)
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
 
 
-def check_vae_weights(vae: torch.nn.Module, folder: Path) -> None:
-    """Raise ValueError unless the safetensors files in `folder`, if any, hold just the weights of `vae`."""
+def check_vae_weights(vae: VAE, folder: Path) -> None:
+    """Raise ValueError unless the safetensors files in `folder`, if any, hold exactly the weights of `vae`."""
     stored = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
