@@ -1,9 +1,8 @@
 """The trainer: one run, from its configuration to its pipeline. train/train_sit.py shows the loop that drives it."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,21 +17,18 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..sharing.hub import prepare_repository
 from ..utils.image_grid import save_grid
 from .build import Components, build_components, build_loader, build_pipeline
-from .checkpoints import checkpoint_steps, newest_good_checkpoint, read_checkpoint, save_checkpoint, sweep
+from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint, sweep
 from .config import TrainConfig, resolve_config
-from .ema import WeightAverages
 from .finish import print_next_steps, save_pipeline, upload
+from .learner import Learner
 from .loss_plot import plot_metrics
-from .objective import Objective
-from .optimizer import build_optimizer, learning_rate, masked_step, set_sharded_precision
+from .optimizer import learning_rate
 from .plan import describe_plan
 from .processes import on_main_process, start_accelerator
 from .run_folder import check_continues, describe_data, prepare_run_folder, record_start, save_config, take_run_folder
 from .runlog import MetricsFile, Stopwatch, Window, memory_gb
 from .samples import GRID_COLUMNS, sample_grid
-from .sharding import whole
 from .signals import StopSignals
-from .state import AVERAGES, gather_average, gather_state, restore_state
 from .step_report import StepReport, StepReports
 from .trackers import scalars, tracker_config, tracker_options, trackers
 
@@ -59,9 +55,7 @@ class Trainer:
     """
 
     components: Components
-    optimizer: Any  # as accelerate has prepared it
-    averages: WeightAverages
-    objective: Objective
+    learner: Learner
     broken_images: BrokenImages
     stop: StopSignals
     progress: tqdm
@@ -125,7 +119,7 @@ class Trainer:
             repository = config.push_to_hub
             on_main_process(accelerator, lambda: prepare_repository(repository))
         accelerator.wait_for_everyone()
-        self._prepare()
+        self.learner = Learner(self.config, self.components, accelerator)
 
     def print_plan(self) -> None:
         """Print what the run is about to do."""
@@ -141,32 +135,15 @@ class Trainer:
         )
         accelerator.print(plan)
 
-    def _prepare(self) -> None:
-        """Distribute the model over the processes."""
-        config, accelerator, parts = self.config, self.accelerator, self.components
-        if config.gradient_checkpointing:
-            parts.transformer.enable_gradient_checkpointing()
-        if config.compile:
-            parts.transformer.compile_repeated_blocks(fullgraph=True)
-        set_sharded_precision(accelerator)
-        optimizer = build_optimizer(config, parts.trained)
-        self.model, self.optimizer = accelerator.prepare(parts.trained, optimizer)
-        self.averages = WeightAverages(parts.transformer.parameters(), config.ema_decays, config.ema_stds)
-        class_dropout_prob = parts.transformer.config.class_dropout_prob
-        self.objective = Objective(parts.loss_fn, self.model, class_dropout_prob, parts.vae, parts.encoder)
-
     def resume(self) -> None:
         """Restore the newest good checkpoint if the run is resumed.
 
         Raises:
-            ValueError: if it is a checkpoint of another model or other averages.
+            ValueError: if it is a checkpoint of another model or of other averages.
         """
         if self._checkpoint is None:
             return
-        tensors, state = read_checkpoint(self._checkpoint)  # as large as everything that is trained; freed on return
-        restore_state(tensors, self.components.modules, self.averages, self.optimizer)
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        state = self.learner.restore_state(self._checkpoint)
         self.step, self.window = state["step"], Window(**state["window"])
         self.accelerator.print(f"continuing {self.run} from step {self.step}")
 
@@ -203,7 +180,7 @@ class Trainer:
             )
         )
         self.reports, self.watch, self._last_logged = StepReports(accelerator.device), Stopwatch(), start_step
-        self.model.train()
+        self.learner.model.train()
 
     def _record_start(self) -> None:
         save_config(self.config)
@@ -228,49 +205,16 @@ class Trainer:
     def train_step(self, step: int, batch: dict[str, Any]) -> None:
         """Make one optimizer update, without waiting for the GPU.
 
-        A step whose loss or gradient is not finite on some process is masked on all of them, not branched on.
-
         Args:
             step: number of the step, counted from 1.
             batch: this process's part of the batch, as `TrainingView.collate` makes it.
         """
-        config, accelerator = self.config, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step - 1)
         self.broken_images.add(batch.pop("broken"))
-        report = self.backward(batch)
-
-        # One small sum tells all processes whether one of them has to stop or met a loss that is not finite. The
-        # gradient and its norm are the same on all of them already.
+        report = self.learner.backward(batch)
         report.stop.fill_(float(self.stop.requested or self.broken_images.too_many))
-        summed = accelerator.reduce(report.pack(), "sum")
-        report = StepReport.unpack(summed)
-        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf))
-        report.applied = (norm.isfinite() & summed.isfinite().all()).float()
-        report.grad_norm = norm.to(report.applied)
-
-        masked_step(self.optimizer, report.applied, accelerator.scaler)
-        self.optimizer.zero_grad()
-        self.averages.update(self.components.transformer.parameters(), step, report.applied)
+        report = self.learner.update(step, report)
         self.reports.send(step, report)
         self.progress.update(1)
-
-    def backward(self, batch: dict[str, torch.Tensor]) -> StepReport:
-        """Accumulate the gradient of a batch, part by part, and report its losses."""
-        config, accelerator = self.config, self.accelerator
-        report = StepReport.zeros(accelerator.device)
-        chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
-        parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
-        for i, part in enumerate(parts):
-            part = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()}
-            # DDP sums gradients over the processes only in the backward pass of the last part.
-            with accelerator.no_sync(self.model) if i < len(parts) - 1 else nullcontext():
-                diffusion, t, alignment = self.objective.losses(part)
-                loss = (diffusion.mean() + config.repa_coefficient * alignment.mean()) / len(parts)
-                accelerator.backward(loss)
-            report.alignment += alignment.detach().sum() / config.batch_size
-            report.add_losses(diffusion.detach(), t)
-        return report
 
     def record_reports(self, step: int) -> None:
         """Record the reports that have arrived, and all of them if step `step` is logged or has to stop the run.
@@ -330,8 +274,7 @@ class Trainer:
         """Save the power-function averages for post-hoc EMA."""
         with self.watch.paused():
             tensors = {
-                name: gather_average(self.components.transformer, self.averages.averages[name], self.is_main)
-                for name in (f"std-{std:g}" for std in self.config.ema_stds)
+                name: self.learner.gather_average(name) for name in (f"std-{std:g}" for std in self.config.ema_stds)
             }
             on_main_process(self.accelerator, lambda: save_checkpoint(self.run / "ema", step, tensors, {"step": step}))
 
@@ -341,18 +284,15 @@ class Trainer:
         Raises:
             OSError: if it cannot be written, for example because the disk is full.
         """
-        config, parts = self.config, self.components
+        config = self.config
         with self.watch.paused():
-            tensors = gather_state(parts.modules, self.averages, self.optimizer, self.is_main)
-            scaler = self.accelerator.scaler
+            tensors, learned = self.learner.gather_state()
             state = {
                 "step": step,
-                AVERAGES: list(self.averages.averages),
                 "data": self.data,
-                "classes": parts.dataset.classes,
-                "transformer": {key: value for key, value in parts.transformer.config.items() if key[0] != "_"},
+                "classes": self.components.dataset.classes,
                 "window": dataclasses.asdict(self.window),
-                "scaler": scaler.state_dict() if scaler else None,
+                **learned,
             }
             folder, keep, keep_every = self.run / "checkpoints", config.keep_checkpoints, config.keep_every
             on_main_process(self.accelerator, lambda: save_checkpoint(folder, step, tensors, state, keep, keep_every))
@@ -363,7 +303,7 @@ class Trainer:
         """Draw the sample grid with the first average of the weights."""
         parts = self.components
         with self.watch.paused():
-            with self.averages.in_place_of(parts.transformer):
+            with self.learner.averages.in_place_of(parts.transformer):
                 pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
                 images = sample_grid(self.config, pipeline, self.accelerator)
             if self.is_main:
@@ -397,7 +337,7 @@ class Trainer:
             accelerator.end_training()
             return self.run
         self._opened.close()
-        weights = gather_average(parts.transformer, self.averages.first, self.is_main)
+        weights = self.learner.gather_average()
         on_main_process(accelerator, lambda: self._save_pipeline(weights))
         accelerator.end_training()
         if self.is_main and config.push_to_hub is not None:  # the others need not wait: a barrier has a time limit

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv.flow.losses import InterpolantLoss
-from sit_atconv.training import signals, trainer
+from sit_atconv.training import learner, signals, trainer
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.processes import on_main_process
 from sit_atconv.training.signals import StopSignals
@@ -230,7 +230,7 @@ def test_run_from_before_an_option_was_there_goes_on(tmp_path):
 
 def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatch):
     run(tmp_path / "run", steps=2)
-    read, losses, loaded = trainer.read_checkpoint, Objective.losses, []
+    read, losses, loaded = learner.read_checkpoint, Objective.losses, []
 
     def reading(path):
         tensors, state = read(path)
@@ -241,7 +241,7 @@ def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatc
         assert not any(reference() is not None for reference in loaded)
         return losses(*arguments)
 
-    monkeypatch.setattr(trainer, "read_checkpoint", reading)
+    monkeypatch.setattr(learner, "read_checkpoint", reading)
     monkeypatch.setattr(Objective, "losses", training)
     run(tmp_path / "run", "--resume", "latest", steps=3)
     assert loaded
