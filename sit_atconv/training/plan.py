@@ -10,7 +10,7 @@ from .config import TrainConfig
 
 
 def activation_bytes(model: SiTTransformer2DModel) -> int:
-    """Float32 bytes that the forward pass of one image keeps for the backward pass, from shapes alone."""
+    """Bytes that the forward pass of one image keeps for the backward pass in float32, computed from shapes alone."""
     size = model.config.sample_size
     tokens, heads = (size // model.config.patch_size) ** 2, model.config.num_attention_heads
     weights = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in model.named_parameters()}
@@ -18,7 +18,7 @@ def activation_bytes(model: SiTTransformer2DModel) -> int:
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # one matrix a head: scores, which fused attention does not keep
+        # one matrix per head: attention scores, which fused attention does not keep
         scores = tensor.shape[-2:] == (tokens, tokens) and tensor.numel() == heads * tokens**2
         if tensor.untyped_storage()._cdata not in own and not scores:
             kept[tensor.untyped_storage()._cdata] = tensor
@@ -34,6 +34,29 @@ def activation_bytes(model: SiTTransformer2DModel) -> int:
     return total
 
 
+def state_bytes(config: TrainConfig, trained: int, projected: int) -> int:
+    """Bytes of weights, gradients, AdamW's two moments and averages.
+
+    Args:
+        config: the configuration of the run.
+        trained: number of parameters of the transformer, which are averaged.
+        projected: number of parameters of the projector.
+    """
+    averages = len(config.ema_decays) + len(config.ema_stds) + 1  # and the change of one of them while it is updated
+    return 16 * (trained + projected) + 4 * trained * averages
+
+
+def image_activation_bytes(config: TrainConfig, transformer: SiTTransformer2DModel, mixed_precision: str) -> float:
+    """Bytes of activations per image in this precision, with or without gradient checkpointing."""
+    activations = activation_bytes(transformer) / (1 if mixed_precision == "no" else 1.5)  # norms stay in float32
+    if not config.gradient_checkpointing:
+        return activations
+    blocks = transformer.config.num_layers
+    tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    return activations / blocks + blocks * tokens * width * 4
+
+
 def describe_plan(
     config: TrainConfig,
     dataset: ImageDataset,
@@ -43,26 +66,26 @@ def describe_plan(
     sharded: bool,
     mixed_precision: str,
 ) -> str:
-    """What a run is about to do and need, for people: data, model, batch, compute, memory.
+    """Describe what a run is about to do and what it needs: data, model, batch, length, memory.
 
-    Call it before gradient checkpointing is switched on and before the model is sharded.
+    Call this before gradient checkpointing is enabled and before the model is sharded.
+
+    Args:
+        config: the configuration of the run.
+        dataset: the training data.
+        transformer: the model.
+        projector: REPA's projector; None without REPA.
+        processes: number of processes.
+        sharded: whether weights, gradients, moments and averages are sharded over the processes.
+        mixed_precision: "no", "bf16" or "fp16".
     """
     size = transformer.config.sample_size
     trained = sum(p.numel() for p in transformer.parameters())
-    extra = 0 if projector is None else sum(p.numel() for p in projector.parameters())
+    projected = 0 if projector is None else sum(p.numel() for p in projector.parameters())
     macs = closed_form_macs(transformer.config, size, size)
     per_device = config.batch_size // (processes * config.gradient_accumulation_steps)
-
-    # weights, gradients and AdamW's two moments; each average, and the change of one while it is updated
-    state = 16 * (trained + extra) + 4 * trained * (len(config.ema_decays) + len(config.ema_stds) + 1)
-    activations = activation_bytes(transformer) / (1 if mixed_precision == "no" else 1.5)  # norms stay in float32
-    if config.gradient_checkpointing:
-        blocks = transformer.config.num_layers
-        tokens = (size // transformer.config.patch_size) ** 2
-        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        activations = activations / blocks + blocks * tokens * width * 4
-    activations *= per_device
-    state /= processes if sharded else 1
+    state = state_bytes(config, trained, projected) / (processes if sharded else 1)
+    activations = image_activation_bytes(config, transformer, mixed_precision) * per_device
     gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
     precision = "float32" if mixed_precision == "no" else mixed_precision
     epochs = config.max_steps * config.batch_size / len(dataset)
@@ -71,7 +94,7 @@ def describe_plan(
     lines = [
         f"data        {len(dataset):,} images {classes}, {dataset.image_size}² pixels",
         f"model       {config.preset or config.init_from}, {transformer.config.mixer}, {trained / 1e6:.2f} M parameters"
-        + (f" + {extra / 1e6:.2f} M of the projector" if extra else "")
+        + (f" + {projected / 1e6:.2f} M of the projector" if projected else "")
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
         f"accumulation steps × {per_device} images, {precision}",

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from ..data import ImageDataset
 from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import folder_lock, write_atomically
 from ..utils.hashing import tensors_sha256
-from .checkpoints import STATE, checkpoint_steps
+from .checkpoints import STATE, checkpoint_steps, sweep
 from .config import CONFIG, TrainConfig
 
 # Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
@@ -99,12 +100,6 @@ def take_run_folder(run: Path, lock: ExitStack) -> None:
     lock.enter_context(folder_lock(run))
 
 
-def save_config(config: TrainConfig) -> None:
-    """Write the resolved configuration to config.yaml in the run folder."""
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    write_atomically(config.run_folder / CONFIG, text)
-
-
 def describe_data(dataset: ImageDataset, vae: torch.nn.Module | None) -> dict[str, Any]:
     """Describe the content of a data set and its VAE, independently of where they are stored, as JSON values.
 
@@ -143,20 +138,30 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
         )
 
 
-def record_start(file: Path, step: int, processes: int, device: torch.device, mixed_precision: str) -> None:
-    """Append a line to starts.jsonl that records how the run was started or continued: command, versions, machine."""
+def record_start(config: TrainConfig, accelerator: Accelerator, step: int) -> None:
+    """Record that the run starts or continues: its options in config.yaml, and a line in starts.jsonl.
+
+    Args:
+        config: the resolved configuration.
+        accelerator: the processes of the run.
+        step: step from which the run continues; 0 for a new run.
+    """
+    run = config.run_folder
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_atomically(run / CONFIG, text)
+    sweep(run / "checkpoints")
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "from_step": step,
         "command": shlex.join(sys.argv),
-        "processes": processes,
-        "device": device_name(device),
-        "mixed_precision": mixed_precision,
+        "processes": accelerator.num_processes,
+        "device": device_name(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
         "host": platform.node(),
         "pid": os.getpid(),
         "folder": os.getcwd(),
         "versions": package_versions(),
         "commit": git_commit(),
     }
-    with file.open("a", encoding="utf-8") as opened:
+    with (run / "starts.jsonl").open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(start) + "\n")

@@ -17,7 +17,7 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..sharing.hub import prepare_repository
 from ..utils.image_grid import save_grid
 from .build import Components, build_components, build_loader, build_pipeline
-from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint, sweep
+from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint
 from .config import TrainConfig, resolve_config
 from .finish import print_next_steps, save_pipeline, upload
 from .learner import Learner
@@ -25,7 +25,7 @@ from .loss_plot import plot_metrics
 from .optimizer import learning_rate
 from .plan import describe_plan
 from .processes import on_main_process, start_accelerator
-from .run_folder import check_continues, describe_data, prepare_run_folder, record_start, save_config, take_run_folder
+from .run_folder import check_continues, describe_data, prepare_run_folder, record_start, take_run_folder
 from .runlog import MetricsFile, Stopwatch, Window, memory_gb
 from .samples import GRID_COLUMNS, sample_grid
 from .signals import StopSignals
@@ -161,7 +161,7 @@ class Trainer:
         if not config.dry_run:
             if not self.is_resumed:
                 on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
-            on_main_process(accelerator, self._record_start)
+            on_main_process(accelerator, lambda: record_start(config, accelerator, start_step))
             accelerator.init_trackers(
                 "tensorboard" if "tensorboard" in trackers(config) else self.run.name,
                 tracker_config(config),
@@ -170,29 +170,16 @@ class Trainer:
         if self.is_writer:
             self.metrics = self._opened.enter_context(MetricsFile(self.run / "metrics.jsonl", start_step))
         self.stop = self._opened.enter_context(StopSignals())
-        self.progress = self._opened.enter_context(
-            tqdm(
-                initial=start_step,
-                total=config.max_steps,
-                desc="training",
-                disable=not self.is_main,
-                dynamic_ncols=True,
-            )
+        bar = tqdm(
+            desc="training",
+            initial=start_step,
+            total=config.max_steps,
+            disable=not self.is_main,
+            dynamic_ncols=True,
         )
+        self.progress = self._opened.enter_context(bar)
         self.reports, self.watch, self._last_logged = StepReports(accelerator.device), Stopwatch(), start_step
         self.learner.model.train()
-
-    def _record_start(self) -> None:
-        save_config(self.config)
-        sweep(self.run / "checkpoints")
-        accelerator = self.accelerator
-        record_start(
-            self.run / "starts.jsonl",
-            self.step,
-            accelerator.num_processes,
-            accelerator.device,
-            accelerator.mixed_precision,
-        )
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The steps that are left, counted from 1, each with this process's batch."""
@@ -273,9 +260,8 @@ class Trainer:
     def snapshot_averages(self, step: int) -> None:
         """Save the power-function averages for post-hoc EMA."""
         with self.watch.paused():
-            tensors = {
-                name: self.learner.gather_average(name) for name in (f"std-{std:g}" for std in self.config.ema_stds)
-            }
+            names = [f"std-{std:g}" for std in self.config.ema_stds]
+            tensors = {name: self.learner.gather_average(name) for name in names}
             on_main_process(self.accelerator, lambda: save_checkpoint(self.run / "ema", step, tensors, {"step": step}))
 
     def checkpoint(self, step: int) -> None:
@@ -325,7 +311,7 @@ class Trainer:
         Raises:
             ValueError: if too many broken images stopped the run, or if the upload fails.
         """
-        config, accelerator, parts = self.config, self.accelerator, self.components
+        config, accelerator = self.config, self.accelerator
         if self.is_stopping or config.dry_run:
             self.check_broken_images()
         if config.dry_run:
