@@ -1,12 +1,12 @@
-"""Score samples against real images: FID (the lower, the more alike), KID, Inception Score, precision, recall…
+"""Score samples against real images: FID (lower is better), KID, Inception Score, precision, recall…
 
     python eval/fid.py runs/photos-atconv/pipeline --reference PHOTOS --image_size 64 --num_samples 10000
     python eval/fid.py runs/digits-atconv/pipeline --reference digits --extractor pixels
     python eval/fid.py FOLDER_OF_IMAGES --reference PHOTOS --metrics fid,kid,precision_recall --output fid.json
     python eval/fid.py samples.npz --reference VIRTUAL_imagenet256_labeled.npz --extractor inception-adm
 
-The default features are clean-fid's: its resizing (arXiv 2104.11222) and the InceptionV3 of the original TensorFlow
-code. docs/evaluation.md says what each metric needs and means.
+By default the features are clean-fid's: its resizing (arXiv 2104.11222) and the InceptionV3 of the original TensorFlow
+code. docs/evaluation.md explains what each metric needs and means.
 """
 
 import shlex
@@ -40,11 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_class_arguments(MetricOptions)
     parser.add_class_arguments(SamplingOptions)
     parser.add_argument(
-        "--device", type=str, default="auto", help="such as cpu or cuda; auto takes the GPU where there is one"
+        "--device", type=str, default="auto", help="such as cpu or cuda; auto is the accelerator if there is one"
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
     parser.add_argument(
-        "--save_statistics", type=str | None, help="a new .npz file to keep the reference's statistics in"
+        "--save_statistics", type=str | None, help="a new .npz file for the statistics of the reference"
     )
     options = parser.parse_args(arguments).as_dict()
     try:

@@ -1,21 +1,21 @@
-"""Features of images as arrays: their checks, and a mean and covariance that are summed part by part.
+"""Features of images as arrays: checks, and their mean and covariance, accumulated batch by batch.
 
-N images, F features each; B images in one part. Everything is float64 on the CPU.
+N images, F features each; B images in one batch. Everything is float64 on the CPU.
 """
 
 import numpy as np
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in parts, in float64.
+    """Mean and covariance of features that arrive in batches, accumulated in float64.
 
-    The scatter matrix is summed about the running mean (Chan et al., 1979), so that features far from zero lose no
-    digits, as they would in a plain sum of outer products.
+    The scatter matrix is accumulated about the running mean (Chan et al., 1979): a plain sum of outer products would
+    lose digits if the features are far from zero.
 
     Attributes:
-        n: number of feature vectors.
-        mean: (F,).
-        scatter: (F, F), sum of (x − mean)(x − mean)ᵀ.
+        n: number of images.
+        mean: mean of the features, (F,).
+        scatter: sum of (x − mean)(x − mean)ᵀ, (F, F).
     """
 
     def __init__(self):
@@ -25,18 +25,18 @@ class FeatureStatistics:
 
     @classmethod
     def from_moments(cls, mean: np.ndarray, covariance: np.ndarray, n: int) -> "FeatureStatistics":
-        """Those of `n` images with this mean (F,) and covariance (F, F)."""
+        """Build the statistics of `n` images from their mean (F,) and covariance (F, F)."""
         statistics = cls()
         statistics.n, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
         return statistics
 
     def update(self, features: np.ndarray) -> None:
-        """Add features (B, F).
+        """Add the features (B, F) of a batch.
 
         Raises:
-            ValueError: for features of another shape, or that are not finite.
+            ValueError: if they have another shape, or are not finite.
         """
-        # float64: the FID's covariance loses digits in float32
+        # float64: the covariance of FID loses digits in float32
         features = np.asarray(features, dtype=np.float64)
         if features.ndim != 2:
             raise ValueError(f"features have shape {features.shape}, but must be (images, features)")
@@ -53,10 +53,10 @@ class FeatureStatistics:
         self.merge(part)
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Add everything that `other` has seen.
+        """Add the images that `other` has seen.
 
         Raises:
-            ValueError: where the numbers of features differ.
+            ValueError: if the numbers of features differ.
         """
         if other.n == 0:
             return
@@ -73,10 +73,10 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """(F, F), divided by n − 1 as np.cov does.
+        """The covariance (F, F), with the divisor n − 1 as in np.cov.
 
         Raises:
-            ValueError: for fewer than two images.
+            ValueError: if there are fewer than two images.
         """
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
@@ -84,20 +84,24 @@ class FeatureStatistics:
 
 
 def check_features(field: str, features: np.ndarray) -> np.ndarray:
-    """Features (N, F) as float64.
+    """Convert features (N, F) to float64.
+
+    Args:
+        field: name of the argument, for the message.
+        features: the features.
 
     Raises:
-        ValueError: for another shape, or numbers that are not finite.
+        ValueError: if they have another shape, or are not finite.
     """
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or not features.size:
         raise ValueError(f"{field} have shape {features.shape}, but must be (images, features)")
     if not (finite := np.isfinite(features).all(axis=1)).all():
-        raise ValueError(f"{field}: those of image {int(np.argmin(finite))} are not finite")
+        raise ValueError(f"{field}: the values of image {int(np.argmin(finite))} are not finite")
     return features
 
 
 def check_same_width(samples: np.ndarray, reference: np.ndarray) -> None:
-    """Raise ValueError where the two have different numbers of features."""
+    """Raise ValueError if samples and reference have different numbers of features."""
     if samples.shape[1] != reference.shape[1]:
         raise ValueError(f"samples have {samples.shape[1]} features, the reference {reference.shape[1]}")

@@ -13,9 +13,9 @@ from .feature_statistics import check_features
 
 
 def covariance_root(covariance: np.ndarray) -> np.ndarray:
-    """Σ^½ of a symmetric positive semi-definite matrix (F, F), singular ones included."""
+    """Σ^½ of a symmetric positive semi-definite matrix (F, F), which may be singular."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T  # rounding may take a zero below 0
+    return (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T  # rounding may make a zero negative
 
 
 def root_trace(matrix: np.ndarray) -> float:
@@ -28,15 +28,15 @@ def frechet_distance(
 ) -> float:
     """‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), the squared Wasserstein-2 distance of two Gaussians (arXiv 1706.08500).
 
-    Σ₁Σ₂ has the eigenvalues of the symmetric Σ₁^½ Σ₂ Σ₁^½, whose roots are summed: no general matrix root is taken,
-    and singular covariances need no offset.
+    Σ₁Σ₂ has the same eigenvalues as the symmetric Σ₁^½ Σ₂ Σ₁^½. Summing the square roots of these needs no general
+    matrix root, and no offset for singular covariances.
 
     Args:
-        mean_1, mean_2: (F,).
-        covariance_1, covariance_2: (F, F), symmetric and positive semi-definite.
+        mean_1, mean_2: means of the Gaussians, (F,).
+        covariance_1, covariance_2: their covariances, (F, F), symmetric and positive semi-definite.
 
     Raises:
-        ValueError: for numbers that are not finite, or shapes that do not fit.
+        ValueError: if numbers are not finite, or shapes do not fit.
     """
     F = len(mean_1)
     for name, value, shape in (
@@ -53,21 +53,23 @@ def frechet_distance(
     difference = mean_1 - mean_2
     distance = difference @ difference + np.trace(covariance_1) + np.trace(covariance_2)
     distance -= 2 * root_trace(root @ covariance_2 @ root)
-    return max(float(distance), 0.0)  # of equal Gaussians, rounding leaves either sign
+    return max(float(distance), 0.0)  # for equal Gaussians, rounding may make it negative
 
 
 def resampled_frechet_distances(
     features: np.ndarray, mean: np.ndarray, covariance: np.ndarray, resamples: Iterable[np.ndarray]
 ) -> Iterator[float]:
-    """Fréchet distances of many resamples of one set of features to one Gaussian, whose matrix root is taken once.
+    """Fréchet distances of many resamples of one set of features to one Gaussian.
+
+    The matrix root is computed only once, for the Gaussian.
 
     Args:
-        features: (N, F).
-        mean, covariance: of the reference, (F,) and (F, F).
-        resamples: how often each image is taken, (N,) whole numbers each.
+        features: features of the images, (N, F).
+        mean, covariance: mean (F,) and covariance (F, F) of the reference.
+        resamples: one array (N,) per resample: how often it contains each image.
 
     Yields:
-        One distance a resample.
+        The distance of each resample.
     """
     features = check_features("features", features)
     root = covariance_root(covariance)
@@ -80,7 +82,7 @@ def resampled_frechet_distances(
         taken = counts > 0
         weights = counts[taken].astype(np.float64)  # (n,)
         n = weights.sum()
-        offset = weights @ features[taken] / n  # of this resample's mean from that of all
+        offset = weights @ features[taken] / n  # from the mean of all images to the mean of this resample
         variance = (weights @ squares[taken] - n * offset @ offset) / (n - 1)
         part = np.sqrt(weights)[:, None] * (projected[taken] - weights @ projected[taken] / n)  # (n, F)
         gram = part.T @ part if len(part) > part.shape[1] else part @ part.T  # both have the same eigenvalues
@@ -91,19 +93,20 @@ def resampled_frechet_distances(
 def fid_infinity(
     features: np.ndarray, mean: np.ndarray, covariance: np.ndarray, num_points: int = 15, seed: int = 0
 ) -> dict:
-    """FID extrapolated to infinitely many samples (arXiv 1911.07023): a line through FID against 1 / N.
+    """FID extrapolated to infinitely many samples (arXiv 1911.07023): a line is fitted to FID as a function of 1 / N.
 
     Args:
-        features: (N, F) of the samples.
-        mean, covariance: of the reference.
-        num_points: sizes of random subsets, evenly from a tenth of N to N.
-        seed: of the subsets.
+        features: features of the samples, (N, F).
+        mean, covariance: mean (F,) and covariance (F, F) of the reference.
+        num_points: number of random subsets, whose sizes are evenly spaced from a tenth of N to N.
+        seed: seed of the subsets.
 
     Returns:
-        "fid_infinity", where the line meets 1 / N = 0; "standard_error" of that; "points": [N, FID] each.
+        "fid_infinity", the value of the line at 1 / N = 0; "standard_error", the standard error of this value; and
+        "points", a list of [N, FID].
 
     Raises:
-        ValueError: for fewer than 20 images, or fewer than 3 points.
+        ValueError: if there are fewer than 20 images, or fewer than 3 points.
     """
     N = len(features)
     check_count("num_points", num_points)

@@ -9,17 +9,17 @@ from .feature_statistics import check_features
 
 
 def inception_score(probabilities: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
-    """exp E KL(p(y|x) ‖ p(y)) (arXiv 1606.03498), over consecutive parts of the images.
+    """exp E KL(p(y|x) ‖ p(y)) (arXiv 1606.03498), averaged over consecutive parts of the images.
 
     Args:
-        probabilities: (N, K) of K classes, rows that sum to 1.
-        num_splits: parts; 10 of 5,000 images each in the literature.
+        probabilities: probabilities of the classes, (N, K); each row sums to 1.
+        num_splits: number of parts; 10 with 5,000 images each in the literature.
 
     Returns:
         Mean and standard deviation over the parts.
 
     Raises:
-        ValueError: for numbers that are no probabilities, or fewer images than parts.
+        ValueError: if numbers are no probabilities, or there are fewer images than parts.
     """
     p = check_features("probabilities", probabilities)
     if (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):

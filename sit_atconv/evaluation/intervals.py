@@ -7,9 +7,10 @@ from scipy import stats
 
 
 def bootstrap_resamples(num_images: int, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each bootstrap resample, (N,), a function of the arguments alone.
+    """How often each bootstrap resample contains each image: one array (num_images,) per resample.
 
-    Two models sampled from the same noise can therefore be compared resample by resample.
+    The resamples depend on the arguments only, so that two models that were sampled from the same noise can be compared
+    resample by resample.
     """
     rng = np.random.default_rng(seed)
     for _ in range(num_resamples):
@@ -17,10 +18,18 @@ def bootstrap_resamples(num_images: int, num_resamples: int, seed: int = 0) -> I
 
 
 def bootstrap_interval(estimate: float, resampled: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float]:
-    """The percentile interval of bootstrap values, moved so that their mean lies on the estimate.
+    """The percentile interval of bootstrap values, shifted so that their mean equals the estimate.
 
-    The move takes away the bootstrap's own bias: a resample repeats images, so its covariance has a lower rank, and its
-    FID is larger than that of the whole set.
+    The shift removes the bias of the bootstrap: a resample repeats images, so that its covariance has a lower rank and
+    its FID is larger than that of the whole set.
+
+    Args:
+        estimate: the value for the whole set.
+        resampled: the value for each resample.
+        level: confidence level.
+
+    Returns:
+        The lower and the upper end.
     """
     resampled = np.asarray(resampled)
     tail = (1 - level) / 2
@@ -28,10 +37,13 @@ def bootstrap_interval(estimate: float, resampled: Sequence[float] | np.ndarray,
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float]:
-    """Student's interval for the mean of values (n,), such as paired differences over training seeds.
+    """Student's t interval for the mean of values (n,), such as paired differences over training seeds.
+
+    Returns:
+        The lower and the upper end.
 
     Raises:
-        ValueError: for fewer than two values.
+        ValueError: if there are fewer than two values.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:

@@ -12,19 +12,22 @@ from .feature_statistics import check_features, check_same_width
 def kernel_distance(
     samples: np.ndarray, reference: np.ndarray, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """KID (arXiv 1801.01401): the squared maximum mean discrepancy under the kernel (x·y / F + 1)³, without bias.
+    """KID (arXiv 1801.01401): an unbiased estimate of the squared maximum mean discrepancy, kernel (x·y / F + 1)³.
 
-    It is the mean over random subsets. Subsets are drawn as clean-fid draws them after `np.random.seed(seed)`, so that
-    the values are the same.
+    It is averaged over random subsets, which are drawn as clean-fid draws them after `np.random.seed(seed)`, so that
+    both give the same value.
 
     Args:
         samples, reference: features (N, F) and (M, F).
-        num_subsets: to be averaged.
-        subset_size: images of each; all of the smaller side where that has fewer.
-        seed: of the subsets.
+        num_subsets: number of subsets.
+        subset_size: number of images in each subset; at most as many as the smaller side has.
+        seed: seed of the subsets.
 
     Returns:
         Mean and standard deviation over the subsets.
+
+    Raises:
+        ValueError: if there are fewer than 2 images, or features do not fit or are not finite.
     """
     samples, reference = check_features("samples", samples), check_features("reference", reference)
     check_count("num_subsets", num_subsets)

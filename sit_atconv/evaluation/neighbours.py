@@ -10,19 +10,21 @@ from .feature_statistics import check_features, check_same_width
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """‖a_i − b_j‖², (N, M). Differences lost in rounding are 0, so that duplicates lie on each other."""
+    """‖a_i − b_j‖², (N, M). Distances within rounding error are set to 0, so that duplicates have no distance."""
     norms = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)
     distances = norms - 2 * a @ b.T
     return np.where(distances > 1e-12 * norms, distances, 0)
 
 
 def neighbour_radii(features: np.ndarray, k: int, block_size: int = 1000) -> np.ndarray:
-    """Squared distance of each image to its k-th nearest other one, (N,)."""
+    """Squared distance of each image to its k-th nearest neighbour, (N,)."""
     radii = np.empty(len(features))
     for start in range(0, len(features), block_size):
         block = slice(start, min(start + block_size, len(features)))
         distances = squared_distances(features[block], features)
-        distances[np.arange(len(distances)), np.arange(block.start, block.stop)] = np.inf  # not its own neighbour
+        distances[np.arange(len(distances)), np.arange(block.start, block.stop)] = (
+            np.inf
+        )  # an image is not its own neighbour
         radii[block] = np.partition(distances, k - 1, axis=1)[:, k - 1]
     return radii
 
@@ -30,11 +32,19 @@ def neighbour_radii(features: np.ndarray, k: int, block_size: int = 1000) -> np.
 def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> tuple[float, float]:
     """Precision and recall by nearest neighbours (arXiv 1904.06991).
 
-    A set's manifold is the union of balls around its images, each as wide as the distance to the k-th neighbour within
-    the set. Precision is the share of samples inside the reference's manifold, recall the reverse.
+    The manifold of a set is the union of balls around its images, whose radius is the distance to the k-th nearest
+    neighbour within the set. Precision is the share of samples inside the manifold of the reference, recall the share
+    of reference images inside the manifold of the samples.
+
+    Args:
+        samples, reference: features (N, F) and (M, F).
+        k: number of neighbours.
+
+    Returns:
+        (precision, recall).
 
     Raises:
-        ValueError: for k or fewer images on a side, or features that are not finite.
+        ValueError: if a side has k images or fewer, or features do not fit or are not finite.
     """
     samples, reference = _centred_pair(samples, reference, k)
     sample_radii, reference_radii = neighbour_radii(samples, k), neighbour_radii(reference, k)
@@ -48,13 +58,20 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> 
 
 
 def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Density and coverage (arXiv 2002.09797): precision and recall that single outliers do not spoil.
+    """Density and coverage (arXiv 2002.09797), which single outliers affect less than precision and recall.
 
-    Density counts in how many of the reference's balls a sample lies, over k; it may exceed 1. Coverage is the share of
-    reference images with a sample in their ball.
+    Density is the mean number of balls of the reference in which a sample lies, divided by k; it may exceed 1. Coverage
+    is the share of reference images with a sample in their ball.
+
+    Args:
+        samples, reference: features (N, F) and (M, F).
+        k: number of neighbours.
+
+    Returns:
+        (density, coverage).
 
     Raises:
-        ValueError: for k or fewer images on a side, or features that are not finite.
+        ValueError: if a side has k images or fewer, or features do not fit or are not finite.
     """
     samples, reference = _centred_pair(samples, reference, k)
     radii = neighbour_radii(reference, k)
@@ -67,7 +84,7 @@ def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> 
 
 
 def _centred_pair(samples: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets about one centre, where squared distances lose the fewest digits."""
+    """Shift both sets so that the reference is centred at 0, where squared distances lose the fewest digits."""
     samples, reference = check_features("samples", samples), check_features("reference", reference)
     check_count("k", k)
     check_same_width(samples, reference)

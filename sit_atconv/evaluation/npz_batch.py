@@ -84,7 +84,7 @@ def map_array(file: str | Path, name: str) -> np.ndarray:
 
 
 def is_packed(npz: str, record: dict) -> bool:
-    """Whether a .npz file of the images that a record describes exists already; its own record, NAME.json, tells.
+    """Whether a .npz file already holds the images that a record describes, according to the record in NAME.json.
 
     Raises:
         ValueError: if the file cannot be written, or would replace another one.
