@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
-from sit_atconv.flow import conditioning
 from sit_atconv.flow.guidance import Guidance, GuidedModel, guide
 
 
@@ -176,63 +174,3 @@ def test_gradients_flow(interval, tiny_transformer, x):
     scale = torch.where((t >= interval[0]) & (t <= interval[1]), 2.0, 1.0).view(3, 1, 1, 1)
     (expected,) = torch.autograd.grad((uncond + scale * (cond - uncond)).square().sum(), x)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("autoguided", [False, True])
-def test_prepared_times_cost_no_conditioning(autoguided, scale, tiny_transformer, x):
-    """The same outputs, with the layers of the conditioning run once for all times instead of once a call."""
-    transformer, weaker = tiny_transformer().requires_grad_(False), None
-    if autoguided:
-        weaker = tiny_transformer(seed=1, num_layers=1).requires_grad_(False)
-    options = Guidance(scale, (0.2, 1.0), model=weaker)
-    expected, model = GuidedModel(transformer, LABELS, options), GuidedModel(transformer, LABELS, options)
-    calls = []
-    transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append("modulation"))
-    transformer.register_forward_hook(lambda *_: calls.append("forward"))
-    model.prepare([0.1, 0.5, 0.5, 0.7])
-    for t in (0.1, 0.5, 0.7):
-        output = model(x, torch.tensor(t))
-        assert calls == ["modulation", *["forward"] * (len(calls) - 1)]
-        calls_before = len(calls)
-        torch.testing.assert_close(output, expected(x, torch.tensor(t)), rtol=1e-4, atol=1e-5)
-        del calls[calls_before:]
-    for t in (torch.tensor(0.3), torch.tensor([0.1, 0.5, 0.7])):  # times that nobody announced, and times of each row
-        torch.testing.assert_close(model(x, t), expected(x, t), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("reason", ["memory", "hook"])
-def test_conditioning_is_not_prepared_where_it_cannot_be(reason, tiny_transformer, x, monkeypatch):
-    transformer = tiny_transformer().requires_grad_(False)
-    if reason == "memory":
-        monkeypatch.setattr(conditioning, "MODULATION_BYTES", 100)
-    else:  # as those that bring the weights to where they are needed
-        transformer.register_forward_pre_hook(lambda *_: None)
-    calls = []
-    transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append(1))
-    model = GuidedModel(transformer, LABELS, Guidance(2.0))
-    model.prepare([0.1, 0.5])
-    assert not calls
-    model(x, torch.tensor(0.5))
-    assert calls == [1]
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        *(InterpolantODEScheduler(solver=solver) for solver in ("euler", "midpoint", "rk4")),
-        InterpolantSDEScheduler(),
-        InterpolantSDEScheduler(solver="heun"),
-    ],
-)
-def test_sampling_never_waits_for_the_device(scheduler, tiny_transformer):
-    """On the meta device, reading a value is an error: a fixed-step solve decides everything on the host."""
-    transformer = tiny_transformer().requires_grad_(False)
-    model = GuidedModel(transformer, LABELS, Guidance(2.0, (0.2, 0.8), channels=2))
-    model.prepare(scheduler.network_times(4)[:3])
-    transformer.to("meta")
-    model.model.labels = model.model.labels.to("meta")
-    model.model.index, model.model.modulations = model.model.index.to("meta"), model.model.modulations.to("meta")
-    x = torch.empty(3, 3, 8, 8, device="meta")
-    scheduler._noise = lambda x, *_: torch.empty_like(x)  # there are no random numbers on the meta device
-    assert scheduler.solve(model, x, 4).shape == x.shape
