@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import open_dataset
-from sit_atconv.training import encode
+from sit_atconv.training import build, encode
 from sit_atconv.utils.hashing import file_sha256
 
 
@@ -32,7 +32,7 @@ def test_full_disk_ends_with_one_line(photos, vae, tmp_path, capsys, monkeypatch
     assert "error: [Errno 28] No space left on device" in refusal(capsys, encode_latents.main, *arguments)
 
 
-@pytest.mark.parametrize("module", [encode, train_sit])
+@pytest.mark.parametrize("module", [encode, build])
 def test_one_process_opens_the_data_before_the_others(module, photos, vae, tmp_path, monkeypatch, processes):
     """So that what it downloads or indexes is there for them, and a mistake is found by all of them."""
 
@@ -45,7 +45,7 @@ def test_one_process_opens_the_data_before_the_others(module, photos, vae, tmp_p
 
     def member(rank: int) -> None:
         with pytest.raises(ValueError, match="no data"):
-            if module is train_sit:
+            if module is build:
                 train_sit.train(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run")]))
             else:
                 encode.encode_latents(**options(photos, vae, tmp_path / "cache"))
