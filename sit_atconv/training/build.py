@@ -89,11 +89,12 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: nn.Module
     Raises:
         ValueError: if image size, VAE factor and patch size do not fit, channels differ, or an argument is unknown.
     """
-    if config.init_from is None:
-        trained, base = None, PRESETS[config.preset]
-    else:
-        trained = load_pretrained(config.init_from)
+    trained = None if config.init_from is None else load_pretrained(config.init_from)
+    if trained is not None:
         base = {key: value for key, value in trained.config.items() if not key.startswith("_")}
+    else:
+        assert config.preset is not None  # TrainConfig fills it in
+        base = PRESETS[config.preset]
     arguments = _data_arguments(config, dataset, vae, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -102,7 +103,7 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: nn.Module
         except TypeError as error:
             reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
             raise ValueError(f"model={config.model}: {reason}") from error
-    if trained is not None:
+    if trained is not None and config.init_from is not None:
         same_classes = pretrained_classes(config.init_from) == name_synsets(dataset.classes)
         take_over_weights(transformer, trained, same_classes)
     return transformer

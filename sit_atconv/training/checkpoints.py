@@ -1,8 +1,8 @@
-"""Checkpoints that a kill, a full disk or a flipped bit cannot cost: tensors as safetensors, everything else as JSON.
+"""Checkpoints that survive kills, full disks and flipped bits: tensors as safetensors, everything else as JSON.
 
 A checkpoint is a folder. It is written under a staging name, each file is hashed into `manifest.json` and synced to the
-disk, and only then is the folder renamed to `step-…`; so a visible one is a whole one. Reading checks every hash before
-anything is handed out, and no format in it can run code.
+disk, and only then is the folder renamed to `step-…`; a visible checkpoint is therefore complete. A run resumes only
+from checkpoints whose hashes have been verified, and none of the formats can run code.
 """
 
 import json
@@ -22,13 +22,13 @@ from ..utils.files import STAGING, sync
 from ..utils.hashing import file_sha256
 
 MANIFEST, STATE = "manifest.json", "state.json"
-CORRUPT = ".corrupt"  # ending of a checkpoint that failed its hashes and was passed over
+CORRUPT = ".corrupt"  # suffix of a checkpoint that failed its hashes and was set aside
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name of the tensor
 
 
 def checkpoint_steps(folder: Path) -> list[tuple[int, Path]]:
-    """The visible checkpoints in `folder`, as (step, path), oldest first."""
+    """List the visible checkpoints in `folder` as (step, path), oldest first."""
     return sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if re.fullmatch(r"\d+", path.name[5:]))
 
 
@@ -40,18 +40,21 @@ def save_checkpoint(
     keep: int | None = None,
     keep_every: int | None = None,
 ) -> Path:
-    """Publish `folder`/step-…, then remove old checkpoints.
+    """Write and publish `folder`/step-…, then remove old checkpoints.
 
     Args:
-        folder: of all checkpoints of a run.
-        step: of this one.
-        tensors: by file, then by name.
-        state: all else, of what JSON can hold.
-        keep: how many of the newest checkpoints stay; all where None.
-        keep_every: checkpoints at multiples of this step are milestones and always stay.
+        folder: the folder of all checkpoints of a run.
+        step: step of this checkpoint.
+        tensors: the tensors, by file and name.
+        state: everything else, as JSON values.
+        keep: number of newest checkpoints that are kept. If None, all are kept.
+        keep_every: checkpoints at multiples of this step are milestones, which are always kept.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        OSError: where it cannot be written, as on a full disk; the older checkpoints are untouched.
+        OSError: if it cannot be written, for example because the disk is full. Older checkpoints are left untouched.
     """
     target = folder / f"step-{step:08d}"
     staging = folder / f"{STAGING}{target.name}"
@@ -59,17 +62,8 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _check_space(folder, sum(value.nbytes for part in tensors.values() for value in part.values()))
-        staging.mkdir()
-        for part, values in tensors.items():
-            _save_tensors(values, staging / f"{part}.safetensors")
-        (staging / STATE).write_text(json.dumps(state, indent=2))
-        written = sorted(staging.iterdir())
-        with ThreadPoolExecutor() as pool:
-            files = dict(zip((file.name for file in written), pool.map(_hash_and_sync, written), strict=True))
-        (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2))
-        for path in (staging / MANIFEST, staging):
-            sync(path)
-        if target.exists():  # one that failed its hashes, or the same step of a run that went on from an older one
+        _write(staging, step, tensors, state)
+        if target.exists():  # one that failed its hashes, or the same step before the run resumed from an older one
             _discard(target)
         staging.rename(target)
         sync(folder)
@@ -84,19 +78,34 @@ def save_checkpoint(
     return target
 
 
+def _write(staging: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    """Write all files of a checkpoint and sync them to the disk."""
+    staging.mkdir()
+    for part, values in tensors.items():
+        _save_tensors(values, staging / f"{part}.safetensors")
+    (staging / STATE).write_text(json.dumps(state, indent=2))
+    written = sorted(staging.iterdir())
+    with ThreadPoolExecutor() as pool:
+        files = dict(zip((file.name for file in written), pool.map(_hash_and_sync, written), strict=True))
+    (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2))
+    for path in (staging / MANIFEST, staging):
+        sync(path)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what saves that were killed have left behind."""
+    """Remove what killed saves have left behind."""
     for leftover in folder.glob(f"{STAGING}*"):
         shutil.rmtree(leftover)
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are as they were written; None where there is no checkpoint.
+    """Return the newest checkpoint whose files are as they were written, or None if there is no checkpoint.
 
-    Newer ones that are not are warned about and renamed to step-….corrupt, so that they are kept but never counted.
+    A warning names each newer checkpoint that is damaged. It is renamed to step-….corrupt, which keeps it but excludes
+    it from rotation.
 
     Raises:
-        ValueError: where there are checkpoints but none is good, naming the broken file of each.
+        ValueError: if there are checkpoints but all are damaged, naming the damaged file of each.
     """
     broken: dict[Path, str] = {}
     good = None
@@ -119,7 +128,7 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file of a checkpoint with its manifest.
 
     Raises:
         ValueError: naming the first file that is missing, truncated or changed.
@@ -135,16 +144,20 @@ def verify_checkpoint(path: Path) -> None:
         hashes = pool.map(file_sha256, [path / name for name in files])
         for (name, entry), found in zip(files.items(), hashes, strict=True):
             if found != entry["sha256"]:
-                raise ValueError(f"checkpoint {path}: {name} is not as it was written, its SHA-256 differs")
+                raise ValueError(f"checkpoint {path}: {name} has changed since it was written: its SHA-256 differs")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Read a verified checkpoint onto the CPU: its tensors by file and name, and the rest of its state.
+    """Read a verified checkpoint.
+
+    Returns:
+        The tensors on the CPU, by file and name, and the content of state.json.
 
     Raises:
         ValueError: naming a file that cannot be read.
     """
-    tensors = {}
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    state: dict[str, Any] = {}
     for name in _manifest(path):
         try:
             if name == STATE:
@@ -166,7 +179,7 @@ def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path}: {MANIFEST} is missing or cannot be read: {error}") from error
     if not well_formed:
-        raise ValueError(f"checkpoint {path}: {MANIFEST} does not list what a checkpoint holds")
+        raise ValueError(f"checkpoint {path}: {MANIFEST} does not list the files of a checkpoint")
     return files
 
 
@@ -179,7 +192,7 @@ def _hash_and_sync(file: Path) -> dict[str, Any]:
 def _save_tensors(values: Mapping[str, torch.Tensor], file: Path) -> None:
     try:
         save_file({name: value.contiguous() for name, value in values.items()}, file)
-    except SafetensorError as error:  # its form of an I/O error
+    except SafetensorError as error:  # how safetensors reports I/O errors
         raise OSError(f"{file.name} cannot be written: {error}") from error
 
 
@@ -187,12 +200,12 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"the disk is full: {folder} has {free / 1e9:.2f} GB left, a checkpoint takes {needed / 1e9:.2f} GB"
+            f"the disk is full: {folder} has {free / 1e9:.2f} GB left, but a checkpoint takes {needed / 1e9:.2f} GB"
         )
 
 
 def _discard(path: Path) -> None:
-    """Remove a visible checkpoint: first from sight, so that a kill leaves no half of one."""
+    """Remove a visible checkpoint. It is renamed first, so that a kill never leaves half of it visible."""
     hidden = path.with_name(f"{STAGING}old-{path.name}")
     path.rename(hidden)
     shutil.rmtree(hidden)

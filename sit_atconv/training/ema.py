@@ -5,8 +5,9 @@ given as σ_rel, the standard deviation of the profile relative to the training 
 run of any length. Snapshots of two such averages give any other length after training (posthoc_ema.py).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,28 +30,31 @@ def power_exponent(std: float) -> float:
 
 
 def exponential_weight(decay: float, step: int) -> float:
-    """How much of update `step`, counted from 1, enters an exponential average."""
+    """The weight of update `step`, counted from 1, when it enters an exponential average."""
     return 1 - (0.0 if step == 1 else min(decay, step / (WARMUP + step - 1)))
 
 
 def power_weight(std: float, step: int) -> float:
-    """How much of update `step`, counted from 1, enters a power-function average (Equation 127)."""
+    """The weight of update `step`, counted from 1, when it enters a power-function average (Equation 127)."""
     return 1 - (1 - 1 / step) ** (power_exponent(std) + 1)
 
 
 class WeightAverages:
-    """Averages of a model's parameters in float32, updated together.
+    """Averages of a model's parameters in float32, which are updated together.
 
     Args:
-        parameters: the averages start as copies of these; sharded ones (FSDP2) are averaged shard by shard.
-        decays: of the exponential averages.
+        parameters: the parameters, with copies of which the averages start. Parameters sharded by FSDP2 are averaged
+            shard by shard.
+        decays: decays of the exponential averages.
         stds: relative standard deviations of the power-function averages.
 
     Attributes:
-        averages: by name, decay-… and std-…, one tensor for each parameter. The first one is what is sampled.
+        averages: one tensor per parameter for each average, by its name decay-… or std-…. The first average is the one
+            that is sampled.
 
     Raises:
-        ValueError: for a decay outside [0, 1), a std that no power function has, or no profile at all.
+        ValueError: if a decay is outside [0, 1), if no power function has a std, if a profile is given twice, or if
+            there is none.
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], decays: Sequence[float], stds: Sequence[float] = ()):
@@ -65,13 +69,13 @@ class WeightAverages:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[torch.Tensor], step: int, applied: torch.Tensor) -> None:
-        """Take in the parameters after update `step`, counted from 1.
+        """Update the averages with the parameters after an optimizer step.
 
         Args:
-            parameters: in the order of the constructor.
-            step: of the run.
-            applied: () 1 where the update was applied, 0 where it was skipped and no average moves. A tensor, so that
-                the host need not wait for the GPU to know.
+            parameters: the parameters, in the order of the constructor.
+            step: number of the step, counted from 1.
+            applied: () 1 if the step was applied; 0 if it was skipped, so that no average moves. It is a tensor so that
+                the host does not wait for the GPU.
         """
         shards = [local(parameter).float() for parameter in parameters]
         for name, average in self.averages.items():
@@ -81,7 +85,7 @@ class WeightAverages:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Within it, the model holds the first average and is in eval mode."""
+        """Put the first average in place of the model's weights, and the model in eval mode, inside this context."""
         shards = [local(parameter.detach()) for parameter in model.parameters()]
         trained = [shard.clone() for shard in shards]
         torch._foreach_copy_(shards, self.first)
@@ -94,23 +98,23 @@ class WeightAverages:
             model.train(was_training)
 
 
-def profile_weights(decays: Sequence[float], stds: Sequence[float]) -> dict:
-    """By name, the function step -> weight of each average.
+def profile_weights(decays: Sequence[float], stds: Sequence[float]) -> dict[str, Callable[[int], float]]:
+    """Return the function step -> weight of each average by name, exponential averages first.
 
     Raises:
-        ValueError: as `WeightAverages`.
+        ValueError: for the same reasons as `WeightAverages`.
     """
-    profiles = {}
+    profiles: dict[str, Callable[[int], float]] = {}
     for decay in decays:
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay={decay} must be in [0, 1)")
-        profiles[f"decay-{decay:g}"] = lambda step, decay=decay: exponential_weight(decay, step)
+        profiles[f"decay-{decay:g}"] = partial(exponential_weight, decay)
     for std in stds:
         try:
             power_exponent(std)
         except ValueError as error:
             raise ValueError(f"ema_stds={list(stds)}: {error}") from error
-        profiles[f"std-{std:g}"] = lambda step, std=std: power_weight(std, step)
+        profiles[f"std-{std:g}"] = partial(power_weight, std)
     if len(profiles) < max(1, len(decays) + len(stds)):
-        raise ValueError(f"ema_decay={list(decays)}, ema_stds={list(stds)}: give at least one profile, each once")
+        raise ValueError(f"ema_decay={list(decays)}, ema_stds={list(stds)}: give at least one average, each once")
     return profiles

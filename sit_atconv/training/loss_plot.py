@@ -7,7 +7,7 @@ from .step_report import TIME_BINS
 
 
 def plot_metrics(file: Path, picture: Path) -> None:
-    """Draw loss, loss by time and gradient norm over the steps of metrics.jsonl."""
+    """Draw the loss, the loss by time and the gradient norm in metrics.jsonl over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

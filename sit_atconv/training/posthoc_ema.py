@@ -15,19 +15,21 @@ from .ema import power_exponent
 
 
 def reconstruction_weights(steps: Sequence[int], stds: Sequence[float], std: float, step: int) -> np.ndarray:
-    """The linear combination of stored averages whose profile is closest to another one (Algorithm 3).
+    """Compute the linear combination of stored averages whose profile is closest to another profile (Algorithm 3).
 
     Args:
-        steps, stds: of the stored averages, (n,) each.
-        std, step: of the profile wanted.
+        steps: (n,) steps of the stored averages.
+        stds: (n,) relative standard deviations of the stored averages.
+        std: relative standard deviation of the wanted profile.
+        step: last step of the wanted profile.
 
     Returns:
-        (n,) float64, least squares over all of the training up to `step`.
+        (n,) float64 coefficients, the least-squares solution over the whole training up to `step`.
     """
     t, gamma = np.array(steps, dtype=np.float64), np.array([power_exponent(value) for value in stds])
     gram = _profile_products(t[:, None], gamma[:, None], t[None], gamma[None])
     target = _profile_products(t, gamma, float(step), power_exponent(std))
-    return np.linalg.lstsq(gram, target, rcond=1e-12)[0]  # neighbouring snapshots are almost the same
+    return np.linalg.lstsq(gram, target, rcond=1e-12)[0]  # neighbouring snapshots are almost collinear
 
 
 def _profile_products(t_a, gamma_a, t_b, gamma_b):
@@ -44,23 +46,27 @@ def _profile_products(t_a, gamma_a, t_b, gamma_b):
 
 
 def reconstruct(folder: Path, std: float, step: int | None = None) -> dict[str, torch.Tensor]:
-    """The weights that a power-function average with this `std` would have had, from the snapshots in `folder`.
+    """Reconstruct the weights that a power-function average with another `std` would have had, from snapshots.
 
     Args:
-        folder: ema/ of a run with `ema_stds`.
-        std: relative standard deviation wanted; between those that were tracked it is most exact.
-        step: the last update averaged over, the step of a snapshot; the newest where None.
+        folder: the folder ema/ of a run with `ema_stds`.
+        std: the wanted relative standard deviation. Values between those that were tracked are most exact.
+        step: the last step that is averaged over, which must be that of a snapshot; the newest one if None.
+
+    Returns:
+        The weights by name, in float32.
 
     Raises:
-        ValueError: for no snapshots, one that is broken, a step without one, or a std that no power function has.
+        ValueError: if there are no snapshots or none of this step, if one is damaged, or if no power function has this
+            std.
     """
     power_exponent(std)
     snapshots = dict(checkpoint_steps(Path(folder)))
     if not snapshots:
-        raise ValueError(f"{folder} holds no snapshots; train with --ema_stds '[0.05, 0.1]' to have some")
+        raise ValueError(f"{folder} holds no snapshots; a run writes them with --ema_stds '[0.05, 0.1]'")
     step = max(snapshots) if step is None else step
     if step not in snapshots:
-        raise ValueError(f"step={step}: {folder} holds no snapshot of it; choose one of {sorted(snapshots)}")
+        raise ValueError(f"step={step}: {folder} holds no snapshot of this step; choose one of {sorted(snapshots)}")
     used = [at for at in snapshots if at <= step]
     stds: list[float] = []
     stored: list[tuple[int, str]] = []
@@ -80,5 +86,5 @@ def reconstruct(folder: Path, std: float, step: int | None = None) -> dict[str, 
 
 def _add(total: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor], weight: float) -> None:
     for name, value in values.items():
-        # float64: large weights of opposite signs cancel
-        total[name] = total.get(name, 0) + weight * value.double()
+        change = weight * value.double()  # float64, because large weights of opposite signs cancel
+        total[name] = total[name] + change if name in total else change

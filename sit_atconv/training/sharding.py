@@ -1,21 +1,21 @@
-"""Whole tensors and their shards: FSDP2 keeps parameters as DTensors, everything else as plain ones."""
+"""Whole tensors and their shards. FSDP2 keeps parameters as DTensors; without it, all tensors are plain."""
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor, sharing its memory; the tensor itself where it is not sharded."""
+    """Return this process's shard of a tensor, sharing its memory, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor. Every process must call it where the tensor is sharded."""
+    """Return the whole tensor. If it is sharded, every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_like(shard: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The whole tensor of which `shard` is this process's part, sharded as `reference` is."""
+    """Return the whole tensor of which `shard` is this process's part, if it is sharded like `reference`."""
     if not isinstance(reference, DTensor):
         return shard
     return DTensor.from_local(
@@ -28,7 +28,7 @@ def whole_like(shard: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def shard_like(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The counterpart of `reference`, sharded and placed as it is, of a whole tensor that every process holds."""
+    """Shard and place a whole tensor, which every process holds, like `reference`."""
     tensor = tensor.to(reference.device)
     if not isinstance(reference, DTensor):
         return tensor

@@ -1,4 +1,4 @@
-"""The tensors of a training run: gathered for a checkpoint, and put back."""
+"""The tensors of a run: gathered for a checkpoint, and restored from it."""
 
 from collections.abc import Mapping
 
@@ -15,8 +15,14 @@ OPTIMIZER = "optimizer"
 
 
 def gather_average(transformer: nn.Module, average: list[torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
-    """One average of the transformer as whole CPU tensors by name, on the main process; every process must call it."""
-    gathered = {}
+    """Gather an average of the transformer as whole CPU tensors by name. Every process must call this.
+
+    Args:
+        transformer: the transformer.
+        average: the average, one tensor or shard per parameter.
+        main: whether this is the main process; the others return an empty dictionary.
+    """
+    gathered: dict[str, torch.Tensor] = {}
     for (name, parameter), shard in zip(transformer.named_parameters(), average, strict=True):
         tensor = whole_like(shard, parameter)
         if main:
@@ -27,17 +33,17 @@ def gather_average(transformer: nn.Module, average: list[torch.Tensor], main: bo
 def gather_state(
     modules: Mapping[str, nn.Module], averages: WeightAverages, optimizer: torch.optim.Optimizer, main: bool
 ) -> Tensors:
-    """Everything that a run needs to go on, as whole CPU tensors on the main process.
+    """Gather everything that a run needs to continue, as whole CPU tensors.
 
-    Every process must call it: sharded tensors are put together one by one.
+    Every process must call this, because sharded tensors are put together one by one.
 
     Args:
-        modules: what is trained, by the name of its file; "model" is the transformer, whose weights are averaged.
-        averages: of the transformer.
-        optimizer: of all modules' parameters.
-        main: whether this process keeps what is gathered.
+        modules: the trained modules by the name of their file. "model" is the transformer, whose weights are averaged.
+        averages: the averages of the transformer's weights.
+        optimizer: the optimizer of all modules' parameters.
+        main: whether this is the main process; the others return empty dictionaries.
     """
-    gathered = {part: {} for part in modules} | {OPTIMIZER: {}}
+    gathered: dict[str, dict[str, torch.Tensor]] = {part: {} for part in (*modules, OPTIMIZER)}
     for part, module in modules.items():
         for name, value in module.state_dict().items():
             tensor = whole(value)
@@ -56,10 +62,10 @@ def gather_state(
 def restore_state(
     tensors: Tensors, modules: Mapping[str, nn.Module], averages: WeightAverages, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put back what `gather_state` gathered, on any number of processes.
+    """Restore what `gather_state` gathered, on any number of processes.
 
     Raises:
-        ValueError: where the tensors are of another model or other averages; nothing has been changed by then.
+        ValueError: if the tensors belong to another model or to other averages; nothing is changed in that case.
     """
     parameters = {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
     expected = {part: _shapes(module.state_dict()) for part, module in modules.items()}
