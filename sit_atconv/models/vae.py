@@ -5,6 +5,7 @@ Shapes: B batch, pixels (B, C, S, S) in [−1, 1], latents (B, c, s, s).
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -12,7 +13,7 @@ from safetensors import safe_open
 
 from ..utils.checks import check_choice
 
-VAE = AutoencoderKL | AutoencoderTiny
+VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 

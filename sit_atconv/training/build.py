@@ -13,7 +13,7 @@ from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
-from ..models.vae import load_vae, vae_scale_factor
+from ..models.vae import VAE, load_vae, vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.imagenet import name_synsets
@@ -38,7 +38,7 @@ class Components:
     """
 
     dataset: ImageDataset
-    vae: nn.Module | None
+    vae: VAE | None
     transformer: SiTTransformer2DModel
     trained: nn.Module
     loss_fn: InterpolantLoss
@@ -83,7 +83,7 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     return Components(dataset, vae, transformer, aligned, loss_fn, encoder)
 
 
-def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: nn.Module | None) -> SiTTransformer2DModel:
+def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: VAE | None) -> SiTTransformer2DModel:
     """Build the transformer for this data, freshly initialized from `seed` or fine-tuned from `init_from`.
 
     Raises:
@@ -110,7 +110,7 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: nn.Module
 
 
 def _data_arguments(
-    config: TrainConfig, dataset: ImageDataset, vae: nn.Module | None, base: dict[str, Any]
+    config: TrainConfig, dataset: ImageDataset, vae: VAE | None, base: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments of the transformer that follow from data, VAE and mixer, checked against the others."""
     factor = vae_scale_factor(vae)
@@ -145,7 +145,7 @@ def _data_arguments(
 
 
 def build_pipeline(
-    config: TrainConfig, transformer: SiTTransformer2DModel, vae: nn.Module | None, classes: list[str]
+    config: TrainConfig, transformer: SiTTransformer2DModel, vae: VAE | None, classes: list[str]
 ) -> SiTPipeline:
     """Build the pipeline that samples what a run trains."""
     scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)

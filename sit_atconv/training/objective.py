@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..flow.losses import InterpolantLoss
-from ..models.vae import encode
+from ..models.vae import VAE, encode
 from .repa import TargetEncoder, alignment_loss
 
 
@@ -44,7 +44,7 @@ class Objective:
         loss_fn: InterpolantLoss,
         model: nn.Module,
         class_dropout_prob: float,
-        vae: nn.Module | None = None,
+        vae: VAE | None = None,
         encoder: TargetEncoder | None = None,
     ):
         self.loss_fn = loss_fn

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 
 from ..data import ImageDataset
+from ..models.vae import VAE
 from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import folder_lock, write_atomically
 from ..utils.hashing import tensors_sha256
@@ -100,7 +100,7 @@ def take_run_folder(run: Path, lock: ExitStack) -> None:
     lock.enter_context(folder_lock(run))
 
 
-def describe_data(dataset: ImageDataset, vae: torch.nn.Module | None) -> dict[str, Any]:
+def describe_data(dataset: ImageDataset, vae: VAE | None) -> dict[str, Any]:
     """Describe the content of a data set and its VAE, independently of where they are stored, as JSON values.
 
     This may read every file of the data set, so it is called once per run.
