@@ -18,7 +18,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from sit_atconv.flow.conditioning import evaluating
 from sit_atconv.flow.guidance import Guidance, GuidedModel
-from sit_atconv.models.vae import check_vae_weights, decode, encode, vae_scale_factor
+from sit_atconv.models.latent_scaling import vae_scale_factor
+from sit_atconv.models.vae import check_vae_weights, decode, encode
 from sit_atconv.models.weight_files import replacing_weights
 from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable

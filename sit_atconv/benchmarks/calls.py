@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..flow.guidance import GuidedModel
+from ..models.latent_scaling import vae_scale_factor
 from ..models.transformer_sit import SiTTransformer2DModel
-from ..models.vae import decode, load_vae, vae_scale_factor
+from ..models.vae import decode, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler

@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from ..flow.interpolants import PATHS, PREDICTIONS
 from ..models.embeddings import sincos_position_embedding
+from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESET_SIZES, mixer_per_block, preset_name
 from ..models.transformer_sit import SiTTransformer2DModel
-from ..models.vae import load_vae, vae_scale_factor
+from ..models.vae import load_vae
 from ..models.weight_files import weight_patterns
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
@@ -584,7 +585,7 @@ def _reference_options(folder: Path, transformer: SiTTransformer2DModel, layout:
         "num_classes": config.num_classes,
         "class_dropout_prob": config.class_dropout_prob,
         "num_heads": config.num_attention_heads,
-        "image_size": config.sample_size * (2 ** (len(vae["block_out_channels"]) - 1) if vae else 1),
+        "image_size": config.sample_size * vae_scale_factor(vae or None),
     }
 
 

@@ -18,7 +18,7 @@ import torch
 from diffusers import ModelMixin
 from safetensors.torch import save
 
-from ..models.vae import latent_shift, vae_scale_factor
+from ..models.latent_scaling import latent_shift, vae_scale_factor
 from ..utils.files import STAGING, write_atomically
 from ..utils.hashing import tensors_sha256
 from .base import ImageDataset

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
+from ..models.latent_scaling import normalize_latents
 from ..utils.hashing import file_sha256
 from .base import ImageDataset, cached_index, hash_of
 from .latent_shards import FORMAT, MANIFEST, SETTINGS, describe_vae, differences
@@ -71,8 +72,7 @@ class LatentsDataset(ImageDataset):
         latents = shard.get_slice(f"mean{suffix}")[row].float()
         if self.manifest["latents"]["std"]:
             latents = latents + shard.get_slice(f"std{suffix}")[row].float() * noise
-        vae = self.manifest["vae"]
-        return (latents - vae["shift_factor"]) * vae["scaling_factor"]
+        return normalize_latents(self.manifest["vae"], latents)
 
     def training_tensors(
         self, index: int, flip: bool, posterior: torch.Tensor | None = None

@@ -3,7 +3,6 @@
 Shapes: B batch, pixels (B, C, S, S) in [−1, 1], latents (B, c, s, s).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import safe_open
 
 from ..utils.checks import check_choice
+from .latent_scaling import denormalize_latents, normalize_latents
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -37,26 +37,6 @@ def load_vae(name_or_path: str) -> VAE:
     if wrong := sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"]))):
         raise ValueError(f"vae={name_or_path!r}: missing or unexpected weights: {', '.join(wrong)}")
     return vae.eval().requires_grad_(False)
-
-
-def vae_config(vae: VAE | Mapping) -> Mapping:
-    """Return the config of an autoencoder, or `vae` if it is a config already."""
-    return vae if isinstance(vae, Mapping) else vae.config
-
-
-def vae_scale_factor(vae: VAE | Mapping | None) -> int:
-    """How many pixels one latent pixel stands for along each side, for an autoencoder or its config; 1 for None."""
-    return 1 if vae is None else 2 ** (len(vae_config(vae)["block_out_channels"]) - 1)
-
-
-def latent_shift(vae: VAE | Mapping) -> float:
-    """The mean that is subtracted from an autoencoder's latents before they are scaled."""
-    return vae_config(vae).get("shift_factor") or 0.0
-
-
-def normalize_latents(vae: VAE | Mapping, latents: torch.Tensor) -> torch.Tensor:
-    """Shift and scale an autoencoder's latents to those that the transformer sees."""
-    return (latents - latent_shift(vae)) * vae_config(vae)["scaling_factor"]
 
 
 def posterior_moments(vae: VAE, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -86,8 +66,7 @@ def encode(vae: VAE, pixels: torch.Tensor, noise: torch.Tensor | None = None) ->
 
 def decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents as the transformer sees them to pixels, float32."""
-    latents = latents / vae_config(vae)["scaling_factor"] + latent_shift(vae)
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+    return vae.decode(denormalize_latents(vae, latents).to(vae.dtype), return_dict=False)[0].float()
 
 
 def check_vae_weights(vae: VAE, folder: Path) -> None:

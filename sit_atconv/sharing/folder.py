@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from ..models.latent_scaling import vae_scale_factor
 from ..models.weight_files import stored_variants
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
@@ -56,7 +57,7 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
     blocks = f"{depth} × {mixer}" if isinstance(mixer, str) else ", ".join(mixer)
     width = model["num_attention_heads"] * model["attention_head_dim"]
     size, channels = model["sample_size"], model["in_channels"]
-    side = size * stored_scale_factor(folder)
+    side = size * vae_scale_factor(vae or None)
     guided = "and a null class" if model["class_dropout_prob"] else "no null class, so no guidance"
     options = ", ".join(f"{key} {scheduler[key]}" for key in ("path", "prediction", "solver") if key in scheduler)
     names = len(index.get("id2label") or {})
@@ -68,9 +69,3 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
         "classes": f"{model['num_classes']}, {guided}; {names or 'no'} names",
         "scheduler": f"{scheduler['_class_name']}{options and f': {options}'}",
     }
-
-
-def stored_scale_factor(folder: str | Path) -> int:
-    """Return the pixels per latent pixel, along one side, of the VAE in a pipeline folder; 1 without a VAE."""
-    vae = read_json(Path(folder) / "vae" / "config.json")
-    return 2 ** (len(vae["block_out_channels"]) - 1) if vae else 1

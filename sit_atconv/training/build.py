@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from ..data import ImageDataset, TrainingOrder, TrainingView, open_dataset
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
+from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
-from ..models.vae import VAE, load_vae, vae_scale_factor
+from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.imagenet import name_synsets
