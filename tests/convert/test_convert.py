@@ -170,6 +170,15 @@ def test_ema_and_raw_weights(reference_state, tmp_path):
         assert torch.equal(saved["patch_embed.bias"], expected["x_embedder.proj.bias"])
 
 
+@pytest.mark.parametrize("flavour, expected", [("mse", "mse"), ("ema", "ema"), ("none", "ema"), (None, "ema")])
+def test_the_vae_is_the_one_of_the_training(flavour, expected, reference_state, tmp_path):
+    """Of SiT's two; the tests are offline, so that it is refused by its name."""
+    torch.save({"ema": reference_state("atconv"), "args": argparse.Namespace(vae=flavour)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=f"vae='stabilityai/sd-vae-ft-{expected}'"):
+        convert_checkpoint(tmp_path / "weights.pt", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
 def as_repa(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same tensors in REPA's form: projections as convolutions, and projectors."""
     pointwise = ("attn.kernel_proj.weight", "attn.x_proj.weight")
@@ -209,6 +218,22 @@ def test_position_embedding_of_pure_atconv_models(reference_state):
     assert model.position_embedding == "sincos"
 
 
+@pytest.mark.parametrize(
+    "arguments, sample_size",
+    [
+        ({"args": {"image_size": 512}}, 64),  # SiT's word; 4 channels are an eighth of the size
+        ({"args": {"resolution": 256}}, 32),  # REPA's
+        ({"args": {"image_size": 512}, "scale_factor": 16}, 32),
+        ({"args": {"image_size": 512}, "sample_size": 16}, 16),
+        ({}, 32),
+    ],
+)
+def test_the_size_by_the_options_where_no_embedding_shows_it(arguments, sample_size, reference_state):
+    found = inspect_reference(reference_state("atconv"), **arguments)
+    assert found.config["sample_size"] == sample_size
+    assert found.sample_size_known == bool(arguments)
+
+
 def test_qk_norm_shows_the_heads(reference_state):
     state = reference_state("hybrid")
     for name in ("q_norm", "k_norm"):
@@ -238,6 +263,7 @@ def test_dit_is_a_noise_prediction_on_the_vp_path(reference_state):
         (11, {}, 10, 0.1),
         (11, {"args": {"num_classes": 10, "class_dropout_prob": 0.2}}, 10, 0.2),
         (11, {"args": {"num_classes": 11, "cfg_prob": 0.0}}, 11, 0.0),
+        (11, {"args": {"num_classes": 10, "cfg_prob": 0.3}}, 10, 0.3),
         (11, {"num_classes": 11}, 11, 0.0),
         (1001, {}, 1000, 0.1),
     ],

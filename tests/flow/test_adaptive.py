@@ -11,6 +11,13 @@ from sit_atconv.flow.interpolants import expand_like
 from sit_atconv.flow.tableaus import ADAPTIVE
 
 
+def adaptive_steps(velocity_fn, end: float, name: str, rtol=1e-3, atol=1e-6, x: float = 1.0) -> list[float]:
+    """The lengths of the steps of one sample, 0 for those that were rejected."""
+    times, x = [0.0], torch.full((1, 2), x, dtype=torch.float64)
+    solve_adaptive(velocity_fn, x, 0.0, end, ADAPTIVE[name], rtol, atol, lambda i, t, x: times.append(t))
+    return [b - a for a, b in zip(times[:-1], times[1:], strict=True)]
+
+
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9])
 @pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -52,6 +59,79 @@ def test_a_sample_does_not_depend_on_its_neighbours(name):
     together = solve_adaptive(velocity_fn, x, *options)
     alone = torch.cat([solve_adaptive(velocity_fn, x[i : i + 1], *options) for i in range(8)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_steps_grow_tenfold_at_most(name):
+    """As they do where nothing is wrong, with a constant velocity; the last one is cut off at the end."""
+    steps = adaptive_steps(lambda x, t: torch.ones_like(x), 1e4, name)
+    assert len(steps) > 4
+    assert [b / a for a, b in zip(steps[:-2], steps[1:-1], strict=True)] == pytest.approx([10.0] * (len(steps) - 2))
+
+
+def test_the_tolerance_is_relative_to_the_larger_of_two_states():
+    """x = t² from 0: the error of Heun's step is h², so that with rtol > 1 any first step is good enough."""
+    assert 0 not in adaptive_steps(lambda x, t: 2 * expand_like(t, x) + 0 * x, 1.0, "adaptive_heun", 1.5, 1e-12, x=0.0)
+
+
+def test_the_order_of_the_method_decides_on_the_next_step():
+    """The error of Heun's step for x = t² is h², so that steps of 0.9·√atol are just right, found at once."""
+    steps = adaptive_steps(lambda x, t: 2 * expand_like(t, x) + 0 * x, 1.0, "adaptive_heun", 1e-12, 1e-2)
+    assert len(steps) > 8
+    assert steps[-6:-1] == pytest.approx([0.09] * 5)
+
+
+def test_a_sliver_is_not_left_to_a_step_of_its_own():
+    def constant(x, t):
+        return torch.ones_like(x)
+
+    first, second, third, *_ = adaptive_steps(constant, 1e4, "dopri5")
+    assert len(adaptive_steps(constant, first + second + third * (1 + 5e-7), "dopri5")) == 3
+    assert len(adaptive_steps(constant, first + second + third * (1 + 5e-6), "dopri5")) == 4
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_network_is_never_asked_beyond_the_end(name, span):
+    """The first step is guessed from the velocity, which is next to nothing here."""
+    times = []
+
+    def slow(x, t):
+        times.append(t)
+        return 1e-5 * torch.ones_like(x)
+
+    solve_adaptive(slow, torch.ones(2, 3, dtype=torch.float64), *span, ADAPTIVE[name], 1e-3, 1e-6)
+    assert 0 <= torch.stack(times).min() <= torch.stack(times).max() <= 1
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)])
+def test_callback_of_an_adaptive_solver_is_told_the_time_of_the_slowest_sample(span):
+    speeds = torch.tensor([[0.0], [9.0]], dtype=torch.float64)
+    times = []
+    x = torch.ones(2, 1, dtype=torch.float64)
+    callback = lambda i, t, x: times.append(t)  # noqa: E731
+    solve_adaptive(lambda x, t: speeds * x, x, *span, ADAPTIVE["bosh3"], 1e-4, 1e-6, callback)
+    assert len(times) > 10
+    assert times.index(span[1]) == len(times) - 1
+    assert times == sorted(times, reverse=span[0] > span[1])
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_velocities_of_a_state_that_was_replaced_are_forgotten(name):
+    """dx/dt = x: whoever stands at 0 stays there."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+    callback = lambda i, t, x: torch.zeros_like(x) if i == 0 else None  # noqa: E731
+    end = solve_adaptive(lambda x, t: x.clone(), x, 0.0, 1.0, ADAPTIVE[name], 1e-3, 1e-6, callback)
+    assert not end.any()
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_steps_do_not_grow_right_after_a_rejection(name):
+    """The velocity jumps at t=0.5, where steps are rejected until one gets across; the next one is no longer."""
+    steps = adaptive_steps(lambda x, t: torch.where(expand_like(t, x) < 0.5, 1.0, 50.0) * x, 1.0, name)
+    after = [i for i in range(1, len(steps) - 1) if steps[i - 1] == 0 < steps[i]]
+    assert any(steps[i + 1] > 0 for i in after)
+    assert all(steps[i + 1] <= steps[i] * (1 + 1e-9) for i in after)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

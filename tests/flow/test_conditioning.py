@@ -98,6 +98,20 @@ def test_announced_times_are_found_in_the_dtype_of_the_state(dtype, tiny_transfo
     assert calls == [1]
 
 
+@pytest.mark.parametrize("prepared", [[], [0.2, 0.6]])
+def test_output_outlives_the_next_call(prepared, tiny_transformer, x):
+    """Solvers keep velocities, while a network that runs as a CUDA graph writes each output to the same place."""
+    transformer = tiny_transformer().requires_grad_(False)
+    buffer = torch.zeros_like(x)
+    transformer.register_forward_hook(lambda module, inputs, output: (buffer.copy_(output[0]),))
+    model = LabelledModel(transformer, LABELS)
+    model.prepare(prepared)
+    first = model(x, torch.tensor(0.2), slice(None))
+    kept = first.clone()
+    assert not torch.equal(model(x, torch.tensor(0.6), slice(None)), kept)
+    assert torch.equal(first, kept)
+
+
 def test_evaluating_puts_each_module_back_into_its_mode():
     training, evaluated = nn.Dropout().train(), nn.Dropout().eval()
     with pytest.raises(KeyError), evaluating(training, None, evaluated):

@@ -7,10 +7,18 @@ import torch
 from exact_solutions import oscillating_growth, uniform_grid
 from torchdiffeq import odeint
 
-from sit_atconv.flow.fixed_step import solve_fixed
+from sit_atconv.flow.fixed_step import solve_fixed, stage_times
 from sit_atconv.flow.tableaus import FIXED_STEP
 
 TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "heun3": "heun3", "rk4": "rk4"}
+
+
+def test_a_stage_at_the_end_of_a_step_is_at_the_start_of_the_next():
+    """Bit for bit: the network's conditioning is looked up by time."""
+    grid = uniform_grid(0.999, 0.001, 10).tolist()
+    assert any(t + (t_next - t) != t_next for t, t_next in zip(grid[:-1], grid[1:], strict=True))
+    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+        assert stage_times(FIXED_STEP["heun"], t, t_next) == [t, t_next]
 
 
 @pytest.mark.parametrize("direction", [1, -1])

@@ -149,6 +149,16 @@ def test_target_and_velocity_are_finite_on_the_interval(path, prediction, traini
         torch.testing.assert_close(velocity, interpolant.velocity(x_0, x_1, t), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_default_cuts_are_those_of_sit(path, prediction):
+    """As its `check_interval` chooses them for training and for sampling."""
+    interpolant = Interpolant(path, prediction)
+    plain = 0.0 if prediction == "velocity" else 1e-3
+    assert interpolant.default_eps(training=True) == (1e-5 if path == "vp" else plain)
+    assert interpolant.default_eps(training=False) == (1e-3 if path == "vp" else plain)
+
+
 def test_only_velocity_on_linear_and_gvp_needs_no_cut():
     uncut = {
         (path, prediction)
