@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from ..models.weight_files import stored_variants, weight_patterns
-from .card import add_samples, write_model_card, write_training_config
+from .card import write_model_card
 from .folder import check_pipeline_folder
 from .portable import FILE_HASH
 
@@ -90,32 +90,3 @@ def publish(
     except HUB_ERRORS as error:
         raise ValueError(_hub_message(repo_id, error)) from error
     return str(uploaded)
-
-
-def finish_folder(folder: str | Path, training_config: dict, samples: Path, repo_id: str | None) -> str | None:
-    """Complete the pipeline folder of a training: its card shows the configuration and the samples; upload it.
-
-    Args:
-        folder: the pipeline folder.
-        training_config: every option of the training.
-        samples: a grid of samples; left out where there is no such file.
-        repo_id: where to upload it; None does not.
-
-    Returns:
-        The address of the upload.
-
-    Raises:
-        ValueError: where the upload fails; the folder is complete then.
-    """
-    write_training_config(folder, training_config)
-    if samples.is_file():
-        add_samples(folder, samples)
-    write_model_card(folder)
-    if repo_id is None:
-        return None
-    try:
-        return publish(folder, repo_id)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. The folder is complete; upload it with: sit-atconv push {folder} {repo_id}"
-        ) from error

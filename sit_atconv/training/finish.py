@@ -7,7 +7,8 @@ from typing import Any
 
 from ..data import ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..sharing.hub import add_samples, publish, write_training_config
+from ..sharing.card import add_samples, write_training_config
+from ..sharing.hub import publish
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
 from ..utils.files import STAGING, sync
 

@@ -8,14 +8,13 @@ import textwrap
 import pytest
 import torch
 from hub_stand_in import COMMIT
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import SiTPipeline
 from sit_atconv.cli import main
 from sit_atconv.convert.folder import convert_checkpoint, restore_state_dict
-from sit_atconv.sharing.hub import finish_folder, publish
+from sit_atconv.sharing.hub import publish
 
 
 def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipeline, tmp_path):
@@ -110,20 +109,6 @@ def test_a_refusal_of_the_hub_is_one_error(online, tiny_pipeline, tmp_path):
     online.server_close()
     with pytest.raises(ValueError, match=r"push_to_hub: 'someone/model' cannot be written: .*refused"):
         publish(tmp_path, "someone/model", token="good")
-
-
-def test_the_folder_of_a_training_is_complete_even_where_the_upload_fails(online, tiny_pipeline, tmp_path):
-    folder, grid = tmp_path / "pipeline", tmp_path / "step.png"
-    tiny_pipeline().save_pretrained(folder)
-    Image.new("RGB", (4, 4)).save(grid)
-    assert finish_folder(folder, {"seed": 3}, tmp_path / "none.png", None) is None
-    assert finish_folder(folder, {"seed": 3}, grid, "me/run") == f"{online.url}/me/run/commit/{COMMIT}"
-    card = online.repositories["me/run"]["README.md"].decode()
-    assert "seed: 3" in card
-    assert online.repositories["me/run"]["samples.png"] == grid.read_bytes()
-    with pytest.raises(ValueError, match=r"complete; upload it with: sit-atconv push .*pipeline no one"):
-        finish_folder(folder, {"seed": 4}, grid, "no one")
-    assert "seed: 4" in (folder / "README.md").read_text()
 
 
 def test_without_a_network_or_a_name_the_upload_is_one_error(tiny_pipeline, tmp_path):

@@ -1,13 +1,11 @@
 """What may go wrong in a run, and what it must not cost. The table in docs/training.md lists these cases."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from pathlib import Path
@@ -24,10 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv.flow.losses import InterpolantLoss
-from sit_atconv.training import learner, signals, trainer
+from sit_atconv.training import learner, trainer
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.processes import on_main_process
-from sit_atconv.training.signals import StopSignals
 from sit_atconv.training.step_report import StepReports
 from sit_atconv.utils.files import folder_lock
 
@@ -510,36 +507,6 @@ def test_dead_process_ends_the_others(tmp_path, processes):
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, -signal.SIGKILL)  # by itself, not by the test's patience
     assert checkpoints(tmp_path / "run") == ["step-00000001", "step-00000002"]
-
-
-def _stubborn(pipe) -> None:
-    with StopSignals() as stop:
-        pipe.send("ready")
-        threading.Event().wait(1)  # the main thread is busy
-        while True:
-            pipe.send(stop.requested)
-            time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_same_signal_later_means_now_and_an_echo_does_not(number, monkeypatch):
-    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.5)
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=_stubborn, args=(theirs,))
-    child.start()
-    assert ours.recv() == "ready"
-    os.kill(child.pid, number)
-    os.kill(child.pid, number)  # the same request, from the terminal and from the launcher
-    assert ours.poll(5)
-    assert ours.recv() is True
-    time.sleep(signals.ECHO_SECONDS)
-    for other in {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT} - {number}:  # as from a scheduler, one by one
-        os.kill(child.pid, other)
-    time.sleep(0.1)
-    assert child.is_alive()
-    os.kill(child.pid, number)
-    child.join(5)
-    assert child.exitcode == 128 + number
 
 
 def test_signals_work_as_before_after_a_run(tmp_path):
