@@ -1,31 +1,21 @@
-"""eval/fid.py: the distance against closed forms, SciPy and clean-fid; its samples; what is reported and refused."""
+"""eval/fid.py: samples of a pipeline, extractors and weights on the command line; what is reported and refused."""
 
 import json
-import shutil
 import urllib.error
-from pathlib import Path
 
-import cleanfid.fid
 import fid
 import numpy as np
 import pytest
 import timm
 import torch
-from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from safetensors.torch import save_file
 
-from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
+from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import inception, scores, sources
-from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation import inception, sources
 from sit_atconv.evaluation.frechet import frechet_distance
-from sit_atconv.evaluation.image_sets import FolderImages
-from sit_atconv.evaluation.metric_options import MetricOptions
-from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, generate, load_pipeline
-from sit_atconv.models.timm_encoders import load_timm_model
-from sit_atconv.utils.hashing import file_sha256
-from sit_atconv.utils.randomness import image_generator
+from sit_atconv.evaluation.sampling import SamplingOptions, generate, load_pipeline
 
 CPU = torch.device("cpu")
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
@@ -33,10 +23,6 @@ TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160�
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.cov(features, rowvar=False)
-
-
-def compute_fid(samples: str, reference: str, device: str = "cpu", **options) -> dict:
-    return scores.evaluate(samples, reference, MetricOptions(**options), device=device)
 
 
 def save_images(folder, images) -> str:
@@ -51,10 +37,15 @@ def digit_images(start: int = 0, stop: int | None = None) -> np.ndarray:
     return np.stack([digits.image(i) for i in range(start, stop or len(digits))])
 
 
-def shuffled(images: np.ndarray) -> np.ndarray:
-    """Each image with its own permutation of its pixels."""
-    rng = np.random.default_rng(0)
-    return rng.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
+@pytest.fixture(scope="module")
+def timm_weights(tmp_path_factory) -> str:
+    """Random weights of `TINY_TIMM` with 7 classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(TINY_TIMM, pretrained=False, num_classes=7).eval()
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), file)
+    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -75,91 +66,6 @@ def pipeline_folder(digit_pipeline, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("run") / "pipeline"
     digit_pipeline().save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def tiny_timm(tmp_path_factory):
-    """A randomly initialised timm model with 7 classes, and the file of its weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = timm.create_model(TINY_TIMM, pretrained=False, num_classes=7).eval()
-    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_file(model.state_dict(), file)
-    return model, str(file)
-
-
-@pytest.fixture(scope="module")
-def script_file(tmp_path_factory) -> str:
-    """A TorchScript file with the interface of clean-fid's Inception network, and other layers."""
-
-    class Inception(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = torch.nn.Sequential(
-                torch.nn.Conv2d(3, 2048, kernel_size=64, stride=64), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1)
-            )
-
-        def forward(self, x):
-            return self.layers(x)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        file = tmp_path_factory.mktemp("inception") / inception.INCEPTION_FILE
-        torch.jit.script(Inception()).save(file)
-    return str(file)
-
-
-@pytest.mark.parametrize("scheduler", [InterpolantODEScheduler, InterpolantSDEScheduler])
-def test_generated_image_depends_on_seed_and_index_alone(digit_pipeline, scheduler):
-    pipeline = digit_pipeline(scheduler())
-    labels = balanced_labels(11, 10)
-
-    def draw(batch_size: int, seed: int = 0, count: int = 11) -> np.ndarray:
-        options = SamplingOptions(seed=seed, batch_size=batch_size, guidance_scale=1.5, num_inference_steps=4)
-        return np.concatenate(list(generate(pipeline, labels[:count], options))).astype(int)
-
-    one_by_one = draw(1)
-    assert one_by_one.shape == (11, 8, 8, 1)
-    assert 0 < one_by_one.mean() < 255
-    for other in (draw(4), draw(11)):
-        assert abs(other - one_by_one).max() <= 1  # float32 sums in another order may round to the next grey level
-    assert abs(draw(4, count=6) - one_by_one[:6]).max() <= 1
-    assert abs(draw(11, seed=1) - one_by_one).mean() > 5
-    assert abs(one_by_one[0] - one_by_one[10]).mean() > 5  # the same class, other noise
-
-
-def test_generated_images_are_what_a_png_holds(digit_pipeline, tmp_path):
-    pipeline = digit_pipeline()
-    (images,) = generate(pipeline, [3, 4], SamplingOptions(seed=5, batch_size=2, num_inference_steps=3))
-    generators = [image_generator(5, i) for i in range(2)]
-    for i, picture in enumerate(pipeline([3, 4], num_inference_steps=3, generator=generators).images):
-        picture.save(tmp_path / "image.png")
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), images[i, ..., 0])
-
-
-def test_image_that_is_not_finite_is_refused(digit_pipeline):
-    pipeline = digit_pipeline()
-    with torch.no_grad():
-        pipeline.transformer.class_embed.weight[7] = float("nan")
-    with pytest.raises(ValueError, match=r"image 2 .* class 7.* is not finite"):
-        list(generate(pipeline, [1, 2, 7, 3], SamplingOptions(batch_size=4, num_inference_steps=2)))
-
-
-def test_digits_against_themselves_and_shuffled(tmp_path):
-    images = digit_images()
-    same = compute_fid(save_images(tmp_path / "same", images), "digits", extractor="pixels")
-    assert same["fid"] == pytest.approx(0, abs=1e-6)
-    assert same["num_samples"] == same["num_reference"] == 1797
-    assert not same["biased"]
-    halves = [save_images(tmp_path / name, part) for name, part in (("a", images[:900]), ("b", images[900:]))]
-    split = compute_fid(*halves, extractor="pixels")["fid"]
-    other = compute_fid(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
-    assert 0.01 < split < 0.5
-    assert other > 10 * split
-    features = images.reshape(1797, 64) / 255
-    features = [pixels.reshape(1797, 64) / 255 for pixels in (shuffled(images), images)]
-    expected = frechet_distance(*moments(features[0]), *moments(features[1]))
-    assert other == pytest.approx(expected, rel=1e-5)
 
 
 def test_command_line_samples_a_pipeline(pipeline_folder, tmp_path, capsys):
@@ -199,28 +105,12 @@ def test_fewer_samples_than_features_are_reported_as_biased(pipeline_folder, cap
     assert "biased" in capsys.readouterr().out
 
 
-def test_timm_extractor_embeds_as_the_model_does(tiny_timm):
-    model, file = tiny_timm
-    extractor = build_extractor(f"timm:{TINY_TIMM}", file, CPU)
-    config = timm.data.resolve_model_data_config(model)
-    size = config["input_size"][1]
-    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)  # no resize is left to do
-    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    x = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        expected = model.forward_head(model.forward_features(x), pre_logits=True)
-        actual = extractor.embed(torch.stack([extractor.prepare(image) for image in images]))["features"]
-    assert expected.std() > 1e-6
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_timm_extractor_from_the_command_line(tiny_timm, tmp_path, capsys):
-    _, file = tiny_timm
+def test_timm_extractor_from_the_command_line(timm_weights, tmp_path, capsys):
     images = digit_images(0, 24)
     plain, inverted = save_images(tmp_path / "plain", images), save_images(tmp_path / "inverted", 255 - images)
     output = tmp_path / "fid.json"
     copied = save_images(tmp_path / "copied", images)
-    arguments = ["--reference", plain, "--extractor", f"timm:{TINY_TIMM}", "--weights", file, "--device", "cpu"]
+    arguments = ["--reference", plain, "--extractor", f"timm:{TINY_TIMM}", "--weights", timm_weights, "--device", "cpu"]
     fid.main([copied, *arguments])
     fid.main([inverted, *arguments, "--output", str(output)])
     report = json.loads(output.read_text(encoding="utf-8"))
@@ -228,72 +118,7 @@ def test_timm_extractor_from_the_command_line(tiny_timm, tmp_path, capsys):
     assert report["fid"] > 1000 * same
     assert report["biased"]
     assert "bicubic" in report["resize"] and "160×160" in report["resize"]
-    assert report["weights"]["source"] == file
-
-
-def test_weights_hash_depends_on_the_tensors_alone(tiny_timm, tmp_path):
-    model, file = tiny_timm
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    changed["conv_stem.weight"][0, 0, 0, 0] += 1e-3
-    save_file(changed, tmp_path / "changed.safetensors")
-    files = [file, tmp_path / "weights.pth", tmp_path / "changed.safetensors"]
-    one, same, other = (build_extractor(f"timm:{TINY_TIMM}", str(f), CPU).weights["sha256"] for f in files)
-    assert one == same != other
-
-
-def test_timm_weights_must_fit_without_remainder(tiny_timm, tmp_path):
-    model, _ = tiny_timm
-    state = model.state_dict()
-    extra = {**state, "nothing.weight": torch.zeros(2)}
-    missing = {name: tensor for name, tensor in state.items() if name != "conv_stem.weight"}
-    headless = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-    for name, tensors in {"extra": extra, "missing": missing, "headless": headless}.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Unexpected key.*nothing\.weight"):
-        load_timm_model(TINY_TIMM, str(tmp_path / "extra.safetensors"))
-    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Missing key.*conv_stem\.weight"):
-        load_timm_model(TINY_TIMM, str(tmp_path / "missing.safetensors"))
-    assert torch.equal(
-        load_timm_model(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight,
-        state["conv_stem.weight"],
-    )
-
-
-def test_timm_weights_run_no_code(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (tmp_path / "ran").touch, ()
-
-    torch.save({"conv_stem.weight": Payload()}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="cannot be read as safetensors or as a state dict"):
-        load_timm_model(TINY_TIMM, str(tmp_path / "weights.pth"))
-    assert not (tmp_path / "ran").exists()
-    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
-    with pytest.raises(ValueError, match="is no state dict"):
-        load_timm_model(TINY_TIMM, str(tmp_path / "training.pth"))
-
-
-def test_inception_features_equal_clean_fids(script_file, tmp_path):
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i, shape in enumerate([(40, 30, 3), (299, 299, 3), (400, 310, 3), (8, 8)]):
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
-    extractor = build_extractor("inception", script_file, CPU)
-    images = FolderImages(folder)
-    prepared = torch.stack([extractor.prepare(images.image(i)) for i in range(len(images))])
-    with torch.no_grad():
-        actual = extractor.embed(prepared)["features"]
-        grey = extractor.prepare(np.asarray(Image.open(folder / "3.png"))[..., None])
-    assert torch.equal(grey, prepared[3])
-    model = InceptionV3W(str(Path(script_file).parent), download=False)
-    expected = cleanfid.fid.get_folder_features(
-        str(folder), model=model, num_workers=0, device=CPU, mode="clean", verbose=False
-    )
-    assert expected.shape == (4, 2048)
-    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert extractor.weights["sha256"] == file_sha256(Path(script_file))
+    assert report["weights"]["source"] == timm_weights
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -314,20 +139,6 @@ def test_inception_without_a_network(pipeline_folder, tmp_path, monkeypatch, cap
     message = refusal(capsys, pipeline_folder, "--reference", "digits")
     for part in ("inception-2015-12-05.pt", "https://", "--weights", "Name or service not known"):
         assert part in message
-
-
-def test_inception_is_fetched_once_into_the_cache(script_file, tmp_path, monkeypatch):
-    fetched = []
-
-    def download(url, file):
-        fetched.append(url)
-        Path(file).write_bytes(Path(script_file).read_bytes())
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        build_extractor("inception", None, CPU)
-    assert fetched == [inception.inception_url]
 
 
 def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
@@ -411,19 +222,3 @@ def test_guidance_without_a_null_class_is_refused_before_sampling(digit_pipeline
     digit_pipeline(class_dropout_prob=0.0).save_pretrained(tmp_path / "pipeline")
     arguments = [str(tmp_path / "pipeline"), "--reference=digits", "--extractor=pixels", "--guidance_scale=2"]
     assert "guidance_scale=2" in refusal(capsys, *arguments)
-
-
-def test_image_size_crops_and_resizes_folders(tmp_path):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((20, 30), (30, 20), (16, 16))]
-    (tmp_path / "a" / "deeper").mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "a" / ("deeper" if i else "") / f"{i}.png")
-    found = FolderImages(tmp_path / "a", image_size=16, uniform=True)
-    assert found.shape == (16, 16, 3)
-    assert [file.name for file in found.files] == ["0.png", "1.png", "2.png"]
-    np.testing.assert_array_equal(found.image(2), images[2])
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    report = compute_fid(str(tmp_path / "a"), str(tmp_path / "b"), image_size=16, extractor="pixels")
-    assert report["fid"] == pytest.approx(0, abs=1e-4)
-    assert report["image_size"] == 16

@@ -13,6 +13,7 @@ from torch import nn
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import metrics, scores
 from sit_atconv.evaluation.features import build_extractor
+from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.inception import INCEPTION_FILE
 from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.evaluation.sample_folder import sample_to_folder
@@ -367,3 +368,26 @@ def test_broken_npz_is_refused(folders, network, tmp_path):
     for name, part in cases.items():
         with pytest.raises(ValueError, match=part):
             evaluate(folders["a"], str(tmp_path / f"{name}.npz"), extractor=network)
+
+
+def shuffled(images: np.ndarray) -> np.ndarray:
+    """Each image with its own permutation of its pixels."""
+    rng = np.random.default_rng(0)
+    return rng.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
+
+
+def test_digits_against_themselves_and_shuffled(tmp_path, digit_images, moments, save_images):
+    images = digit_images()
+    same = evaluate(save_images(tmp_path / "same", images), "digits", extractor="pixels")
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+    assert same["num_samples"] == same["num_reference"] == 1797
+    assert not same["biased"]
+    halves = [save_images(tmp_path / name, part) for name, part in (("a", images[:900]), ("b", images[900:]))]
+    split = evaluate(*halves, extractor="pixels")["fid"]
+    other = evaluate(save_images(tmp_path / "c", shuffled(images)), "digits", extractor="pixels")["fid"]
+    assert 0.01 < split < 0.5
+    assert other > 10 * split
+    features = images.reshape(1797, 64) / 255
+    features = [pixels.reshape(1797, 64) / 255 for pixels in (shuffled(images), images)]
+    expected = frechet_distance(*moments(features[0]), *moments(features[1]))
+    assert other == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,53 @@
+"""Weights of timm models: loaded completely or not at all, and without running code."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from sit_atconv.models.timm_encoders import load_timm_model
+
+TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
+
+
+@pytest.fixture(scope="module")
+def tiny_timm(tmp_path_factory):
+    """A randomly initialised timm model with 7 classes, and the file of its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(TINY_TIMM, pretrained=False, num_classes=7).eval()
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), file)
+    return model, str(file)
+
+
+def test_timm_weights_must_fit_without_remainder(tiny_timm, tmp_path):
+    model, _ = tiny_timm
+    state = model.state_dict()
+    extra = {**state, "nothing.weight": torch.zeros(2)}
+    missing = {name: tensor for name, tensor in state.items() if name != "conv_stem.weight"}
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    for name, tensors in {"extra": extra, "missing": missing, "headless": headless}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Unexpected key.*nothing\.weight"):
+        load_timm_model(TINY_TIMM, str(tmp_path / "extra.safetensors"))
+    with pytest.raises(ValueError, match=r"do not fit test_efficientnet: Missing key.*conv_stem\.weight"):
+        load_timm_model(TINY_TIMM, str(tmp_path / "missing.safetensors"))
+    assert torch.equal(
+        load_timm_model(TINY_TIMM, str(tmp_path / "headless.safetensors")).conv_stem.weight,
+        state["conv_stem.weight"],
+    )
+
+
+def test_timm_weights_run_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    torch.save({"conv_stem.weight": Payload()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="cannot be read as safetensors or as a state dict"):
+        load_timm_model(TINY_TIMM, str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
+    with pytest.raises(ValueError, match="is no state dict"):
+        load_timm_model(TINY_TIMM, str(tmp_path / "training.pth"))
