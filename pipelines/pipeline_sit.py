@@ -25,6 +25,7 @@ from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
 from sit_atconv.utils.checks import check_choice, check_count
 from sit_atconv.utils.class_labels import ids_by_name, parse_labels
+from sit_atconv.utils.randomness import check_generator
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # with which the midpoint method is within a fifth of a grey level (docs/samplers.md)
@@ -143,9 +144,7 @@ class SiTPipeline(DiffusionPipeline):
         """
         if not is_installed_class(cls) or kwargs.get("custom_pipeline") is not None:
             return super().download(pretrained_model_name, **kwargs)
-        download_pipeline = installed_function(
-            "sharing.installed", "download_pipeline", "download without running code"
-        )
+        download_pipeline = installed_function("sharing.installed", "download_pipeline", "download a pipeline")
         return download_pipeline(pretrained_model_name, **kwargs)
 
     @classmethod
@@ -232,14 +231,10 @@ class SiTPipeline(DiffusionPipeline):
                     f"{field}={size} must be divisible by {multiple} "
                     f"(VAE factor {self.vae_scale_factor} × patch size {config.patch_size})"
                 )
-        generators = generator if isinstance(generator, list) else [generator]
-        if not all(g is None or isinstance(g, torch.Generator) for g in generators):
-            raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list of one per image")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"generator lists {len(generator)} generators for {batch_size} images; give one per image")
+        check_generator(generator, batch_size)
         expected = self.latents_shape(batch_size, height, width)
         if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but {expected} is needed")
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have the shape {expected}")
 
     @property
     def default_num_inference_steps(self) -> int:

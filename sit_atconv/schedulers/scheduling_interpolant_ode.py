@@ -21,7 +21,7 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
     Args:
         path: the path that the model was trained on: "linear", "gvp" or "vp".
         prediction: what the model was trained to predict: "velocity", "score", "noise" or "data".
-        solver: fixed-step "euler", "midpoint", "heun", "heun3", "rk4" (1, 2, 2, 3 and 4 network calls a step); or
+        solver: fixed-step "euler", "midpoint", "heun", "heun3", "rk4" (1, 2, 2, 3 and 4 network calls per step); or
             adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", which choose their own steps for each
             image; or the multistep "explicit_adams", "implicit_adams", which need torchdiffeq.
         rtol, atol: tolerances of the adaptive solvers.

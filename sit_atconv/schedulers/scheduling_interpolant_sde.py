@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..flow.callbacks import Callback, ModelFn, after_step
 from ..flow.interpolants import DIFFUSION_FORMS
 from ..utils.checks import check_choice, check_positive
+from ..utils.randomness import check_generator
 from .common import InterpolantScheduler, InterpolantSchedulerOutput
 
 SDE_SOLVERS = ("euler_maruyama", "heun")
@@ -25,7 +26,7 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
     Args:
         path: the path that the model was trained on: "linear", "gvp" or "vp".
         prediction: what the model was trained to predict: "velocity", "score", "noise" or "data".
-        solver: "euler_maruyama" (one network call a step) or "heun" (two).
+        solver: "euler_maruyama" (one network call per step) or "heun" (two).
         diffusion_form: the shape of w(t): "constant", "sbdm", "sigma", "linear", "decreasing" or
             "increasing-decreasing"; see `Interpolant.diffusion`. On the linear and GVP paths, w of "sbdm" starts in
             the hundreds and needs 100 steps or more; "constant" needs more steps the closer the data is to a surface.
@@ -155,8 +156,7 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
             ValueError: if there are too few steps or the latents are in half precision.
         """
         self.check_state(latents, num_inference_steps)
-        if isinstance(generator, list) and len(generator) != len(latents):
-            raise ValueError(f"generator lists {len(generator)} generators for {len(latents)} images; give one each")
+        check_generator(generator, len(latents))
         model_fn = self.counting_calls(model_fn)
         times = self.time_grid(num_inference_steps).tolist()
         x = latents

@@ -12,3 +12,12 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     """
     start = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return torch.Generator().manual_seed((start + index) % 2**32)
+
+
+def check_generator(generator: object, num_images: int) -> None:
+    """Raise ValueError unless `generator` is None, a torch.Generator, or a list with one per image."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+        raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one per image")
+    if isinstance(generator, list) and len(generator) != num_images:
+        raise ValueError(f"generator lists {len(generator)} generators for {num_images} images; give one per image")

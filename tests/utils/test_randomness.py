@@ -1,8 +1,9 @@
 """The noise of a sample depends on its seed and index, and on nothing else."""
 
+import pytest
 import torch
 
-from sit_atconv.utils.randomness import image_generator
+from sit_atconv.utils.randomness import check_generator, image_generator
 
 
 def test_image_seeds_do_not_repeat():
@@ -22,3 +23,14 @@ def test_seeds_count_up_and_wrap_around():
     start = image_generator(7, 0).initial_seed()
     assert [image_generator(7, i).initial_seed() for i in (1, 2, 2**32 + 3)] == [start + 1, start + 2, start + 3]
     assert start == 2083679832
+
+
+def test_a_generator_or_one_per_image():
+    generator = torch.Generator()
+    for accepted in (None, generator, [generator] * 2, [generator, None]):
+        check_generator(accepted, 2)
+    with pytest.raises(ValueError, match="generator lists 1 generators for 2 images"):
+        check_generator([generator], 2)
+    for refused in (3, (generator, generator), [generator, 3]):
+        with pytest.raises(ValueError, match=r"must be a torch\.Generator, or a list"):
+            check_generator(refused, 2)
