@@ -3,9 +3,9 @@ import shutil
 import pytest
 from hub_stand_in import COMMIT
 from PIL import Image
-from sit_atconv.pipelines import pipeline_sit
 
 from sit_atconv.data import DigitsDataset
+from sit_atconv.sharing import card
 from sit_atconv.training import finish
 from sit_atconv.training.build import build_pipeline, build_transformer
 from sit_atconv.training.config import TrainConfig
@@ -41,20 +41,19 @@ def test_the_folder_of_a_training_is_complete_even_where_the_upload_fails(online
     assert "![Samples]" not in (folder / "README.md").read_text()
     save_pipeline(tiny_pipeline(), folder, {"seed": 3}, grid)
     assert upload(folder, "me/run") == f"{online.url}/me/run/commit/{COMMIT}"
-    card = online.repositories["me/run"]["README.md"].decode()
-    assert "seed: 3" in card
+    assert "seed: 3" in online.repositories["me/run"]["README.md"].decode()
     assert online.repositories["me/run"]["samples.png"] == grid.read_bytes()
     save_pipeline(tiny_pipeline(), folder, {"seed": 4}, grid)
     with pytest.raises(ValueError, match=r"complete; upload it with: sit-atconv push .*pipeline no one"):
         upload(folder, "no one")
-    card = (folder / "README.md").read_text()
-    assert "seed: 4" in card
-    assert "# pipeline\n" in card
+    text = (folder / "README.md").read_text()
+    assert "seed: 4" in text
+    assert "# pipeline\n" in text
 
 
 def test_the_card_of_a_training_is_written_once(tiny_pipeline, tmp_path, monkeypatch):
     written = []
-    write = pipeline_sit.write_model_card
-    monkeypatch.setattr(pipeline_sit, "write_model_card", lambda *a, **o: (written.append(a), write(*a, **o)))
+    make = card.model_card
+    monkeypatch.setattr(card, "model_card", lambda *arguments: written.append(arguments) or make(*arguments))
     save_pipeline(tiny_pipeline(), tmp_path / "pipeline", {"seed": 4})
     assert len(written) == 1
