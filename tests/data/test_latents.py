@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -85,9 +86,22 @@ def test_half_precision_and_tiny_autoencoders(photos, vae, latents, tmp_path):
         num_decoder_blocks=(1, 1),
     ).save_pretrained(tmp_path / "tiny")
     encode.encode_latents(**options(photos, tmp_path / "tiny", tmp_path / "tinys"))
+    arguments = options(photos, tmp_path / "tiny", tmp_path / "half-tinys", dtype="float16")
+    encode.encode_latents(**arguments)
+    assert open_dataset(tmp_path / "half-tinys").latents(5, True, noise).dtype == torch.float32
     tiny, model = open_dataset(tmp_path / "tinys"), load_vae(str(tmp_path / "tiny"))
     expected = vae_encode(model, open_dataset(photos, 16).tensor(5, flip=True)[None])[0]
     torch.testing.assert_close(tiny.latents(5, True, noise), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fingerprint_is_that_of_the_shards(latents, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(latents, copy)
+    assert open_dataset(copy).fingerprint() == open_dataset(latents).fingerprint()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][3]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_dataset(copy).fingerprint() != open_dataset(latents).fingerprint()
 
 
 def test_evaluation_names_the_images_of_latents(latents, photos):

@@ -51,6 +51,17 @@ def test_parquet_with_types(parquet):
     assert by_name.fingerprint() != dataset.fingerprint()
 
 
+def test_files_of_a_pattern_are_read_in_order_and_told_apart(parquet):
+    for i in range(3):
+        folder = parquet({"jpg": [png(COLOURS[i])] * 2, "label": ["cat", "dog"]}, name=f"part-{i}.parquet")
+    dataset = open_dataset(folder / "part-*.parquet", 4)
+    assert colours_of(dataset) == [colour for colour in COLOURS[:3] for _ in range(2)]
+    files = [open_dataset(folder / f"part-{i}.parquet", 4) for i in range(3)]
+    parquet({"jpg": [png("red", 40)] * 2, "label": ["cat", "dog"]}, name="part-0.parquet")
+    larger = open_dataset(folder / "part-0.parquet", 4)
+    assert len({data.fingerprint() for data in (dataset, files[0], larger)}) == 3
+
+
 def test_a_folder_of_parquet_files_has_splits(parquet):
     parquet({"jpg": [png(c) for c in COLOURS[:4]]}, name="train.parquet")
     folder = parquet({"jpg": [png(c) for c in COLOURS[4:]]}, name="test.parquet")

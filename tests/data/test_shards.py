@@ -44,6 +44,14 @@ def test_an_index_is_kept_until_the_shard_changes(shards, monkeypatch):
     assert changed.fingerprint() != fingerprint
 
 
+def test_fingerprint_tells_images_of_the_same_names_apart(tmp_path):
+    file, fingerprints = tmp_path / "a.tar", set()
+    for padding in (0, 0, 1, 20_000):  # within the blocks of the archive, and beyond
+        write_tar(file, [("x.png", png("red") + bytes(padding)), ("x.cls", b"0")])
+        fingerprints.add(open_dataset(file, 4).fingerprint())
+    assert len(fingerprints) == 3
+
+
 def test_shards_from_elsewhere(shards):
     """Other file systems are read through fsspec, by ranges."""
     remote = fsspec.filesystem("memory")
@@ -60,6 +68,7 @@ def test_shards_can_be_mixed_a_few_at_a_time(shards):
         assert sorted(order) == list(range(6))
         assert len({index // 2 for index in order[:4]}) == 2  # of six samples, the first four are of two shards
     assert len({tuple(order) for order in orders}) > 15
+    assert {order[4] // 2 for order in orders} == {0, 1, 2}  # each shard is among the last ones in some epoch
     np.testing.assert_array_equal(orders[3], grouped.epoch_order(sample_generator(0, 0, 3)))
     mixed = [whole.epoch_order(sample_generator(0, 0, epoch)) for epoch in range(20)]
     assert any(len({index // 2 for index in order[:4]}) == 3 for order in mixed)

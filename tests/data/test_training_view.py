@@ -84,7 +84,10 @@ def test_broken_images_are_replaced_by_position():
     assert torch.equal(first["noise"], view()[5, 70]["noise"])
     whole = damaged[500, 70]
     assert (whole["broken"], whole["label"]) == ([], DigitsDataset().labels[500])
-    assert TrainingView.collate([first, whole])["broken"][0] == (5, "digit 5 cannot be read")
+    for items in ([first, whole], [whole, later]):
+        batch = TrainingView.collate([dict(item) for item in items])
+        assert batch["broken"][0] == (5, "digit 5 cannot be read")
+        assert torch.equal(batch["x"], torch.stack([item["x"] for item in items]))
 
 
 def test_a_data_set_without_a_readable_image_is_given_up():

@@ -118,6 +118,7 @@ def test_broken_images_are_left_out_up_to_a_limit(photos, vae, tmp_path, capsys)
         encode.encode_latents(**arguments)
     assert "02.png" in str(stopped.value)
     assert "05.png" in str(stopped.value)
+    assert not (tmp_path / "cache" / "shard-00005.safetensors").exists()  # it has stopped at the second broken image
     manifest = encode.encode_latents(**arguments | {"max_broken_images": 2})
     assert manifest["num_images"] == IMAGES - 2
     assert "02.png" in manifest["broken"][0]
