@@ -31,21 +31,24 @@ def latents():
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
-def test_straight_paths_are_solved_exactly(scheduler, latents):
-    """The velocity data − noise of a straight path leads from the noise to the data, from t=0 to t=1."""
+def test_straight_paths_are_solved(scheduler, latents):
+    """The velocity data − noise of a straight path leads from the noise to the data, from t=0 to t=1.
+
+    Not exactly with DPMSolver, which starts from the noise as if it were x_t at t=0.001.
+    """
     data = torch.rand_like(latents)
     times, shown = [], []
 
     def model_fn(x, t):
-        torch.testing.assert_close(x, (1 - t) * latents + t * data, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(x, (1 - t) * latents + t * data, rtol=0, atol=5e-3)
         times.append(t.item())
         return data - latents
 
     result = DiffusersFlowScheduler(scheduler).solve(
         model_fn, latents, 5, callback=lambda step, t, x: shown.append((step, t))
     )
-    torch.testing.assert_close(result, data, rtol=1e-3, atol=1e-3)
-    assert times[0] == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(result, data, rtol=0, atol=5e-3)
+    assert times[0] == pytest.approx(0, abs=2e-3)
     assert [step for step, _ in shown] == list(range(len(times)))
     assert shown[-1][1] == 1
 
