@@ -11,6 +11,7 @@ import pytest
 from sit_atconv.utils.files import (
     STAGING,
     check_new_file,
+    check_new_folder,
     folder_lock,
     staged,
     sync,
@@ -127,6 +128,48 @@ def test_a_report_replaces_nothing(tmp_path):
     assert json.loads(file.read_text()) == {"fid": 1.5}
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_report_that_is_cut_short_leaves_nothing(error, tmp_path, monkeypatch):
+    def fail(self, text, **options):
+        self.touch()
+        raise error
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(type(error)):
+        write_report(tmp_path / "report.json", {"fid": 1.5})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_is_published_without_replacing_one(has_links, tmp_path, monkeypatch):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no hard links here")))
+    file = tmp_path / "file"
+    for content in (b"first", b"second"):
+        try:
+            with staged(file, replace=False) as part:
+                part.write_bytes(content)
+        except FileExistsError:
+            assert content == b"second"
+    assert file.read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_new_folders(tmp_path):
+    check_new_folder("output", tmp_path / "not" / "there")
+    check_new_folder("output", tmp_path)
+    for leftover in (f"{STAGING}1-samples.json", ".lock"):
+        (tmp_path / leftover).touch()
+    check_new_folder("output", tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"^output='.*' holds other files \('notes.txt'\); name a new folder$"):
+        check_new_folder("output", tmp_path)
+    with pytest.raises(ValueError, match=r"notes.txt' is no folder; name another"):
+        check_new_folder("output", tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"cannot be written: .*notes.txt is not a folder"):
+        check_new_folder("output", tmp_path / "notes.txt" / "inner")
+
+
 def test_new_files(tmp_path):
     check_new_file("output", None)
     check_new_file("output", tmp_path / "not" / "there" / "yet.json")
@@ -143,6 +186,8 @@ def test_new_files(tmp_path):
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    with pytest.raises(ValueError, match="is not a folder that you may write to"):
+        check_new_folder("output", tmp_path)
     with pytest.raises(ValueError, match="is not a folder that you may write to"):
         check_new_file("output", tmp_path / "inner" / "file.json")
 
@@ -168,7 +213,10 @@ def test_one_process_at_a_time_holds_the_lock(tmp_path):
         return answer
 
     with folder_lock(tmp_path):
-        assert ask() == f"output_dir={str(tmp_path)!r}: another process is writing to it"
+        assert (
+            ask()
+            == f"output_dir={str(tmp_path)!r}: another process is writing to it; wait for it, or name another folder"
+        )
     assert ask() == "held"
     with folder_lock(tmp_path):  # free again, since that process has ended
         pass

@@ -1,0 +1,80 @@
+"""What the commands have in common: output files are checked at once, mistakes end with one line, text is printable.
+
+This file imports nothing that takes long, so that a command can use it before PyTorch and diffusers are imported.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .files import check_new_file, write_report
+from .paths import expand_home
+from .text import printable
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells report it
+
+
+@contextmanager
+def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> Iterator[None]:
+    """End a command with one line on stderr and an exit code, instead of a traceback.
+
+    A ValueError or OSError ends it with code 2, and Ctrl-C with code 130. Other exceptions are errors of the program,
+    and keep their traceback.
+
+    Args:
+        prog: name of the command, before the message.
+        interrupted: what is said after Ctrl-C.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{prog}: error: {printable(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; {interrupted}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def check_outputs_at_once(arguments: Sequence[str], *options: str) -> None:
+    """Check the output files named on a command line, before it is parsed and anything slow is imported.
+
+    Args:
+        arguments: the command line.
+        options: options that name new files, such as "output" for --output FILE and --output=FILE.
+
+    Raises:
+        ValueError: if a file exists or cannot be written, or two options name the same one.
+    """
+    named: dict[Path, str] = {}
+    for option in options:
+        flag = f"--{option}"
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+            name, joined, value = argument.partition("=")
+            value = value if joined else following
+            if name != flag or value in ("", "null"):
+                continue
+            file = Path(expand_home(value))
+            check_new_file(option, file)
+            if (other := named.setdefault(file.absolute(), option)) != option:
+                raise ValueError(f"{option}={value!r} is also the file of --{other}; name two files")
+
+
+def save_report(file: str | None, report: dict) -> None:
+    """Write the report of a command to a new file; if that fails, print it, since it may have taken hours.
+
+    Args:
+        file: the file; None writes nothing.
+        report: the report.
+
+    Raises:
+        OSError: if the file exists by now, or cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        write_report(file, report)
+    except OSError:
+        print(printable(json.dumps(report, ensure_ascii=False)))
+        raise

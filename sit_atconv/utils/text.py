@@ -1,0 +1,31 @@
+"""Text that comes from files, and is shown to people."""
+
+import re
+
+# What a terminal obeys instead of showing it: control characters, marks that reverse the direction of writing, other
+# line breaks than "\n", and the stand-ins for bytes of a file name that are no text.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""Text that a terminal or a report can show: what would be obeyed or hidden is written as an escape, such as \x1b.
+
+    Everything that a command prints passes through this function if any part of it may come from a file: names of
+    files, tensors, classes and runs, configurations, error messages of libraries. A file from somebody else can thus
+    not move the cursor, colour or erase what was printed, or forge another line by a carriage return. Line breaks
+    ("\n") and tabs stay.
+    """
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def one_line(text: object) -> str:
+    r"""Like `printable`, for text that must not contain a line break either, such as a name: "\n" becomes an escape."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def markdown_text(text: object) -> str:
+    """Text that Markdown shows as it is: no HTML, links, pictures, formulas or cells of a table begin in it."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*~$|])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)  # within a word it stays as it is
+    return re.sub(r"\](?=[(\[:])", r"\]", text)  # [1, 2] is an interval, [a](b) would be a link

@@ -1,0 +1,47 @@
+"""Text from files can be printed: nothing in it is obeyed by a terminal, or read as Markdown."""
+
+import pytest
+
+from sit_atconv.utils.text import markdown_text, one_line, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain σ ≤ 1, 猫 and \u200d", "plain σ ≤ 1, 猫 and \u200d"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("safe\rforged", r"safe\rforged"),
+        ("\x9b31m", r"\x9b31m"),  # one character that begins a control sequence, too
+        ("gnp.\u202etxt", r"gnp.\u202etxt"),
+        ("a\u2028b\x85c\x00d\x7f", r"a\u2028b\x85c\x00d\x7f"),
+        (b"bad\xff".decode("utf-8", "surrogateescape"), r"bad\udcff"),
+        (ValueError("no\x1b[0m"), r"no\x1b[0m"),
+    ],
+)
+def test_what_a_terminal_obeys_is_escaped(text, shown):
+    assert printable(text) == shown
+    shown.encode()  # nothing that cannot be printed is left
+
+
+def test_a_name_stays_on_one_line():
+    assert one_line("a\nb\tc\x1bd") == r"a\nb\tc\x1bd"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("SA-seed0: 1.5 [1.2, 1.8] (means of 2 seeds)", "SA-seed0: 1.5 [1.2, 1.8] (means of 2 seeds)"),
+        ("sit_b_2", "sit_b_2"),
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+        ("a|b", r"a\|b"),
+        ("![x](http://y)", r"![x\](http://y)"),
+        ("[x][1]", r"[x\][1]"),
+        ("`code` *bold* _it_ ~~no~~ $x$ \\<", r"\`code\` \*bold\* \_it\_ \~\~no\~\~ \$x\$ \\&lt;"),
+        ("a\n# heading", r"a\\n# heading"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text, shown):
+    assert markdown_text(text) == shown
