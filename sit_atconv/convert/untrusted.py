@@ -1,71 +1,80 @@
-"""Weights from files of unknown origin: tensors and plain values come out of them, and nothing in them can run.
+"""Read weights from files of unknown origin: tensors and plain values come out, and nothing in a file can run.
 
 A PyTorch file is a pickle, which can call any function while it is read. Here only tensors, containers, numbers, text
-and `argparse.Namespace`, in which training scripts keep their options, are let through.
+and `argparse.Namespace`, in which training scripts keep their options, are unpickled.
 """
 
 import argparse
+import contextlib
 import json
 import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-ALLOWED_TYPES = [argparse.Namespace]
-WEIGHTS = ("ema", "model")  # what training scripts call them; the first is taken where there are both
-MAX_DEPTH = 8  # of containers in options; deeper ones, or one that holds itself, are cut off
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+ALLOWED_TYPES: list[Callable | tuple[Callable, str]] = [argparse.Namespace]
+WEIGHTS = ("ema", "model")  # names in training scripts' files; the first one takes precedence
+MAX_DEPTH = 8  # of containers in options; deeper ones, such as one that contains itself, are cut off
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DistributedDataParallel and torch.compile
 
 
 def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[str, torch.Tensor], dict, str]:
-    """Read a state dict, and the options of its training where they are there.
+    """Read a state dict, and the options of its training if the file holds them.
 
     Args:
-        file: a safetensors file; or one of `torch.save`, holding a state dict or a training script's dictionary of
-            "model", "ema", "opt" and "args", of which any may be missing.
-        weights: "ema" or "model"; None takes the moving average where there is one.
+        file: a safetensors file; or a file of `torch.save` with a state dict, or with a training script's dictionary
+            of "model", "ema", "opt" and "args", any of which may be missing.
+        weights: "ema" or "model"; if None, the EMA takes precedence.
 
     Returns:
-        The state dict without the prefixes of DDP and torch.compile; the options ({} where there are none); and which
-        weights they are: "ema", "model" or "only", where the file holds no others.
+        The state dict without the prefixes of DDP and torch.compile; the options ({} if there are none); and which
+        weights they are: "ema", "model", or "only" if the file holds a single set without a name.
 
     Raises:
-        ValueError: for a file that is missing, damaged, holds objects that may run code (with their names), or has
-            not these weights.
+        ValueError: if the file is missing or damaged, holds objects that may run code (the error lists their names),
+            or does not hold these weights.
     """
     file = Path(file)
     content = _read(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; a state dict, or a dictionary with one, is needed")
     args = plain_values(content.get("args"))
-    there = [name for name in WEIGHTS if isinstance(content.get(name), dict)]
-    if weights is not None and weights not in there:
-        names = ", ".join(there) or "one set of weights without a name"
+    present = [name for name in WEIGHTS if isinstance(content.get(name), dict)]
+    if weights is not None and weights not in present:
+        names = ", ".join(present) or "one set of weights without a name"
         raise ValueError(f"weights={weights!r}: {file} does not hold these; it holds {names}")
-    which = weights or (there[0] if there else "only")
-    state = content[which] if there else content.get("state_dict", content)
+    which = weights or (present[0] if present else "only")
+    state = content[which] if present else content.get("state_dict", content)
+    return _checked_state(file, state), args if isinstance(args, dict) else {}, which
+
+
+def _checked_state(file: Path, state: Any) -> dict[str, torch.Tensor]:
+    """Return a state dict without the prefixes of wrappers; raise ValueError if it is none."""
     if not isinstance(state, dict):
         raise ValueError(f"{file}: state_dict is a {type(state).__name__}, not a dictionary of tensors")
     if others := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise ValueError(f"{file} holds no state dict: {', '.join(others[:10])} are not tensors")
     if not state:
         raise ValueError(f"{file} holds no tensors")
-    names = {}
+    names: dict[str, str] = {}  # without prefixes -> with them
     for name in state:
         if not isinstance(name, str):
             raise ValueError(f"{file} holds no state dict: {name!r} is no name of a tensor")
         if (other := names.setdefault(WRAPPERS.sub("", name), name)) != name:
             raise ValueError(f"{file} holds {other} and {name}, which are one name without the prefixes of DDP")
-    return {short: state[name] for short, name in names.items()}, args if isinstance(args, dict) else {}, which
+    return {short: state[name] for short, name in names.items()}
 
 
-def plain_values(value, depth: int = 0):
-    """The numbers, texts, lists and dictionaries in a value from a file, and None for all else."""
+def plain_values(value: Any, depth: int = 0) -> Any:
+    """Return the numbers, texts, lists and dictionaries in a value from a file, with None in place of all else."""
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if isinstance(value, (dict, list, tuple, set)) and depth == MAX_DEPTH:
@@ -77,45 +86,55 @@ def plain_values(value, depth: int = 0):
     return value if type(value) in (bool, int, float, str) else None
 
 
-def _read(file: Path):
+def _read(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file} is no file; name a .pt or .safetensors file")
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt") as opened:
-                args = (opened.metadata() or {}).get("args", "{}")
-            return {"state_dict": load_file(file), "args": json.loads(args)}
-        except Exception as error:
-            raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+
+
+def _read_safetensors(file: Path) -> dict:
     try:
-        with torch.serialization.safe_globals(ALLOWED_TYPES):
-            # Mapped into memory: of an optimizer's state, which is not needed, nothing is read.
+        with safe_open(file, "pt") as opened:
+            args = (opened.metadata() or {}).get("args", "{}")
+        return {"state_dict": load_file(file), "args": json.loads(args)}
+    except Exception as error:
+        raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
+
+
+def _read_pickle(file: Path) -> Any:
+    try:
+        with safe_globals(ALLOWED_TYPES):
+            # Mapped into memory, so that the state of an optimizer, which is not needed, is not read.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        # What torch says of it is not passed on: it recommends the unsafe way.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        names = [found[1]] if found else named_globals(file)
+        # PyTorch's message is not passed on, because it recommends the unsafe way.
         raise ValueError(
-            f"{file} was refused: it holds {', '.join(names) or 'an object'}, which is neither a tensor nor a "
-            "plain value and could run code. Where you trust the file, load it yourself and save its state dict with "
-            "safetensors"
+            f"{file} was refused: it holds {', '.join(_refused_names(file, error)) or 'an object'}, which is neither a "
+            "tensor nor a plain value and could run code. If you trust the file, load it yourself and save its state "
+            "dict with safetensors"
         ) from error
-    except Exception as error:  # a damaged file may stumble over anything
+    except Exception as error:  # reading a damaged file may raise anything
         raise ValueError(f"{file} is damaged, or no checkpoint of PyTorch") from error
 
 
+def _refused_names(file: Path, error: pickle.UnpicklingError) -> list[str]:
+    """Return the functions and classes for which PyTorch refused a file."""
+    # It raises for files before PyTorch 1.6 and for pickle protocols that torch.save does not use by default.
+    with contextlib.suppress(Exception), safe_globals(ALLOWED_TYPES):
+        if names := get_unsafe_globals_in_checkpoint(str(file)):
+            return sorted(names)
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return [found[1]] if found else named_globals(file)
+
+
 def named_globals(file: Path) -> list[str]:
-    """The functions and classes that a pickle would import, found without running it."""
-    names, texts = [], []
+    """Return the functions and classes that a pickle would import, found without running it."""
+    names: list[str] = []
+    texts: list[str] = []  # those before STACK_GLOBAL are its module and its name
     try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                data = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-        else:
-            data = file.read_bytes()
-        for operation, argument, _ in pickletools.genops(data):
+        for operation, argument, _ in pickletools.genops(_pickle_bytes(file)):
             if operation.name == "GLOBAL":
-                names.append(argument.replace(" ", "."))
+                names.append(str(argument).replace(" ", "."))
             elif operation.name == "STACK_GLOBAL":
                 names.append(".".join(texts[-2:]))
             elif isinstance(argument, str):
@@ -123,3 +142,10 @@ def named_globals(file: Path) -> list[str]:
     except (ValueError, zipfile.BadZipFile):
         pass  # not a pickle from here on
     return list(dict.fromkeys(names))
+
+
+def _pickle_bytes(file: Path) -> bytes:
+    if not zipfile.is_zipfile(file):
+        return file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
