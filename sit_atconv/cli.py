@@ -91,7 +91,7 @@ def convert(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be read, inferred or written.
     """
-    from .convert.folder import convert_checkpoint, export_checkpoint
+    from .convert import convert_checkpoint, export_checkpoint
     from .sharing.folder import is_pipeline_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}

@@ -30,7 +30,7 @@ from latents_stand_in import latents, photos, small_vae  # noqa: F401
 from safetensors.torch import load_file
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.convert.folder import convert_state_dict
+from sit_atconv.convert.weights import convert_state_dict
 from sit_atconv.flow.interpolants import expand_like
 
 # The first backward pass starts a thread for each GPU, after which no forked process can differentiate. Compilers

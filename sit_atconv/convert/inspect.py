@@ -40,7 +40,7 @@ class Reference:
     assumed: tuple[str, ...] = ()  # of layout, path and prediction, those that nothing in the file showed
 
     def set_vae(self, name: str, scale_factor: int) -> None:
-        """Record the VAE, whose pixels per latent pixel give the size of the latents if only that of images is known."""
+        """Record the VAE; with its pixels per latent pixel, the size of images becomes that of the latents."""
         self.vae = name
         if self.image_size is not None:
             self.config["sample_size"] = self.image_size // scale_factor
@@ -111,7 +111,7 @@ def inspect_reference(
         **_heads(state_dict, args, num_attention_heads),
     }
     size, image_size = _sample_size(state_dict, args, sample_size)
-    config["sample_size"] = size or DEFAULT_SAMPLE_SIZE
+    config["sample_size"] = DEFAULT_SAMPLE_SIZE if size is None else size
     path, prediction, usual = _path_and_prediction(args, layout, path, prediction)
     return Reference(
         layout,

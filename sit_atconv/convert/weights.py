@@ -1,5 +1,7 @@
 """Weights of the reference implementations as those of `SiTTransformer2DModel`, and back."""
 
+from typing import Any
+
 import torch
 
 from ..models.embeddings import sincos_position_embedding
@@ -95,7 +97,7 @@ def restore_state_dict(
     return restored
 
 
-def _check_known(config, layout: str) -> None:
+def _check_known(config: Any, layout: str) -> None:
     """Raise ValueError if a model's configuration has what the reference models of this layout have not."""
     check_choice("layout", layout, LAYOUTS)
     expected = LAYOUTS[layout] | {"kernel_pool": "strips"}

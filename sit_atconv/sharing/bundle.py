@@ -187,7 +187,8 @@ def _needed_statements(module_name: str, bundle: Bundle) -> dict[str, list[State
 
 def _import_lines(imports: list[OuterImport]) -> list[str]:
     """Return the import statements, those of one module in one line."""
-    plain, names = set(), {}
+    plain: set[str] = set()
+    names: dict[str, set[str]] = {}
     for each in imports:
         text = f"{each.name} as {each.alias}" if each.alias else each.name
         if each.module is None:

@@ -17,10 +17,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def prepare_repository(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Make sure that there is a model repository on the Hub that may be written to; return its full name.
+    """Create a model repository on the Hub unless it exists, and return its full name.
+
+    Args:
+        repo_id: "user/name", or "name" for one's own account.
+        private: whether a new repository is private; defaults to the account's setting.
+        token: token of the Hub; defaults to that of `hf auth login`.
 
     Raises:
-        ValueError: where the name is not one, nobody is logged in, or the Hub refuses or cannot be reached.
+        ValueError: if the name is invalid, nobody is logged in, or the Hub refuses or cannot be reached.
     """
     try:
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -34,7 +39,7 @@ def _hub_message(repo_id: str, error: Exception) -> str:
 
 
 def replaced_files(folder: Path) -> list[str]:
-    """Patterns of the files that an upload of this folder replaces: its variants of the weights, and its code."""
+    """Return patterns of the files that an upload of this folder replaces: its code and its variants of the weights."""
     patterns = []
     for file in folder.glob("*/config.json"):
         weights = [name for variant in stored_variants(file.parent) for name in weight_patterns(variant)]
@@ -54,25 +59,25 @@ def publish(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload a pipeline folder to a model repository on the Hub, which is made where it does not exist.
+    """Upload a pipeline folder to a model repository on the Hub, which is created if it does not exist.
 
-    The card is made anew with the repository's name, unless somebody has edited it. Pickles stay behind. What the
-    repository holds of the same variants of the weights, and of the code, is replaced; all else in it stays.
+    The card is written again with the repository's name, unless somebody has edited it. Pickles are not uploaded. The
+    repository's files of the same variants of the weights, and its code, are replaced; all others are kept.
 
     Args:
         folder: a folder that `SiTPipeline.save_pretrained` wrote.
-        repo_id: "user/name", or "name" for one's own account; the folder's name where None.
-        license: of the weights, for the card.
-        private: whether a new repository is private; as the account is set up where None.
-        token: of the Hub; that of `hf auth login` where None.
-        commit_message: of the upload.
-        create_pr: make a pull request of it.
+        repo_id: "user/name", or "name" for one's own account; defaults to the folder's name.
+        license: license of the weights, for the card.
+        private: whether a new repository is private; defaults to the account's setting.
+        token: token of the Hub; defaults to that of `hf auth login`.
+        commit_message: message of the commit.
+        create_pr: open a pull request with the upload.
 
     Returns:
         The address of the upload.
 
     Raises:
-        ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
+        ValueError: if the folder is no pipeline folder, or the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
     check_pipeline_folder(folder)

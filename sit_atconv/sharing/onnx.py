@@ -1,6 +1,6 @@
-"""The transformer as a graph for other runtimes: torch.export, and ONNX through it.
+"""Export the transformer as a graph for other runtimes: by torch.export, and from there to ONNX.
 
-Batch, height and width stay free in both.
+Batch size, height and width stay dynamic in both.
 
 Shapes: B batch, C channels, (H, W) token grid.
 """
@@ -21,7 +21,7 @@ MAX_BATCH, MAX_SIDE = 1024, 1024  # in samples, and in tokens along one side
 
 
 class _Sample(nn.Module):
-    """The transformer with a tensor as its result."""
+    """The transformer with a tensor as its output."""
 
     def __init__(self, transformer: SiTTransformer2DModel):
         super().__init__()
@@ -34,9 +34,8 @@ class _Sample(nn.Module):
 def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
-    B is free from 1, height and width from 2 patches on. The model is taken as it is evaluated, and is not changed. The
-    program of a model on a GPU holds the operator `sit_atconv::depthwise_conv_v1`, and needs this package where it
-    runs.
+    B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode, and left as it is.
+    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v1`, so it needs this package to run.
     """
     p, config = transformer.config.patch_size, transformer.config
     batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))
@@ -55,16 +54,18 @@ def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
 
 
 def export_onnx(transformer: SiTTransformer2DModel, file: str | Path) -> None:
-    """Write the transformer as an ONNX file with the inputs and the output of `INPUTS` and `OUTPUT`.
+    """Write the transformer as an ONNX file, whose inputs and output are named as `INPUTS` and `OUTPUT` say.
 
     Raises:
-        ValueError: where the file exists.
-        ImportError: where onnx or onnxscript is not installed.
+        ValueError: if the file exists.
+        ImportError: if onnx or onnxscript is not installed.
     """
     check_new_file("file", file)
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install 'sit-atconv[onnx]'")
-    # On a CPU, where all of it is plain operations: on GPUs the convolution is an operator of this package.
+    # On a CPU all operations are PyTorch's own; on a GPU the convolution is an operator of this package.
     program = export_transformer(copy.deepcopy(transformer).cpu())
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=[OUTPUT], verbose=False).save(str(file))
+    exported = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=[OUTPUT], verbose=False)
+    assert exported is not None  # it is only without `dynamo`
+    exported.save(str(file))

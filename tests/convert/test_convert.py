@@ -1,4 +1,4 @@
-"""Reference weights under our names, as pipeline folders, and back."""
+"""Reference checkpoints as pipeline folders, and back."""
 
 import argparse
 import json
@@ -6,30 +6,14 @@ import json
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from reference_states import HEADS, as_repa
 from safetensors.torch import load_file, save_file
 
-from sit_atconv import Interpolant, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.convert.folder import (
-    build_from_reference,
-    convert_checkpoint,
-    convert_state_dict,
-    export_checkpoint,
-    inspect_reference,
-    restore_state_dict,
-)
+from sit_atconv import SiTPipeline
+from sit_atconv.convert import folder as folder_module
+from sit_atconv.convert.folder import build_from_reference, convert_checkpoint, export_checkpoint
+from sit_atconv.convert.inspect import inspect_reference
 from sit_atconv.convert.untrusted import read_checkpoint
-from sit_atconv.models.presets import preset_name
-
-HEADS = dict(num_attention_heads=4)  # of the reference models, whose width is no preset's
-
-
-@pytest.fixture(scope="module")
-def reference_state(parity_model):
-    def load(name: str) -> dict[str, torch.Tensor]:
-        _, tensors = parity_model(name)
-        return {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
-
-    return load
 
 
 def test_reference_checkpoint_is_the_reference_model(parity_dir, parity_model, assert_close):
@@ -39,73 +23,6 @@ def test_reference_checkpoint_is_the_reference_model(parity_dir, parity_model, a
     loaded = build_from_reference(state, inspect_reference(state, args))
     output = loaded(*(reference[f"in.{key}"] for key in "xty")).sample
     assert_close(output, reference["out.forward"], 1e-5)
-
-
-@pytest.mark.parametrize("name", ["sa", "atconv", "hybrid"])
-def test_learn_sigma_half_is_sliced_off(name, parity_model, reference_state):
-    """The whole last layer and the sliced one agree on the channels that the reference returns."""
-    model, tensors = parity_model(name)
-    state = reference_state(name)
-    converted = convert_state_dict(state)
-    assert converted["proj_out.weight"].shape == (16, 48)
-    assert converted["proj_out.bias"].shape == (16,)
-    whole = SiTTransformer2DModel.from_config(model.config, out_channels=8).eval()
-    whole.load_state_dict(
-        {
-            **converted,
-            "proj_out.weight": state["final_layer.linear.weight"],
-            "proj_out.bias": state["final_layer.linear.bias"],
-        }
-    )
-    arguments = [tensors[f"in.{key}"] for key in "xty"]
-    torch.testing.assert_close(whole(*arguments).sample[:, :4], model(*arguments).sample)
-
-
-def test_a_layer_without_learn_sigma_is_kept(reference_state):
-    state = reference_state("atconv_nosigma")
-    converted = convert_state_dict(state)
-    assert converted["proj_out.weight"] is state["final_layer.linear.weight"]
-    assert converted["proj_out.bias"] is state["final_layer.linear.bias"]
-
-
-@pytest.mark.parametrize("name", ["sa", "atconv", "atconv_nosigma", "hybrid"])
-def test_every_parameter_is_renamed_once(name, parity_model, reference_state):
-    model, _ = parity_model(name)
-    state = reference_state(name)
-    converted = convert_state_dict(state)
-    assert set(converted) == set(model.state_dict())
-    assert len(converted) == len([key for key in state if key != "pos_embed"])
-    assert "pos_embed" not in converted
-
-
-def test_one_by_one_convolutions_become_linear_layers(reference_state):
-    """The authors' REPA models hold the same operator as 1×1 convolutions."""
-    state = reference_state("atconv")
-    as_convolutions = {
-        key: value[:, :, None, None]
-        if key.endswith(("attn.kernel_proj.weight", "attn.x_proj.weight", "attn.proj.weight"))
-        else value
-        for key, value in state.items()
-    }
-    expected = convert_state_dict(state)
-    converted = convert_state_dict(as_convolutions)
-    for name, value in expected.items():
-        assert converted[name].shape == value.shape, name
-        assert torch.equal(converted[name], value), name
-
-
-def test_the_input_is_left_as_it_was(reference_state):
-    state = reference_state("hybrid")
-    before = {key: value.clone() for key, value in state.items()}
-    convert_state_dict(state)
-    assert state.keys() == before.keys()
-    torch.testing.assert_close(state, before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["head.weight", "blocks.0.attn.relative_position", "xx_embedder.proj.weight"])
-def test_unknown_parameters_are_named(name, reference_state):
-    with pytest.raises(ValueError, match=name):
-        convert_state_dict({**reference_state("atconv"), name: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", ["sa", "atconv", "atconv_nosigma", "hybrid"])
@@ -179,13 +96,6 @@ def test_the_vae_is_the_one_of_the_training(flavour, expected, reference_state, 
     assert not (tmp_path / "folder").exists()
 
 
-def as_repa(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors in REPA's form: projections as convolutions, and projectors."""
-    pointwise = ("attn.kernel_proj.weight", "attn.x_proj.weight")
-    state = {key: value[:, :, None, None] if key.endswith(pointwise) else value for key, value in state.items()}
-    return state | {"projectors.0.0.weight": torch.ones(3, 48), "projectors.0.0.bias": torch.ones(3)}
-
-
 def test_repa_models_run_from_noise_at_one_to_data(reference_state, tmp_path):
     """REPA's velocity at its time 1 − t points to noise; its kernels pass a SiLU, and it always embeds positions."""
     state = reference_state("hybrid")
@@ -205,85 +115,6 @@ def test_repa_models_run_from_noise_at_one_to_data(reference_state, tmp_path):
     expected = {key: value for key, value in as_repa(state).items() if not key.startswith("projectors")}
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[key], expected[key]) for key in expected)
-
-
-def test_position_embedding_of_pure_atconv_models(reference_state):
-    """REPA's ATConv models have one, SiT's have none."""
-    state = reference_state("atconv")
-    assert inspect_reference(state).config["position_embedding"] == "none"
-    embedded = as_repa(state) | {"pos_embed": reference_state("sa")["pos_embed"]}
-    reference = inspect_reference(embedded)
-    assert (reference.config["position_embedding"], reference.config["sample_size"]) == ("sincos", 8)
-    model = build_from_reference(embedded, reference)
-    assert model.position_embedding == "sincos"
-
-
-@pytest.mark.parametrize(
-    "arguments, sample_size",
-    [
-        ({"args": {"image_size": 512}}, 64),  # SiT's word; 4 channels are an eighth of the size
-        ({"args": {"resolution": 256}}, 32),  # REPA's
-        ({"args": {"image_size": 512}, "scale_factor": 16}, 32),
-        ({"args": {"image_size": 512}, "sample_size": 16}, 16),
-        ({}, 32),
-    ],
-)
-def test_the_size_by_the_options_where_no_embedding_shows_it(arguments, sample_size, reference_state):
-    found = inspect_reference(reference_state("atconv"), **arguments)
-    assert found.config["sample_size"] == sample_size
-    assert found.sample_size_known == bool(arguments)
-
-
-def test_qk_norm_shows_the_heads(reference_state):
-    state = reference_state("hybrid")
-    for name in ("q_norm", "k_norm"):
-        state |= {f"blocks.0.attn.{name}.weight": torch.full((12,), 1.5), f"blocks.0.attn.{name}.bias": torch.ones(12)}
-    reference = inspect_reference(state)
-    assert (reference.config["num_attention_heads"], reference.config["qk_norm"]) == (4, True)
-    model = build_from_reference(state, reference)
-    assert torch.equal(model.blocks[0].mixer.q_norm.weight, torch.full((12,), 1.5))
-
-
-def test_dit_is_a_noise_prediction_on_the_vp_path(reference_state):
-    """Its discrete steps lie on the continuous path: alpha_bar of step n is alpha² at t = (999 − n) / 1000."""
-    state = reference_state("sa")
-    reference = inspect_reference(state, {"model": "DiT-XL/2"}, **HEADS)
-    assert (reference.layout, reference.path, reference.prediction) == ("dit", "vp", "noise")
-    model = build_from_reference(state, reference)
-    start, end = model.config.timestep_at_noise, model.config.timestep_at_data
-    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    steps = torch.arange(1000)
-    t = (steps.double() - start) / (end - start)
-    torch.testing.assert_close(Interpolant("vp").alpha(t) ** 2, alpha_bar[steps], rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("rows", "arguments", "classes", "dropout"),
-    [
-        (11, {}, 10, 0.1),
-        (11, {"args": {"num_classes": 10, "class_dropout_prob": 0.2}}, 10, 0.2),
-        (11, {"args": {"num_classes": 11, "cfg_prob": 0.0}}, 11, 0.0),
-        (11, {"args": {"num_classes": 10, "cfg_prob": 0.3}}, 10, 0.3),
-        (11, {"num_classes": 11}, 11, 0.0),
-        (1001, {}, 1000, 0.1),
-    ],
-)
-def test_class_count(rows, arguments, classes, dropout, reference_state):
-    state = reference_state("atconv") | {"y_embedder.embedding_table.weight": torch.zeros(rows, 48)}
-    config = inspect_reference(state, **arguments).config
-    assert (config["num_classes"], config["class_dropout_prob"]) == (classes, dropout)
-    build_from_reference(state, inspect_reference(state, **arguments))
-
-
-def test_presets_are_recognised_by_width_and_depth():
-    for name in ("SiT-S/2", "SiT-ATConv-S/4", "SiT-ATConv-S/2-Hybrid"):
-        model = SiTTransformer2DModel.from_preset(name, num_classes=3, sample_size=8)
-        reference = inspect_reference(restore_state_dict(model))
-        assert reference.describe()["preset"] == name
-        assert preset_name(model.config) == name
-        assert preset_name({**model.config, "qk_norm": True}) is None
-        for key in ("num_attention_heads", "attention_head_dim", "num_layers", "patch_size", "mixer"):
-            assert reference.config[key] == model.config[key]
 
 
 def test_names_of_imagenet_come_with_1000_classes(reference_state, tmp_path):
@@ -310,75 +141,6 @@ def test_the_vae_travels_along_and_must_fit(reference_state, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("folder", "r.safetensors", "sized", "sized.pt", "vae3", "vae4")
     ]
-
-
-def change(state, drop=(), **changes):
-    return {key: value for key, value in state.items() if key not in drop} | changes
-
-
-@pytest.mark.parametrize(
-    ("name", "edit", "message"),
-    [
-        ("sa", lambda s: change(s, ["blocks.1.attn.proj.bias"]), r"missing parameters: blocks\.1\.attn\.proj\.bias"),
-        ("atconv", lambda s: change(s, ["blocks.1.attn.x_proj.bias"]), r"missing parameters: blocks\.1\.attn\.x_proj"),
-        ("sa", lambda s: change(s, ["pos_embed"]), "missing parameters: pos_embed"),
-        ("sa", lambda s: change(s, head=torch.zeros(1)), "not parameters of a SiT or ATConv model: head"),
-        ("sa", lambda s: change(s, pos_embed=s["pos_embed"] + 1), "not the sin-cos embedding"),
-        ("sa", lambda s: change(s, pos_embed=s["pos_embed"][:, 1:]), "not the sin-cos embedding"),
-        ("sa", lambda s: change(s, pos_embed=s["pos_embed"] + 5e-3), "not the sin-cos embedding"),
-        ("sa", lambda s: change(s, **{"blocks.999999999.mlp.fc1.bias": torch.zeros(3)}), "blocks 999999999: 3 blocks"),
-        (
-            "sa",
-            lambda s: change(s, **{"x_embedder.proj.weight": torch.zeros(48)}),
-            r"x_embedder.* shape \(48,\); 4 axes",
-        ),
-        ("atconv", lambda s: change(s, **{"blocks.0.mlp.fc1.bias": torch.tensor(1.0)}), r"shape \(\); 1 axes"),
-        ("sa", lambda s: change(s, **{"blocks.0.mlp.fc2.weight": torch.zeros(48, 3)}), r"fc2\.weight \(48, 3\), not"),
-        ("sa", lambda s: change(s, **{"final_layer.linear.bias": torch.zeros(5)}), "shapes that do not fit: proj_out"),
-    ],
-)
-def test_what_does_not_fit_is_named(name, edit, message, reference_state):
-    state = edit(reference_state(name))
-    with pytest.raises(ValueError, match=message):
-        build_from_reference(state, inspect_reference(state, **HEADS))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("sa", {}, "give --num_attention_heads"),
-        ("sa", {"num_attention_heads": 7}, "num_attention_heads=7"),
-        ("sa", {**HEADS, "sample_size": 16}, "sample_size=16"),
-        ("atconv", {"num_classes": 12}, "num_classes=12"),
-        ("atconv", {"num_classes": 0}, "num_classes=0"),
-        ("atconv", {"path": "straight"}, "path='straight'"),
-        ("atconv", {"layout": "repa", "prediction": "noise"}, "REPA models predict the velocity"),
-        ("atconv", {"layout": "mmdit"}, "layout='mmdit'"),
-        ("atconv", {"args": {"path_type": "straight"}}, "path_type in the options .*='straight'"),
-        ("atconv", {"args": {"prediction": "x"}}, "prediction in the options .*='x'"),
-        ("atconv", {"args": {"image_size": "large"}}, "image_size='large' in the options"),
-    ],
-)
-def test_options_that_do_not_fit(name, options, message, reference_state):
-    with pytest.raises(ValueError, match=message):
-        inspect_reference(reference_state(name), **options)
-
-
-@pytest.mark.parametrize(
-    ("model", "arguments", "layout", "assumed"),
-    [
-        ("sa", {}, "sit", ("layout", "path", "prediction")),
-        ("sa", {"name": "DiT-XL-2-256x256.pt"}, "dit", ()),
-        ("sa", {"name": "SiT-XL-2-256x256.pt"}, "sit", ("path", "prediction")),
-        ("atconv", {"path": "gvp"}, "sit", ("prediction",)),
-        ("sa", {"args": {"path_type": "GVP", "prediction": "noise"}}, "sit", ()),
-    ],
-)
-def test_what_nothing_showed_is_said_to_be_assumed(model, arguments, layout, assumed, reference_state):
-    reference = inspect_reference(reference_state(model), **arguments, **HEADS)
-    assert (reference.layout, reference.assumed) == (layout, assumed)
-    told = reference.describe()
-    assert {name for name in ("layout", "path", "prediction") if told[name].endswith("; assumed")} == set(assumed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -436,3 +198,15 @@ def test_models_of_ours_go_to_the_reference_where_it_knows_them(tiny_pipeline, t
     tiny_pipeline(kernel_pool="grid").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="kernel_pool='grid'"):
         export_checkpoint(tmp_path / "other", tmp_path / "other.pt")
+
+
+def test_a_checkpoint_is_inspected_once(parity_dir, tmp_path, monkeypatch):
+    calls = []
+    for name in ("inspect_reference", "convert_state_dict"):
+        original = getattr(folder_module, name)
+        monkeypatch.setattr(
+            folder_module, name, lambda *args, original=original, **kwargs: calls.append(1) or original(*args, **kwargs)
+        )
+    monkeypatch.setattr(folder_module, "restore_state_dict", lambda *_: pytest.fail("restored all weights"))
+    convert_checkpoint(parity_dir / "reference_checkpoint.pt", tmp_path / "folder", vae="none")
+    assert len(calls) == 2

@@ -66,6 +66,24 @@ def test_other_objects_are_refused_by_name(content, name, tmp_path):
         read_checkpoint(tmp_path / "file.pt")
 
 
+def test_every_object_of_a_file_is_listed_and_nothing_harmless(tmp_path):
+    content = {"model": RAW, "args": argparse.Namespace(data=pathlib.PurePosixPath("a")), "more": [print, slice(1)]}
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"it holds [\w., ]*, which is neither") as refused:
+        read_checkpoint(tmp_path / "file.pt")
+    listed = set(str(refused.value).partition("it holds ")[2].partition(", which")[0].split(", "))
+    assert listed == {"builtins.print", "builtins.slice", "pathlib.PurePosixPath"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_pickles_is_refused_by_name(protocol, tmp_path):
+    proof = tmp_path / "it-ran"
+    torch.save({"model": RAW, "opt": Payload(proof)}, tmp_path / "evil.pt", pickle_protocol=protocol)
+    with pytest.raises(ValueError, match=r"was refused: it holds .*posix\.system"):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert not proof.exists()
+
+
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
 def test_containers_of_training_scripts(save, tmp_path):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).state_dict()

@@ -13,7 +13,8 @@ from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import SiTPipeline
 from sit_atconv.cli import main
-from sit_atconv.convert.folder import convert_checkpoint, restore_state_dict
+from sit_atconv.convert import convert_checkpoint
+from sit_atconv.convert.weights import restore_state_dict
 from sit_atconv.sharing.hub import publish
 
 
