@@ -34,7 +34,7 @@ class _Sample(nn.Module):
 def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
-    B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode, and left as it is.
+    B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode and left as is.
     The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v1`, so it needs this package to run.
     """
     p, config = transformer.config.patch_size, transformer.config

@@ -8,7 +8,7 @@ from sit_atconv import Interpolant, SiTTransformer2DModel
 from sit_atconv.convert.folder import build_from_reference
 from sit_atconv.convert.inspect import inspect_reference
 from sit_atconv.convert.weights import restore_state_dict
-from sit_atconv.models.transformer_sit import preset_name
+from sit_atconv.models.presets import preset_name
 
 
 def test_position_embedding_of_pure_atconv_models(reference_state):
