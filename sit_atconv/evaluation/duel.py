@@ -17,7 +17,7 @@ from .duel_options import Duel
 from .duel_run import STATISTICS, DuelRun, Scripts
 from .evaluated_runs import load_run
 from .features import build_extractor
-from .sources import open_reference
+from .open_sources import open_reference
 
 SETTINGS = "duel.yaml"  # the options of the duel, in its folder
 # Options that may change when a duel is started again; models may only be added.

@@ -7,18 +7,13 @@ B images of H × W pixels and C channels; images are uint8 (H, W, C).
 """
 
 import csv
-import io
 import json
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from PIL import Image
 from tqdm import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
@@ -27,10 +22,9 @@ from ..utils.environment import describe_environment, pick_device
 from ..utils.files import STAGING, staged, write_json
 from .npz_batch import is_packed, write_npz
 from .records import LABELS_FILE, SAMPLES_RECORD, describe_pipeline, folder_sha256, image_determining
+from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
 from .sampling import SamplingOptions, counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
-
-PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum, which Pillow does not verify
 
 
 class SamplingError(ValueError):
@@ -192,54 +186,6 @@ def draw_missing(
                     save_image(image, file)
             progress.update(min(options.batch_size * state.num_processes, num_samples - progress.n))
     state.wait_for_everyone()
-
-
-def missing_batches(folder: Path, num_samples: int, batch_size: int) -> list[int]:
-    """The first index of each batch of which an image is missing."""
-    there = {file.name for file in folder.glob("*.png")}
-    return [
-        start
-        for start in range(0, num_samples, batch_size)
-        if any(image_file(folder, i).name not in there for i in range(start, min(start + batch_size, num_samples)))
-    ]
-
-
-def remove_broken(folder: Path, indices: Iterable[int]) -> None:
-    """Remove images that a crash or a full disk has cut short, so that they count as missing."""
-    files = [file for file in (image_file(folder, i) for i in indices) if file.exists()]
-    with ThreadPoolExecutor() as pool:
-        for file, whole in zip(files, pool.map(is_whole, files), strict=True):
-            if not whole:
-                file.unlink()
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a PNG file is complete and its checksums are right; its pixels are not decoded."""
-    content = file.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            image.verify()
-    except Exception:  # Pillow's plugins raise all sorts
-        return False
-    return content.endswith(PNG_END)
-
-
-def image_file(folder: Path, index: int) -> Path:
-    """The file of image `index`."""
-    return folder / f"{index:06d}.png"
-
-
-def save_image(image: np.ndarray, file: Path) -> None:
-    """Write a PNG file that is complete as soon as it exists."""
-    with staged(file, durable=False) as part, part.open("wb") as opened:
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(opened, "png")
-
-
-def read_images(folder: Path, num_samples: int) -> Iterator[np.ndarray]:
-    """The images of the folder one by one, (H, W, 3) uint8."""
-    for i in range(num_samples):
-        with Image.open(image_file(folder, i)) as image:
-            yield np.asarray(image.convert("RGB"))
 
 
 def pack_folder(folder: Path, npz: Path, record: dict, options: SamplingOptions, pipeline: SiTPipeline) -> None:

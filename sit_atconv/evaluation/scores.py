@@ -13,10 +13,11 @@ from .image_features import ImageFeatures, extract_features, from_statistics, re
 from .intervals import bootstrap_interval, bootstrap_resamples
 from .metric_options import MetricOptions
 from .metrics import METRICS
+from .open_sources import check_folders, check_sources, open_reference, open_samples
 from .reference_statistics import save_statistics
 from .sampling import SamplingOptions
 from .score_report import describe_scores
-from .sources import ReferenceSource, check_folders, check_sources, open_reference, open_samples
+from .sources import ReferenceSource
 
 
 def evaluate(
