@@ -1,9 +1,14 @@
 """The command line for everyday use: `sit-atconv sample FOLDER --classes 3 cat --out grid.png`, info, convert, push."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# Nothing here takes long to import: output files are checked before PyTorch and diffusers are imported.
+from .utils.commands import reporting_mistakes
+from .utils.files import check_new_file, check_new_folder
+from .utils.paths import expand_home
+from .utils.text import one_line, printable
 
 FIRST_CLASSES = 10  # drawn where none are named
 LABEL = 16  # characters, of what `info` and `convert` tell
@@ -12,7 +17,7 @@ LABEL = 16  # characters, of what `info` and `convert` tell
 def tell(facts: dict[str, str]) -> None:
     """Print facts, one a line."""
     for name, value in facts.items():
-        print(f"{name:{LABEL}}{value}")
+        print(f"{name:{LABEL}}{one_line(value)}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -21,18 +26,17 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be used.
     """
+    check_new_file("out", args.out)
     from PIL import Image
 
     from .pipelines.pipeline_sit import SiTPipeline
     from .sharing.folder import weights_variant
     from .utils.checks import check_choice, check_count
     from .utils.environment import pick_device
-    from .utils.files import check_new_file
     from .utils.image_grid import save_grid
     from .utils.randomness import image_generator
 
     check_count("images_per_class", args.images_per_class)
-    check_new_file("out", args.out)
     check_choice("the ending of out", Path(args.out).suffix.lower(), Image.registered_extensions())
     device = pick_device(args.device)
     try:
@@ -52,7 +56,7 @@ def sample(args: argparse.Namespace) -> None:
         output_type="pt",
     ).images
     save_grid(images, args.out, columns=args.images_per_class)
-    print(f"{len(labels)} images of classes {', '.join(map(str, rows))} in {args.out}")
+    print(printable(f"{len(labels)} images of classes {', '.join(map(str, rows))} in {args.out}"))
 
 
 def info(args: argparse.Namespace) -> None:
@@ -91,6 +95,10 @@ def convert(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be read, inferred or written.
     """
+    if Path(args.output).is_dir():
+        check_new_folder("output", args.output)
+    else:
+        check_new_file("output", args.output)
     from .convert import convert_checkpoint, export_checkpoint
     from .sharing.folder import is_pipeline_folder
 
@@ -99,11 +107,11 @@ def convert(args: argparse.Namespace) -> None:
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: options of the way to a folder; leave them out on the way back")
         state_dict = export_checkpoint(args.checkpoint, args.output)
-        print(f"{len(state_dict)} tensors under the reference's names in {args.output}")
+        print(printable(f"{len(state_dict)} tensors under the reference's names in {args.output}"))
         return
     reference = convert_checkpoint(args.checkpoint, args.output, **options)
     tell(reference.describe())
-    print(f"written to {args.output}; sample it with: sit-atconv sample {args.output} --out samples.png")
+    print(printable(f"written to {args.output}; sample it with: sit-atconv sample {args.output} --out samples.png"))
 
 
 def push(args: argparse.Namespace) -> None:
@@ -121,7 +129,7 @@ def push(args: argparse.Namespace) -> None:
         add_report(args.folder, report)
     if args.samples is not None:
         add_samples(args.folder, args.samples)
-    print(publish(args.folder, args.repo_id, license=args.license, private=args.private or None))
+    print(printable(publish(args.folder, args.repo_id, license=args.license, private=args.private or None)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -181,12 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `sit-atconv`; a mistake ends with one line and exit code 2."""
-    args = build_parser().parse_args(arguments)
-    try:
+    args = argparse.Namespace(**expand_home(vars(build_parser().parse_args(arguments))))
+    with reporting_mistakes("sit-atconv"):
         args.run(args)
-    except ValueError as error:
-        print(f"sit-atconv: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -60,6 +64,47 @@ def test_existing_picture_is_kept(folder, tmp_path, capsys):
         main(["sample", str(folder), "--out", str(tmp_path / "grid.png")])
     assert "exists" in capsys.readouterr().err
     assert (tmp_path / "grid.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("arguments", [["sample", "pipeline", "--out"], ["convert", "model.pt"]])
+def test_existing_outputs_are_refused_before_anything_slow_is_imported(arguments, tmp_path):
+    (tmp_path / "there.png").write_bytes(b"mine")
+    code = (
+        "import sys; from sit_atconv.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print([name for name in ('torch', 'diffusers') if name in sys.modules])"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    for name in (str(tmp_path / "there.png"), "~/there.png"):
+        command = [sys.executable, "-c", code, *arguments, name]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert (result.returncode, result.stdout) == (2, "[]\n")
+        assert result.stderr.endswith(f"'{tmp_path / 'there.png'}' exists; name another, or remove that one first\n")
+
+
+def test_a_full_disk_ends_with_one_line_and_leaves_no_picture(folder, tmp_path, capsys, monkeypatch):
+    def full(self, file, *args, **kwargs):
+        Path(file).write_bytes(b"half a pic")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(folder), "--num_inference_steps", "1", "--out", str(tmp_path / "grid.png")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sit-atconv: error: [Errno 28] No space left on device")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_folder_says_cannot_steer_the_terminal(folder, capsys):
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"midpoint"', '"mid\\u001b[2Jpoint\\nclasses  9"'))
+    main(["info", str(folder)])
+    output = capsys.readouterr().out
+    assert "solver mid\\x1b[2Jpoint\\nclasses  9\n" in output and "\x1b" not in output
+    with pytest.raises(SystemExit):
+        main(["info", str(folder / "no\x1b[2J")])
+    assert "\x1b" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["", "sample", "info", "convert", "push"])
