@@ -1,8 +1,8 @@
 """Multiply-accumulates (MACs) of one forward pass: counted from the operations that run, and by formula.
 
-Only multiplications of matrices and convolutions count, as in the "Gflops" of DiT and SiT (which are giga-MACs): sums,
-pooling, norms, activations, softmax and the elementwise products of adaLN, gating and lateral inhibition do not. Taps
-that fall on zero padding do.
+Only matrix products and convolutions are counted, as in the "Gflops" of DiT and SiT, which are giga-MACs. Sums,
+pooling, norms, activations, softmax and the elementwise products of adaLN, gating and lateral inhibition are not. Taps
+that fall on zero padding are counted.
 
 Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W tokens, D model width, k kernel size.
 """
@@ -28,15 +28,15 @@ from .transformer_sit import SiTTransformer2DModel
 def count_macs(model: SiTTransformer2DModel, height: int, width: int, batch_size: int = 1) -> int:
     """Count the MACs of one forward pass from the operations that PyTorch dispatches.
 
-    Runs on PyTorch's meta device, wherever the weights are: shapes only, at no cost and with nothing changed.
+    The pass runs on PyTorch's meta device, which computes shapes only; the model is not changed.
 
     Args:
-        model: of any device and dtype.
-        height, width: of the latents, in latent pixels.
+        model: the model, on any device and in any dtype.
+        height, width: size of the latents, in latent pixels.
         batch_size: B; the count is for the whole batch.
 
     Raises:
-        ValueError: for a batch below 1, or a size that the patch does not divide.
+        ValueError: for a batch size below 1, or a size that the patch size does not divide.
     """
     check_count("batch_size", batch_size)
     with torch.device("meta"):
@@ -49,16 +49,16 @@ def count_macs(model: SiTTransformer2DModel, height: int, width: int, batch_size
 
 
 def _convolution_backward(grad, x, weight, *options, out_val) -> int:
-    """Either gradient costs what the forward pass does. PyTorch's own formula overlooks that there are groups."""
-    return 2 * grad.numel() * weight[0].numel() * sum(options[-1][:2])  # the last option tells which are wanted
+    """Each of the two gradients costs as much as the forward pass. PyTorch's own formula ignores groups."""
+    return 2 * grad.numel() * weight[0].numel() * sum(options[-1][:2])  # the last option says which are needed
 
 
 FORMULAS = ChainMap({torch.ops.aten.convolution_backward: _convolution_backward}, flop_registry)
 
 
 class _FlashAttention(torch.autograd.Function):
-    """The shapes of attention, and its operations: two products forward, and backward five, of which one is that of the
-    queries and keys once more (Algorithm 4 of arXiv 2205.14135)."""
+    """The shapes of attention, and its operations: two products in the forward pass, five in the backward pass, which
+    computes that of queries and keys again (Algorithm 4 of arXiv 2205.14135)."""
 
     @staticmethod
     def forward(ctx, q, k, v, operations):  # (B, heads, N, head_dim)
@@ -71,13 +71,13 @@ class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v = ctx.saved_tensors
-        read = (q, k, v, grad, grad)  # and the output, which is as large as its gradient
+        read = (q, k, v, grad, grad)  # the second stands for the output, which is as large as its gradient
         ctx.operations.append((10 * q.numel() * k.shape[-2], sum(x.nbytes for x in (*read, q, k, v))))
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
 
 
 class _CountAttention(TorchFunctionMode):
-    """Counts attention as one operation that reads q, k, v and writes its result, whatever the device makes of it."""
+    """Counts attention as one operation that reads q, k, v and writes its result, however the device computes it."""
 
     def __init__(self, operations: list[tuple[int, int]]):
         super().__init__()
@@ -90,7 +90,7 @@ class _CountAttention(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """Counts each matrix product and convolution: floating-point operations, and bytes read and written once."""
+    """Counts the floating-point operations of each matrix product and convolution, and the bytes read and written."""
 
     def __init__(self):
         super().__init__()
@@ -109,16 +109,16 @@ class _Operations(TorchDispatchMode):
 def count_operations(
     module: nn.Module, *inputs, backward: bool = False, dtype: torch.dtype | None = None
 ) -> list[tuple[int, int]]:
-    """(floating-point operations, bytes moved) of every matrix product, convolution and attention of `module(*inputs)`.
+    """Count (floating-point operations, bytes moved) of each matrix product, convolution and attention of a module.
 
-    Runs on PyTorch's meta device, wherever module and inputs are: shapes only, at no cost and with nothing changed.
-    Bytes are those of operands and result; everything else (norms, activations, sums) is taken to be fused into them.
+    `module(*inputs)` runs on PyTorch's meta device, which computes shapes only; nothing is changed. The bytes are those
+    of operands and results: everything else (norms, activations, sums) is assumed to be fused into these operations.
 
     Args:
-        module: returns a tensor, or an output with `.sample`.
-        inputs: tensors and whatever else it takes.
-        backward: count the gradients of all weights, too; the inputs need none.
-        dtype: of weights and inputs, as autocast sees them; by default their own.
+        module: a module that returns a tensor, or an output with `.sample`.
+        inputs: the arguments of its forward pass, on any device.
+        backward: also count the backward pass, for the gradients of all weights but not of the inputs.
+        dtype: dtype of weights and inputs, as under autocast. If None, their own.
     """
 
     def shape(x: torch.Tensor) -> torch.Tensor:
@@ -136,14 +136,14 @@ def count_operations(
 
 
 def closed_form_macs(config: Mapping, height: int, width: int) -> int:
-    """The MACs of one forward pass of one image, by hand.
+    """Compute the MACs of one forward pass of one image by formula.
 
     Args:
         config: every argument of `SiTTransformer2DModel`, as in `model.config`.
-        height, width: of the latents, in latent pixels.
+        height, width: size of the latents, in latent pixels.
 
     Raises:
-        ValueError: for a size that the patch does not divide.
+        ValueError: for a size that the patch size does not divide.
     """
     p = config["patch_size"]
     if height % p or width % p:

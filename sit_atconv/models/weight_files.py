@@ -1,4 +1,4 @@
-"""The files in which diffusers keeps the weights of a model, and what saving over them leaves behind."""
+"""The files in which diffusers stores the weights of a model, and how to save over older ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ STEM = "diffusion_pytorch_model"
 
 
 def weight_patterns(variant: str | None) -> list[str]:
-    """Patterns of one variant's files: all weights in one, in shards, and the index of the shards."""
+    """Return patterns of one variant's files: a single file, shards, and the index of the shards."""
     suffix = f".{variant}" if variant else ""
     return [
         f"{STEM}{suffix}.safetensors",
@@ -18,16 +18,16 @@ def weight_patterns(variant: str | None) -> list[str]:
 
 
 def stored_variants(folder: Path) -> set[str | None]:
-    """The variants of the weights in a model's folder; None stands for the plain ones."""
+    """Return the variants of the weights in a model's folder; None stands for weights without a variant."""
     names = [file.name.removesuffix(".safetensors").split(".") for file in folder.glob("*.safetensors")]
     return {parts[1].split("-")[0] if len(parts) > 1 else None for parts in names}
 
 
 @contextmanager
 def replacing_weights(folder: str | Path, variant: str | None) -> Iterator[None]:
-    """Save a model inside: of this variant there are either one file or shards with their index then, never both.
+    """Save a model in this context, so that its folder ends with a single file or shards with an index, never both.
 
-    diffusers removes older shards but leaves their index, and goes by the index when it loads.
+    diffusers removes older shards but leaves their index, which takes precedence when it loads.
     """
     whole, _, index = weight_patterns(variant)
     (Path(folder) / index).unlink(missing_ok=True)

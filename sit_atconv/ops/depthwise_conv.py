@@ -1,4 +1,4 @@
-"""The per-sample depthwise convolution of ATConv: its definition and the fast ways to compute it.
+"""The depthwise convolution of ATConv, with kernels per sample: its definition, and a fast path for each device.
 
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
 over (dy, dx).
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 
 from .depthwise_conv_triton import KERNEL_DTYPES, triton
 
-CACHED_ELEMENTS = 2**18  # that one CPU convolution works on: 1 MiB of float32, what a core's cache holds
+CACHED_ELEMENTS = 2**18  # largest input of one CPU convolution: 1 MiB of float32, which fits a core's cache
 
 
 def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """The definition, tap by tap: y[b, p, c] = Σ_j kernels[b, c, j] · tokens[b, p + offset_j, c], zero padding.
 
-    The reference that the fast paths are tested against; same arguments as `depthwise_conv`.
+    The fast paths are tested against it. Arguments as for `depthwise_conv`.
     """
     B, N, C = tokens.shape
     H, W = grid
@@ -30,7 +30,7 @@ def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tupl
 
 
 def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """One convolution of B·C groups over transposed tokens: the fastest PyTorch has for GPUs. See `depthwise_conv`."""
+    """One convolution with B·C groups over transposed tokens: PyTorch's fastest on GPUs. See `depthwise_conv`."""
     B, N, C = tokens.shape
     k = round(kernels.shape[-1] ** 0.5)
     planes = tokens.transpose(1, 2).reshape(1, B * C, *grid)
@@ -39,7 +39,7 @@ def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tup
 
 
 def one_image_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Tokens (N, C) and kernels (C, k²) -> (1, H, W, C). Channels lie together, which CPU convolutions like best."""
+    """Convolve tokens (N, C) with kernels (C, k²) -> (1, H, W, C), in the channels-last layout that suits CPUs."""
     C, K = kernels.shape
     k = round(K**0.5)
     image = tokens.reshape(1, *grid, C).permute(0, 3, 1, 2)  # (1, C, H, W)
@@ -47,10 +47,10 @@ def one_image_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: 
 
 
 def channels_last_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The fastest on CPUs, forward and backward. See `depthwise_conv`.
+    """Channels-last convolutions: the fastest on CPUs, forward and backward. See `depthwise_conv`.
 
-    Tokens (1, N, C) already are an image whose channels lie together. Samples small enough to share the cache stand
-    side by side as the channels of one image, (1, H, W, B·C); that copies runs of C.
+    Tokens (1, N, C) are a channels-last image as they are. Samples small enough to share the cache become the channels
+    of one image, (1, H, W, B·C), for which runs of C numbers are copied.
     """
     B, N, C = tokens.shape
     if B == 1:
@@ -67,20 +67,21 @@ def channels_last_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, gr
 def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Convolve every channel of every sample with its own k×k kernel (cross-correlation, zero padding).
 
-    Which way it is computed depends on where, and the result only in its rounding; docs/operator.md has the figures.
-    On GPUs the Triton kernels, as an operator that torch.compile and torch.export keep whole; on CPUs one channels-last
-    convolution, or under a compiler the definition, which it fuses into one loop and can export with any shapes.
+    The device and the compiler decide how it is computed, which changes the result only by rounding: Triton kernels on
+    GPUs, as an operator that torch.compile and torch.export keep whole; channels-last convolutions on CPUs; and under a
+    compiler on CPUs the definition, which is fused into one loop and exported for any shape. docs/operator.md has
+    measurements.
 
     Args:
         tokens: (B, N, C).
-        kernels: (B, C, k²), one kernel a sample and channel, k odd. They may have another dtype than the tokens.
+        kernels: (B, C, k²), one kernel per sample and channel, k odd. Their dtype may differ from that of the tokens.
         grid: (H, W) with H·W = N.
 
     Returns:
-        (B, N, C), in the dtype of the tokens; under autocast in autocast's, as convolutions are.
+        (B, N, C), in the dtype of the tokens, or in autocast's dtype under autocast, as for other convolutions.
 
     Raises:
-        ValueError: for a grid that is not the tokens', or kernels of another shape.
+        ValueError: for a grid that does not have N places, or kernels of another shape.
     """
     B, N, C = tokens.shape
     H, W = grid
@@ -90,7 +91,7 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
     if kernels.shape != (B, C, k * k) or k % 2 == 0:
         raise ValueError(f"kernels has shape {tuple(kernels.shape)}, but must be ({B}, {C}, k²) with an odd k")
     device = tokens.device.type
-    # The meta device, where operations are counted, does not know of autocast.
+    # The meta device, on which operations are counted, does not support autocast.
     if device != "meta" and torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:

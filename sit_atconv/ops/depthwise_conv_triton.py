@@ -1,11 +1,12 @@
 """Triton kernels of the per-sample depthwise convolution, forward and backward, and their PyTorch operator.
 
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
-over (dy, dx). Tokens are read and written as they lie, (B, N, C): neighbouring lanes hold neighbouring channels, so
-that every access is coalesced and no transpose is needed. A program makes a tile of the grid for a block of channels;
-its k² shifted reads of the tile meet in the L1 cache, so device memory sees each token about once. Sums are float32.
+over (dy, dx). Tokens are read and written in their own layout, (B, N, C): neighbouring lanes hold neighbouring
+channels, so every access is coalesced and nothing is transposed. One program computes a tile of the grid for a block of
+channels; its k² shifted reads of the tile hit the L1 cache, so each token is read from device memory about once. Sums
+are accumulated in float32.
 
-This module can be imported without Triton; then `triton` is None and there is no operator.
+This module can be imported without Triton; `triton` is then None and there is no operator.
 """
 
 import torch
@@ -17,9 +18,9 @@ except ImportError:  # CPU builds of PyTorch, Windows, macOS
     triton = None
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-BLOCK_C = 64  # channels of a program: in bfloat16 one 128-byte cache line a token
-LARGEST_TILE = 64  # tokens of a program
-ENOUGH_PROGRAMS = 256  # below that a GPU of today has idle multiprocessors, and smaller tiles pay
+BLOCK_C = 64  # channels per program: in bfloat16, one 128-byte cache line per token
+LARGEST_TILE = 64  # tokens per program
+ENOUGH_PROGRAMS = 256  # with fewer, a current GPU has idle multiprocessors, and smaller tiles are faster
 
 if triton is not None:
 
@@ -36,7 +37,7 @@ if triton is not None:
         p = tl.arange(0, BLOCK_H * BLOCK_W)
         h = tile // tiles_w * BLOCK_H + p // BLOCK_W
         w = tile % tiles_w * BLOCK_W + p % BLOCK_W
-        # 64 bits: what is multiplied with them may pass 2³¹ elements.
+        # 64 bits: offsets computed from them may exceed 2³¹ elements.
         return b.to(tl.int64), tile.to(tl.int64), h, w, c
 
     @triton.jit
@@ -92,7 +93,7 @@ if triton is not None:
     ):
         """Both gradients from one pass over `grad` and `tokens`.
 
-        grad_tokens[b, q, c] = Σ_j kernels[b, c, j] · grad[b, q − offset_j, c], and of this tile's q alone
+        grad_tokens[b, q, c] = Σ_j kernels[b, c, j] · grad[b, q − offset_j, c], and summed over this tile's q only,
         partial[b, tile, j, c] = Σ_q tokens[b, q, c] · grad[b, q − offset_j, c].
         """
         b, tile, h, w, c = locate(height, width, channels, BLOCK_H, BLOCK_W, BLOCK_C)
@@ -118,7 +119,7 @@ if triton is not None:
 
 
 def choose_tile(batch: int, height: int, width: int, channels: int) -> tuple[int, int]:
-    """(rows, columns) of a program's tile, powers of two: square-like and large, but enough tiles to fill a GPU."""
+    """Return (rows, columns) of a program's tile: powers of two, near-square, as large as leaves a GPU filled."""
     rows = min(8, triton.next_power_of_2(height))
     columns = min(LARGEST_TILE // rows, triton.next_power_of_2(width))
     per_tile = batch * triton.cdiv(channels, BLOCK_C)
@@ -148,9 +149,9 @@ def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, bat
 
 
 def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """tokens (B, N, C), kernels (B, C, k²) -> (B, N, C), in the dtype of `tokens`, whatever that of `kernels`.
+    """Convolve tokens (B, N, C) with kernels (B, C, k²) -> (B, N, C), in the dtype of `tokens`.
 
-    Tokens that are not contiguous are copied; kernels are read with any strides, fastest where channels are adjacent.
+    Non-contiguous tokens are copied. Kernels may have any strides and are read fastest if channels are adjacent.
     """
     tokens = tokens.contiguous()
     B, N, C = tokens.shape
@@ -165,9 +166,9 @@ def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, wid
 def triton_backward(
     grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of tokens (B, N, C) and kernels (B, C, k²), each in its dtype, from that of the output.
+    """Return the gradients of tokens (B, N, C) and kernels (B, C, k²), each in its dtype, from the output's.
 
-    Every tile writes its own sums, which are added up afterwards: no atomics, so equal inputs give equal bits.
+    Each tile writes its own sums, which are added afterwards: without atomics, equal inputs give equal bits.
     """
     grad, tokens = grad.contiguous(), tokens.contiguous()
     B, _, C = tokens.shape
@@ -211,7 +212,7 @@ def register_depthwise_conv() -> None:
         return *backward(grad, *ctx.saved_tensors, ctx.height, ctx.width), None, None
 
     def differentiate_twice(ctx, grad_tokens, grad_kernels):
-        # The convolution is bilinear, so every term is a convolution again, or one's gradient.
+        # The convolution is bilinear, so every term is again a convolution or the gradient of one.
         grad, tokens, kernels = ctx.saved_tensors
         size = (ctx.height, ctx.width)
         from_grad = forward(grad_tokens, kernels, *size) + forward(tokens, grad_kernels, *size)

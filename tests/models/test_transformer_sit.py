@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,7 +13,6 @@ from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models import transformer_sit
 from sit_atconv.models.embeddings import sincos_position_embedding
-from sit_atconv.models.presets import PRESETS, mixer_per_block
 from sit_atconv.models.transformer_sit import SelfAttention, SiTBlock
 
 REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
@@ -26,11 +24,6 @@ def inputs(model, batch_size: int = 3, height: int = 8, width: int = 8, seed: in
     x = torch.randn(batch_size, model.config.in_channels, height, width, generator=generator)
     t = torch.rand(batch_size, generator=generator)
     return x, t, torch.arange(batch_size) % model.config.num_classes
-
-
-def mixers_of(model) -> list[str]:
-    names = {ATConv: "atconv", SelfAttention: "attention"}
-    return [names[type(block.mixer)] for block in model.blocks]
 
 
 @pytest.mark.parametrize("name", REFERENCE_MODELS)
@@ -161,68 +154,6 @@ def test_forward_is_the_model_of_the_paper(mixer, patch_size, tiny_transformer, 
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"),
-    [
-        ("SiT-XL/2", 675.13),
-        ("SiT-ATConv-XL/2", 637.68),
-        ("SiT-ATConv-XL/2-Hybrid", 656.55),
-        ("SiT-L/2", 458.10),
-        ("SiT-ATConv-L/2", 432.68),
-        ("SiT-B/2", 130.51),
-        ("SiT-ATConv-B/2", 123.24),
-        ("SiT-S/2", 32.96),
-        ("SiT-ATConv-S/2", 31.10),
-    ],
-)
-def test_published_parameter_counts(preset, millions):
-    """Published models have twice the output channels, and count their fixed N·D position table, if they have one."""
-    with torch.device("meta"):
-        model = SiTTransformer2DModel.from_preset(preset, out_channels=8)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if model.position_embedding == "sincos":
-        count += (32 // 2) ** 2 * model.proj_out.in_features
-    assert count / 1e6 == pytest.approx(millions, abs=0.01)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_mixers_of_every_preset(preset):
-    """A preset that says ATConv contains it: in every block, or in every other one of a hybrid."""
-    with torch.device("meta"):
-        model = SiTTransformer2DModel.from_preset(preset)
-    depth = {"Nano": 6, "S": 12, "B": 12, "L": 24, "XL": 28}[preset.split("/")[0].split("-")[-1]]
-    if preset.endswith("-Hybrid"):
-        expected = ["attention", "atconv"] * (depth // 2)
-    else:
-        expected = ["atconv" if "ATConv" in preset else "attention"] * depth
-    assert mixers_of(model) == expected
-    assert model.config.patch_size == int(preset.split("/")[1][0])
-    assert model.config.num_classes == 1000
-
-
-def test_presets_of_every_family_and_size():
-    published = {
-        f"{family}-{size}/{patch_size}{suffix}"
-        for family, suffix in (("SiT", ""), ("SiT-ATConv", ""), ("SiT-ATConv", "-Hybrid"))
-        for size in ("S", "B", "L", "XL")
-        for patch_size in (2, 4, 8)
-    }
-    assert published <= set(PRESETS)
-
-
-def test_preset_arguments_can_be_overridden():
-    model = SiTTransformer2DModel.from_preset("SiT-ATConv-Nano/2", num_layers=2, mixer="attention", num_classes=7)
-    assert mixers_of(model) == ["attention"] * 2
-    assert model.config.num_classes == 7
-
-
-def test_mixer_list_is_taken_block_by_block(tiny_transformer):
-    mixers = ["atconv", "attention", "attention", "atconv"]
-    assert mixers_of(tiny_transformer(num_layers=4, mixer=mixers)) == mixers
-    assert mixers_of(tiny_transformer(num_layers=3, mixer="hybrid")) == ["attention", "atconv", "attention"]
-    assert mixer_per_block(mixers, 4) == mixers
-
-
-@pytest.mark.parametrize(
     ("mixer", "expected"),
     [
         ("atconv", "none"),
@@ -241,24 +172,6 @@ def test_position_embedding_is_for_attention(mixer, expected, tiny_transformer):
     assert other.position_embedding == explicit
     x, t, y = inputs(model)
     assert not torch.allclose(model(x, t, y).sample, other(x, t, y).sample)
-
-
-def test_sincos_parity(parity_model, assert_close):
-    _, reference = parity_model("hybrid")
-    assert_close(sincos_position_embedding(48, (4, 4), torch.device("cpu")), reference["state.pos_embed"], 1e-6)
-
-
-@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (6, 2)])
-def test_sincos_of_any_grid(grid):
-    H, W = grid
-    embedding = sincos_position_embedding(16, grid, torch.device("cpu")).view(H, W, 4, 4)
-    for h in range(H):
-        for w in range(W):
-            for i in range(4):
-                frequency = 10000 ** (-i / 4)
-                expected = [math.sin(w * frequency), math.cos(w * frequency)]
-                expected += [math.sin(h * frequency), math.cos(h * frequency)]
-                assert embedding[h, w, :, i].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_used_in_inference_mode_can_be_trained_afterwards(tiny_transformer):
@@ -489,26 +402,6 @@ def test_loading_in_bfloat16(tiny_transformer, tmp_path, assert_close):
     assert_close(sample, model(x, t, y).sample, 0.05)
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
-def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transformer, tmp_path):
-    tiny_transformer().save_pretrained(tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-
-    save_file({name: value for name, value in weights.items() if name != "proj_out.bias"}, file)
-    with pytest.raises(ValueError, match=r"missing weights: proj_out\.bias"):
-        SiTTransformer2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
-
-    save_file({**weights, "blocks.9.extra": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=r"unexpected weights: blocks\.9\.extra"):
-        SiTTransformer2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
-
-    save_file(weights, file)
-    _, info = SiTTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -538,11 +431,6 @@ def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transforme
 def test_arguments_that_cannot_be_used(arguments, field, tiny_transformer):
     with pytest.raises(ValueError, match=field):
         tiny_transformer(**arguments)
-
-
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset='SiT-XXL/2'"):
-        SiTTransformer2DModel.from_preset("SiT-XXL/2")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """The linear layer against PyTorch's own in float64: results, derivatives, transforms, and where oneDNN is used."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.ops import linear_onednn
@@ -362,3 +363,15 @@ def test_gelu_waits_for_hooks_on_all_modules(any_size):
         linear_gelu(layer, torch.randn(2, 6))
     handle.remove()
     assert seen == [layer]
+
+
+@needs_onednn
+def test_a_second_copy_of_the_code_leaves_pytorchs_registries_alone():
+    """A saved pipeline folder brings a copy of this code into the process."""
+    operator, formulas = torch.ops.sit_atconv.onednn_linear_v1.default, dict(flop_registry)
+    spec = importlib.util.find_spec("sit_atconv.ops.linear_onednn")
+    second = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(second)
+    assert second.OneDNNLinear is not linear_onednn.OneDNNLinear
+    assert torch.ops.sit_atconv.onednn_linear_v1.default is operator
+    assert flop_registry == formulas
