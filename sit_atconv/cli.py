@@ -1,27 +1,30 @@
-"""The command line for everyday use: `sit-atconv sample FOLDER --classes 3 cat --out grid.png`, info, convert, push."""
+"""The command line for everyday use: `sit-atconv sample FOLDER --classes 3 cat --out grid.png`, info, convert, push.
+
+Each command imports what it needs when it runs, so that `--help`, mistakes in the options and output files that exist
+are answered before PyTorch and diffusers are imported.
+"""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-# Nothing here takes long to import: output files are checked before PyTorch and diffusers are imported.
 from .utils.commands import reporting_mistakes
 from .utils.files import check_new_file, check_new_folder
 from .utils.paths import expand_home
 from .utils.text import one_line, printable
 
-FIRST_CLASSES = 10  # drawn where none are named
-LABEL = 16  # characters, of what `info` and `convert` tell
+FIRST_CLASSES = 10  # drawn if none are named
+NAME_WIDTH = 16  # characters, of the names of facts
 
 
-def tell(facts: dict[str, str]) -> None:
-    """Print facts, one a line."""
+def print_facts(facts: dict[str, str]) -> None:
+    """Print named facts, one per line."""
     for name, value in facts.items():
-        print(f"{name:{LABEL}}{one_line(value)}")
+        print(f"{name:{NAME_WIDTH}}{one_line(value)}")
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draw images from a pipeline folder into one picture, one class a row.
+    """Draw images from a pipeline folder into one picture, one class per row.
 
     Raises:
         ValueError: naming what cannot be used.
@@ -60,10 +63,10 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Say what a pipeline folder holds, without loading its weights.
+    """Describe what a pipeline folder holds, without loading its weights.
 
     Raises:
-        ValueError: for a folder that is no pipeline, or one of a newer format.
+        ValueError: if the folder is no pipeline folder, or one of a newer format.
     """
     from .models.presets import preset_name
     from .models.weight_files import stored_variants
@@ -77,7 +80,7 @@ def info(args: argparse.Namespace) -> None:
     check_format(index)
     edited = edited_sources(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    tell(
+    print_facts(
         {
             "preset": preset_name(read_json(folder / "transformer" / "config.json")) or "none",
             **describe_folder(folder),
@@ -90,7 +93,7 @@ def info(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert a checkpoint of the reference into a pipeline folder, or such a folder back.
+    """Convert a checkpoint of the reference to a pipeline folder, or such a folder back.
 
     Raises:
         ValueError: naming what cannot be read, inferred or written.
@@ -105,12 +108,12 @@ def convert(args: argparse.Namespace) -> None:
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
     if is_pipeline_folder(args.checkpoint):
         if given := [name for name, value in options.items() if value is not None]:
-            raise ValueError(f"{', '.join(given)}: options of the way to a folder; leave them out on the way back")
+            raise ValueError(f"{', '.join(given)}: only apply when converting to a folder; leave them out here")
         state_dict = export_checkpoint(args.checkpoint, args.output)
         print(printable(f"{len(state_dict)} tensors under the reference's names in {args.output}"))
         return
     reference = convert_checkpoint(args.checkpoint, args.output, **options)
-    tell(reference.describe())
+    print_facts(reference.describe())
     print(printable(f"written to {args.output}; sample it with: sit-atconv sample {args.output} --out samples.png"))
 
 
@@ -118,7 +121,7 @@ def push(args: argparse.Namespace) -> None:
     """Upload a pipeline folder to the Hub, with a model card that shows metrics and samples.
 
     Raises:
-        ValueError: for a folder that is no pipeline, or where the Hub refuses or cannot be reached.
+        ValueError: if the folder is no pipeline folder, or the Hub refuses or cannot be reached.
     """
     from .sharing.card import add_report, add_samples
     from .sharing.folder import check_pipeline_folder
@@ -132,63 +135,77 @@ def push(args: argparse.Namespace) -> None:
     print(printable(publish(args.folder, args.repo_id, license=args.license, private=args.private or None)))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    parser = argparse.ArgumentParser(prog="sit-atconv", description="SiT with ATConv: everyday commands.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(run: Callable, text: str, usage: str | None = None) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            run.__name__,
-            help=text,
-            usage=usage,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-        )
-        command.set_defaults(run=run)
-        return command
-
-    command = add(sample, "draw images from a pipeline folder, one class a row")
+def add_sample(command: argparse.ArgumentParser) -> None:
+    """Add the options of `sample`."""
     command.add_argument("folder", help="a pipeline folder, or the name of one on the Hub")
     command.add_argument("--out", default="samples.png", help="the PNG to write, a new file (%(default)s)")
     command.add_argument("--classes", nargs="+", default=[], help="class ids or names (the first ten)")
-    command.add_argument("--images_per_class", type=int, default=8, help="images in a row (%(default)s)")
+    command.add_argument("--images_per_class", type=int, default=8, help="images per row (%(default)s)")
     command.add_argument("--guidance_scale", type=float, default=1.0, help="1 is no guidance (%(default)s)")
-    command.add_argument("--num_inference_steps", type=int, help="solver steps (as many as make 50 network calls)")
-    command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU where there is one)")
+    command.add_argument("--num_inference_steps", type=int, help="solver steps (about 50 network calls)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
+    command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU, if there is one)")
 
-    command = add(info, "say what a pipeline folder holds")
+
+def add_info(command: argparse.ArgumentParser) -> None:
+    """Add the options of `info`."""
     command.add_argument("folder", help="a pipeline folder")
 
-    command = add(
-        convert,
-        "turn a SiT, ATConv, REPA or DiT checkpoint into a pipeline folder, or back",
-        "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s PIPELINE_FOLDER OUTPUT.pt|.safetensors",
-    )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; nothing in it can run")
-    command.add_argument("output", metavar="OUTPUT", help="the new folder, or on the way back the new file")
-    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (EMA where there is one)")
+
+def add_convert(command: argparse.ArgumentParser) -> None:
+    """Add the options of `convert`."""
+    command.usage = "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s PIPELINE_FOLDER OUTPUT.pt|.safetensors"
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; no code in it runs")
+    command.add_argument("output", metavar="OUTPUT", help="the new folder, or the new file")
+    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (EMA, if there is one)")
     command.add_argument("--vae", help="folder or Hub name; none: pixels (SiT's for 4 channels)")
-    command.add_argument("--layout", choices=("sit", "repa", "dit"), help="whose model it is (recognised)")
-    command.add_argument("--num_attention_heads", metavar="N", type=int, help="where no preset has this width")
+    command.add_argument("--layout", choices=("sit", "repa", "dit"), help="family of the model (recognised)")
+    command.add_argument("--num_attention_heads", metavar="N", type=int, help="needed if no preset has this width")
     command.add_argument("--num_classes", metavar="N", type=int, help="shows whether there is a null class")
     command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents, if nothing shows it (32)")
     command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (that of its training)")
     command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score or data (likewise)")
-    command.add_argument("--license", metavar="ID", help="of the weights, for the card, such as mit")
+    command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
 
-    command = add(push, "upload a pipeline folder to the Hugging Face Hub")
+
+def add_push(command: argparse.ArgumentParser) -> None:
+    """Add the options of `push`."""
     command.add_argument("folder", help="a pipeline folder")
-    command.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist")
-    command.add_argument("--license", metavar="ID", help="of the weights, for the card, such as mit")
+    command.add_argument("repo_id", help="USER/NAME on the Hub; created if it does not exist")
+    command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
     command.add_argument("--report", metavar="FILE", nargs="+", default=[], help="reports of eval/*.py, for the card")
     command.add_argument("--samples", metavar="PNG", help="a grid of samples, for the card")
     command.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+# The function that runs a command, named as the command; the one that adds its options; and its line in --help.
+COMMANDS: tuple[tuple[Callable, Callable, str], ...] = (
+    (sample, add_sample, "draw images from a pipeline folder, one class per row"),
+    (info, add_info, "describe what a pipeline folder holds"),
+    (convert, add_convert, "convert a SiT, ATConv, REPA or DiT checkpoint to a pipeline folder, or back"),
+    (push, add_push, "upload a pipeline folder to the Hugging Face Hub"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    # Not jsonargparse, which parses the training's options: its import takes three times as long as this module's, and
+    # it knows no list of plain words, such as `--classes 3 cat`.
+    parser = argparse.ArgumentParser(prog="sit-atconv", description="SiT with ATConv: everyday commands.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for run, add_options, text in COMMANDS:
+        command = commands.add_parser(
+            run.__name__,
+            help=text,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        )
+        add_options(command)
+        command.set_defaults(run=run)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `sit-atconv`; a mistake ends with one line and exit code 2."""
+    """Run `sit-atconv`; a mistake ends with one line and exit code 2."""
     args = argparse.Namespace(**expand_home(vars(build_parser().parse_args(arguments))))
     with reporting_mistakes("sit-atconv"):
         args.run(args)

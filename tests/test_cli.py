@@ -181,7 +181,7 @@ def test_convert_both_ways(folder, tmp_path, capsys):
     [
         (["nothing.pt", "out"], "nothing.pt is no file"),
         (["{folder}", "out.zip"], "ending of output='.zip'"),
-        (["{folder}", "out.pt", "--layout", "repa"], "layout: options of the way to a folder"),
+        (["{folder}", "out.pt", "--layout", "repa"], "layout: only apply when converting to a folder"),
     ],
 )
 def test_mistakes_in_converting_end_with_one_line(arguments, expected, folder, capsys):
