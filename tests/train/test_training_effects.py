@@ -16,7 +16,8 @@ import train_sit
 from PIL import Image
 from safetensors.torch import load_file
 
-from sit_atconv import SiTPipeline
+from sit_atconv import SiTPipeline, SiTTransformer2DModel
+from sit_atconv.training.runlog import Stopwatch
 from sit_atconv.utils.image_grid import save_grid
 from sit_atconv.utils.randomness import image_generator
 
@@ -51,6 +52,17 @@ def test_gradients_do_not_depend_on_the_number_of_accumulation_steps(tmp_path):
         norms[parts] = [line["grad_norm"] for line in metrics(folder)]
     assert norms[2] == pytest.approx(norms[1], rel=1e-4)
     assert norms[4] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_gradients_do_not_depend_on_the_number_of_processes(tmp_path, processes):
+    """Each of which accumulates, and takes part in one sum at the end."""
+    options = ("--gradient_accumulation_steps", "2")
+    one = run(tmp_path / "one", *options, steps=2)
+    assert processes(2, lambda rank: run(tmp_path / "two", *options, steps=2)) == [0, 0]
+    norms = [[line["grad_norm"] for line in metrics(folder)] for folder in (one, tmp_path / "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for name, value in first_moments(one, step=2).items():
+        torch.testing.assert_close(first_moments(tmp_path / "two", step=2)[name], value, rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
@@ -93,11 +105,88 @@ def test_repa_coefficient_scales_the_gradient_of_the_alignment(tmp_path):
     two = first_moments(
         run(tmp_path / "two", *options, "--repa_coefficient", "2", "--gradient_accumulation_steps", "2")
     )
+    logged = [metrics(tmp_path / name)[0]["alignment_loss"] for name in ("half", "two")]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4)
     names = [name for name in half if name.startswith("projector.") and name.endswith(".weight")]
     assert len(names) == 3
     for name in names:
         assert half[name].any()
         torch.testing.assert_close(two[name], 4 * half[name], rtol=1e-3, atol=1e-3 * two[name].abs().max().item())
+
+
+def first_loss(folder: Path, *options: str) -> float:
+    """Of a network that still returns 0 everywhere, so that it is the mean square of what it should return."""
+    return metrics(run(folder, *options))[0]["loss"]
+
+
+def test_path_and_prediction_decide_on_the_target(tmp_path):
+    """Noise: of variance one. Data: pixels. Velocity of the linear path: data minus noise, which are independent."""
+    losses = {name: first_loss(tmp_path / name, "--prediction", name) for name in ("velocity", "noise", "data")}
+    assert losses["noise"] == pytest.approx(1, abs=0.1)
+    assert 0.3 < losses["data"] < 0.9
+    assert losses["velocity"] == pytest.approx(losses["noise"] + losses["data"], abs=0.1)
+    # π/2 times noise and data mixed by sine and cosine
+    gvp = first_loss(tmp_path / "gvp", "--path", "gvp")
+    assert gvp == pytest.approx((np.pi / 2) ** 2 * (losses["noise"] + losses["data"]) / 2, rel=0.15)
+
+
+def test_weighting_and_times_of_the_loss(tmp_path):
+    """A huge shift moves all times to t = ε = 0.001, where the weights are 1 / t² and 1 / (t (1 − t))."""
+    options = ("--prediction", "noise", "--time_shift", "1e9")
+    plain, velocity, likelihood = (
+        first_loss(tmp_path / weighting, *options, "--weighting", weighting)
+        for weighting in ("none", "velocity", "likelihood")
+    )
+    assert plain == pytest.approx(1, abs=0.1)
+    assert velocity / plain == pytest.approx(1e6, rel=1e-2)
+    assert likelihood / plain == pytest.approx(1e3, rel=1e-2)
+
+    lines = {
+        sampling: metrics(run(tmp_path / sampling, "--prediction", "noise", "--time_sampling", sampling))[0]
+        for sampling in ("uniform", "logit-normal")
+    }
+    assert lines["uniform"]["loss"] == pytest.approx(lines["logit-normal"]["loss"], rel=1e-5)  # the same noise
+    assert lines["uniform"]["loss_by_time"] != lines["logit-normal"]["loss_by_time"]
+
+
+def test_the_seed_decides_on_weights_images_and_noise(tmp_path):
+    for prediction in ("data", "noise"):  # of which the first loss depends on the images alone, and on the noise
+        losses = [
+            first_loss(tmp_path / f"{prediction}{seed}", "--prediction", prediction, "--seed", seed) for seed in "01"
+        ]
+        assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    weights = [tensors(tmp_path / f"noise{seed}", "model")["class_embed.weight"] for seed in "01"]
+    assert (weights[0] - weights[1]).abs().mean() > 0.01
+
+
+def test_what_is_kept_and_when(tmp_path):
+    options = ["--checkpoint_every", "1", "--keep_checkpoints", "1", "--keep_every", "2", "--sample_every", "3"]
+    folder = run(tmp_path / "run", *options, "--ema_stds", "[0.1]", "--ema_snapshot_every", "2", steps=5)
+
+    def steps(name: str) -> list[int]:
+        return sorted(int(path.stem.removeprefix("step-")) for path in (folder / name).iterdir())
+
+    assert steps("checkpoints") == [2, 4, 5]
+    assert steps("ema") == [2, 4, 5]
+    assert steps("samples") == [3, 5]
+
+
+def test_speed_counts_the_images_since_the_last_line(tmp_path, monkeypatch):
+    counted, read = [], Stopwatch.read
+    monkeypatch.setattr(Stopwatch, "read", lambda self, images: counted.append(images) or read(self, images))
+    run(tmp_path / "run", "--log_every", "2", "--checkpoint_every", "3", steps=3)
+    assert counted == [64, 32]
+    run(tmp_path / "run", "--log_every", "2", "--resume", "latest", steps=4)
+    assert counted == [64, 32, 32]
+
+
+def test_gradient_checkpointing_is_switched_on(tmp_path, monkeypatch):
+    switched, switch = [], SiTTransformer2DModel.enable_gradient_checkpointing
+    monkeypatch.setattr(
+        SiTTransformer2DModel, "enable_gradient_checkpointing", lambda self: switched.append(1) or switch(self)
+    )
+    run(tmp_path / "run", "--gradient_checkpointing")
+    assert switched == [1]
 
 
 def test_sample_grids_are_drawn_with_their_options(tmp_path):

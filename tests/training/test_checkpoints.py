@@ -72,6 +72,18 @@ def test_rotation_keeps_the_newest_and_the_milestones(tmp_path):
     assert names(tmp_path) == [f"step-{step:08d}" for step in (3, 5, 6, 7)]
 
 
+def test_old_checkpoints_are_hidden_before_they_are_removed(tmp_path, monkeypatch):
+    """Removing takes a while, in which a kill must not leave half of one in sight."""
+    removed, rmtree = [], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: removed.append(Path(path).name) or rmtree(path))
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=1)
+    save(tmp_path, 3, keep=1)  # again, as after a fall-back to an older one
+    assert len(removed) == 3
+    assert all(name.startswith(".staging-") for name in removed)
+    assert names(tmp_path) == ["step-00000003"]
+
+
 def test_rotation_comes_after_publication(tmp_path, monkeypatch):
     save(tmp_path, 1, keep=1)
     monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("no")))
