@@ -357,6 +357,19 @@ def test_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys, value
     assert all(weight.isfinite().all() for weight in final.values())
 
 
+def test_loss_alone_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys):
+    """As one that overflows where its gradient does not."""
+    original, calls = InterpolantLoss.of_output, []
+
+    def overflowing(self, *arguments, **options):
+        calls.append(None)
+        return original(self, *arguments, **options) + (float("inf") if len(calls) == 2 else 0)
+
+    monkeypatch.setattr(InterpolantLoss, "of_output", overflowing)
+    run(tmp_path / "run", steps=2)
+    assert "step 2 is skipped" in capsys.readouterr().out
+
+
 def test_reading_reports_late_changes_nothing(tmp_path, monkeypatch):
     """As on a GPU, where the host looks at a step after it has queued the next one."""
 

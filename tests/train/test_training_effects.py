@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
 from sit_atconv.training.runlog import Stopwatch
+from sit_atconv.utils.files import folder_lock
 from sit_atconv.utils.image_grid import save_grid
 from sit_atconv.utils.randomness import image_generator
 
@@ -235,6 +236,36 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
     assert [line["learning_rate"] for line in metrics(falling)] == pytest.approx(cosine)
     bias = tensors(rising, "model", 1)["proj_out.bias"]  # from 0; the gradient is far above AdamW's epsilon
     torch.testing.assert_close(bias.abs(), torch.full_like(bias, 0.01), rtol=1e-4, atol=0)
+
+
+def test_the_run_folder_is_locked_until_all_is_written(tmp_path, processes, monkeypatch):
+    def take(rank: int) -> None:
+        with folder_lock(tmp_path / "run"):
+            pass
+
+    def refused(rank: int) -> None:
+        with pytest.raises(ValueError, match="another process is writing to it"):
+            take(rank)
+
+    codes, save = [], SiTPipeline.save_pretrained
+
+    def saving(*arguments, **options):
+        codes.extend(processes(1, refused))
+        save(*arguments, **options)
+
+    monkeypatch.setattr(SiTPipeline, "save_pretrained", saving)
+    run(tmp_path / "run")
+    run(tmp_path / "run", "--resume", "latest", steps=2)
+    assert codes == [0, 0]
+    assert processes(1, take) == [0]
+
+
+def test_what_killed_saves_have_left_is_removed_at_the_start(tmp_path):
+    """Even where no further checkpoint is written, since the run has only its pipeline to save."""
+    folder = run(tmp_path / "run")
+    (folder / "checkpoints" / ".staging-step-00000002").mkdir()
+    run(folder, "--resume", "latest")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_checkpoints_and_pipeline_are_on_the_disk_before_they_are_seen(tmp_path, monkeypatch):

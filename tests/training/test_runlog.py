@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sit_atconv.training import runlog
 from sit_atconv.training.loss_plot import plot_metrics
-from sit_atconv.training.runlog import MetricsFile, Window, read_metrics
+from sit_atconv.training.runlog import MetricsFile, Stopwatch, Window, read_metrics
 from sit_atconv.training.step_report import StepReport
 
 
@@ -33,6 +34,33 @@ def test_window_averages_over_samples_and_starts_anew():
         assert values["skipped_steps"] == 1
         assert current == Window()
     assert window.close()["loss"] is None
+
+
+def test_window_keeps_the_largest_norm():
+    window = Window()
+    for norm in (2.0, 4.0, 3.0):
+        window.add(step_report([1.0], [0.1], grad_norm=norm))
+    assert window.close()["grad_norm_max"] == 4.0
+
+
+def test_stopwatch_leaves_out_what_it_is_paused_for(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(runlog.time, "perf_counter", lambda: now)
+
+    def batches():
+        nonlocal now
+        while True:
+            now += 2.0  # waiting for data
+            yield "batch"
+
+    watch, iterator = Stopwatch(), batches()
+    assert watch.next(iterator) == "batch"
+    now += 6.0
+    with watch.paused():
+        now += 1000.0
+    assert watch.read(40) == {"images_per_second": 5.0, "data_wait": 0.25}
+    now += 10.0
+    assert watch.read(40) == {"images_per_second": 4.0, "data_wait": 0.0}  # since the last reading
 
 
 def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):

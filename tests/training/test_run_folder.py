@@ -1,0 +1,53 @@
+"""Which runs a folder can be continued by."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.run_folder import prepare_run_folder
+
+DECIDE_ON_THE_RESULT = {
+    "image_size",
+    "horizontal_flip",
+    "init_from",
+    "preset",
+    "mixer",
+    "model",
+    "path",
+    "prediction",
+    "weighting",
+    "time_sampling",
+    "time_shift",
+    "batch_size",
+    "learning_rate",
+    "lr_warmup_steps",
+    "lr_schedule",
+    "weight_decay",
+    "max_grad_norm",
+    "ema_decay",
+    "ema_stds",
+    "ema_snapshot_every",
+    "repa",
+    "repa_weights",
+    "repa_coefficient",
+    "repa_depth",
+    "mixed_precision",
+    "seed",
+}
+
+
+@pytest.mark.parametrize("resume", ["latest", "auto"])
+def test_options_that_decide_on_the_result_cannot_change(resume, tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path / "run"), resume=resume)
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    saved, refused = dataclasses.asdict(config), set()
+    for name in saved:
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(saved | {name: "something else"}))
+        try:
+            assert prepare_run_folder(config)
+        except ValueError as error:
+            assert f"{name}: 'something else' -> {saved[name]!r}" in str(error)
+            refused.add(name)
+    assert refused == DECIDE_ON_THE_RESULT
