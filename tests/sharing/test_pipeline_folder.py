@@ -1,0 +1,82 @@
+"""What a pipeline folder says of itself, without its weights being loaded."""
+
+import json
+import shutil
+
+import pytest
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+
+from sit_atconv.sharing.folder import (
+    check_pipeline_folder,
+    describe_folder,
+    is_pipeline_folder,
+    read_json,
+    stored_parameters,
+    weights_variant,
+)
+
+
+@pytest.mark.parametrize("shards", [None, "5KB"])
+def test_shapes_are_read_from_the_headers(shards, tiny_pipeline, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size=shards)
+    expected = {name: tuple(tensor.shape) for name, tensor in pipe.transformer.state_dict().items()}
+    assert stored_parameters(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"], None),
+        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bf16.safetensors"], "bf16"),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["diffusion_pytorch_model-00001-of-00002.safetensors"], None),
+        ([], None),
+    ],
+)
+def test_the_variant_to_name(names, expected, tmp_path):
+    (tmp_path / "transformer").mkdir()
+    for name in names:
+        (tmp_path / "transformer" / name).touch()
+    assert weights_variant(tmp_path) == expected
+
+
+def test_a_folder_with_a_vae_and_a_scheduler_of_diffusers(tiny_pipeline, tmp_path):
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )
+    pipe = tiny_pipeline(FlowMatchEulerDiscreteScheduler(), vae, in_channels=4, mixer=["atconv", "attention"])
+    pipe.save_pretrained(tmp_path)
+    config, facts = pipe.transformer.config, describe_folder(tmp_path)
+    side = config.sample_size
+    assert facts["images"] == f"{4 * side} × {4 * side} pixels; the network sees 4 × {side} × {side}"
+    assert facts["VAE"] == "AutoencoderTiny"
+    assert facts["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+    assert facts["blocks"].startswith("atconv, attention, width ")
+    count = sum(parameter.numel() for parameter in pipe.transformer.parameters())
+    assert facts["parameters"] == f"{count / 1e6:.2f} M"
+
+
+def test_folders_of_something_else(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    check_pipeline_folder(tmp_path)
+    assert is_pipeline_folder(tmp_path) and not is_pipeline_folder(tmp_path / "transformer")
+    with pytest.raises(ValueError, match=r"folder='.*transformer' is no pipeline folder: it has no model_index\.json"):
+        check_pipeline_folder(tmp_path / "transformer")
+    index = tmp_path / "model_index.json"
+    for name in ("DiTPipeline", ["pipeline_dit", "DiTPipeline"]):
+        index.write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(ValueError, match="no folder of a SiTPipeline, but of DiTPipeline"):
+            check_pipeline_folder(tmp_path)
+    index.write_text(json.dumps({"_class_name": ["pipeline_sit", "SiTPipeline"]}))
+    check_pipeline_folder(tmp_path)
+    shutil.rmtree(tmp_path / "transformer")
+    with pytest.raises(ValueError, match="no folder of a SiTPipeline"):
+        check_pipeline_folder(tmp_path)
+
+
+def test_a_json_file_that_is_not_there(tmp_path):
+    assert read_json(tmp_path / "none.json") == {}
