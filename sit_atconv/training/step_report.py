@@ -37,8 +37,9 @@ class StepReport:
     def add_losses(self, losses: torch.Tensor, t: torch.Tensor) -> None:
         """Add losses (B,) to the bins of their times t (B,)."""
         bins = (t * TIME_BINS).long().clamp(0, TIME_BINS - 1)
-        self.loss_sums.index_add_(0, bins, losses.float())
-        self.loss_counts.index_add_(0, bins, torch.ones_like(losses, dtype=torch.float32))
+        losses = losses.float()
+        self.loss_sums += torch.zeros_like(self.loss_sums).index_add_(0, bins, losses)
+        self.loss_counts += torch.zeros_like(self.loss_counts).index_add_(0, bins, torch.ones_like(losses))
 
     def pack(self) -> torch.Tensor:
         """All numbers in one new tensor: (4 + 2·TIME_BINS,)."""

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ class Trainer:
     Attributes:
         config: the resolved configuration.
         run: the run folder.
-        step: the last step that was started, counted from 1; 0 before the first.
+        step: the last step that was started, counted from 1; for a resumed run, initially that of its checkpoint.
         is_resumed: whether the run continues the one in its folder.
         is_writer: whether this process writes metrics and pictures: the main process, except in a dry run.
         is_stopping: whether some process was asked to stop or met too many broken images.
@@ -87,11 +86,9 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, error, traceback)
-        self._lock.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        with self._lock:  # freed last, whatever happens
+            self._opened.close()
 
     def setup(self) -> None:
         """Build everything and find everything that can be wrong. Nothing is written yet.
