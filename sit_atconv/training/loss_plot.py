@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..utils.files import staged
 from .runlog import read_metrics
 from .step_report import TIME_BINS
 
@@ -28,6 +29,5 @@ def plot_metrics(file: Path, picture: Path) -> None:
     by_time.legend(fontsize="x-small", ncols=2)
     norm.plot(steps, [line["grad_norm"] for line in lines])
     norm.set(title="gradient norm before clipping", xlabel="step")
-    staging = picture.with_name(f".{picture.name}")
-    FigureCanvasAgg(figure).print_png(staging)
-    staging.replace(picture)
+    with staged(picture, durable=False) as staging:
+        FigureCanvasAgg(figure).print_png(staging)
