@@ -1,5 +1,6 @@
 """LMDBs of every layout; their pickles run no code."""
 
+import os
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from sit_atconv.data import (
     is_image_folder,
     open_dataset,
 )
+from sit_atconv.data.lmdb_images import open_transaction
 
 
 def test_lmdb_of_images_by_number(database):
@@ -86,3 +88,13 @@ def test_lmdb_that_cannot_be_used(database, tmp_path):
     broken = open_dataset(database({b"0": png("red")[:50]}), 4)
     with pytest.raises(BrokenImageError, match=r"key 0 of .* cannot be read"):
         broken.image(0)
+
+
+def test_a_forked_process_opens_the_file_anew(database, monkeypatch):
+    path = database({b"0": png("red")})
+    first = open_transaction(path)
+    assert open_transaction(path) is first
+    monkeypatch.setattr(os, "getpid", lambda: 0)  # as after a fork
+    second = open_transaction(path)
+    assert second is not first
+    assert bytes(second.get(b"0")) == png("red")
