@@ -9,19 +9,21 @@ is reported as well: it bounds what the accuracy on samples can mean.
 import shlex
 import sys
 
-from jsonargparse import ArgumentParser
-
-from sit_atconv.data import open_dataset
-from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary
-from sit_atconv.evaluation.sampling import image_shape, load_pipeline
-from sit_atconv.utils.environment import pick_device
-from sit_atconv.utils.files import check_new_file, write_report
+from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
+from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; a mistake in it ends with one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="class_accuracy.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+def run(arguments: list[str]) -> None:
+    """Judge the samples, print a summary and write the report."""
+    check_outputs_at_once(arguments, "output", "grid")
+    # Only now, since these take seconds to import.
+    from sit_atconv.data import open_dataset
+    from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary
+    from sit_atconv.evaluation.sampling import image_shape, load_pipeline
+    from sit_atconv.utils.environment import pick_device
+
+    parser = OptionParser(prog="class_accuracy.py", description=__doc__.splitlines()[0])
     parser.add_argument("samples", type=str, help="a pipeline folder")
     parser.add_argument(
         "--reference", type=str, default="digits", help="real images: digits, or a folder with one folder per class"
@@ -34,22 +36,23 @@ def main(arguments: list[str] | None = None) -> None:
         "--device", type=str, default="auto", help="such as cpu or cuda; auto is the accelerator if there is one"
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
-    options = parser.parse_args(arguments).as_dict()
+    options = parser.parse_options(arguments)
     samples, reference, image_size, device, output = (
         options.pop(name) for name in ("samples", "reference", "image_size", "device", "output")
     )
-    try:
-        check_new_file("output", output)
-        pipeline = load_pipeline(samples, pick_device(device))
-        if image_size is None and reference != "digits":
-            image_size = image_shape(pipeline)[0]
-        report = class_accuracy(pipeline, open_dataset(reference, image_size), **options)
-    except ValueError as error:
-        parser.error(str(error))
+    pipeline = load_pipeline(samples, pick_device(device))
+    if image_size is None and reference != "digits":
+        image_size = image_shape(pipeline)[0]
+    report = class_accuracy(pipeline, open_dataset(reference, image_size), **options)
     report = {"samples": samples, **report, "command": shlex.join(["python", "eval/class_accuracy.py", *arguments])}
-    print(class_summary(report))
-    if output is not None:
-        write_report(output, report)
+    print(printable(class_summary(report)))
+    save_report(output, report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    with reporting_mistakes("class_accuracy.py", interrupted="there is no report"):
+        run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

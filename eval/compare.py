@@ -11,31 +11,38 @@ import shlex
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from sit_atconv.evaluation.output_files import check_report_folder
+from sit_atconv.utils.commands import reporting_mistakes, values_of
+from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
-from sit_atconv.evaluation.comparison import write_comparison
-from sit_atconv.evaluation.evaluated_runs import load_run
 
+def run(arguments: list[str]) -> None:
+    """Compare the runs, and print the name of the report."""
+    for folder in values_of("output", arguments):
+        check_report_folder(folder)
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.comparison import write_comparison
+    from sit_atconv.evaluation.evaluated_runs import load_run
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a mistake in it ends with one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(
+    parser = OptionParser(
         prog="compare.py",
         description=__doc__.splitlines()[0],
         usage="%(prog)s RUN RUN... --output FOLDER [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("runs", type=str, nargs="+", help="evaluated run folders, the baseline's first")
     parser.add_argument("--output", type=str, required=True, help="folder for the report")
     parser.add_function_arguments(write_comparison, skip={"runs", "output", "command"})
-    options = parser.parse_args(arguments).as_dict()
-    try:
-        runs = [load_run(Path(folder)) for folder in options.pop("runs")]
-        command = shlex.join(["python", "eval/compare.py", *arguments])
-        print(write_comparison(runs, command=command, **options))
-    except ValueError as error:
-        parser.error(str(error))
+    options = parser.parse_options(arguments)
+    runs = [load_run(Path(folder)) for folder in options.pop("runs")]
+    command = shlex.join(["python", "eval/compare.py", *arguments])
+    print(printable(write_comparison(runs, command=command, **options)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake in it ends with one line and exit code 2."""
+    with reporting_mistakes("compare.py", interrupted="start it again for a complete report"):
+        run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

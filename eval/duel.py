@@ -11,11 +11,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from sit_atconv.evaluation.duel import run_duel
 from sit_atconv.evaluation.duel_options import Duel
 from sit_atconv.evaluation.duel_run import Scripts
+from sit_atconv.utils.commands import reporting_mistakes
+from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
 HERE = Path(__file__).resolve().parent
 TRAIN = HERE.parent / "train" / "train_sit.py"
@@ -25,24 +26,19 @@ SAMPLE = HERE / "sample.py"
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a mistake in it ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(
+    parser = OptionParser(
         prog="duel.py",
         description=__doc__.splitlines()[0],
         usage="%(prog)s DUEL.yaml [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_class_arguments(Duel)
     names_file = arguments[:1] and not arguments[0].startswith("-")
-    options = parser.parse_args(["--config", *arguments] if names_file else arguments).as_dict()
-    options.pop("config")
-    try:
-        print(run_duel(Duel(**options), Scripts(TRAIN, SAMPLE), shlex.join(["python", "eval/duel.py", *arguments])))
-    except ValueError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        print("duel.py: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with reporting_mistakes("duel.py", interrupted="the same command goes on"):
+        options = parser.parse_options(["--config", *arguments] if names_file else arguments)
+        options.pop("config")
+        page = run_duel(Duel(**options), Scripts(TRAIN, SAMPLE), shlex.join(["python", "eval/duel.py", *arguments]))
+        print(printable(page))
 
 
 if __name__ == "__main__":

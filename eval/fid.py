@@ -12,23 +12,24 @@ code. docs/evaluation.md explains what each metric needs and means.
 import shlex
 import sys
 
-from jsonargparse import ArgumentParser
-
-from sit_atconv.evaluation.metric_options import MetricOptions
-from sit_atconv.evaluation.sampling import SamplingOptions, split_options
-from sit_atconv.evaluation.score_report import summary
-from sit_atconv.evaluation.scores import evaluate
-from sit_atconv.utils.files import check_new_file, write_report
+from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
+from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; a mistake in it ends with one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(
+def run(arguments: list[str]) -> None:
+    """Score the samples, print a summary and write the report."""
+    check_outputs_at_once(arguments, "output", "save_statistics")
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.metric_options import MetricOptions
+    from sit_atconv.evaluation.sampling import SamplingOptions, split_options
+    from sit_atconv.evaluation.score_report import summary
+    from sit_atconv.evaluation.scores import evaluate
+
+    parser = OptionParser(
         prog="fid.py",
         description=__doc__.splitlines()[0],
         usage="%(prog)s SAMPLES --reference REFERENCE [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("samples", type=str, help="a pipeline folder, a folder of images, a .npz batch, or digits")
     parser.add_argument(
@@ -46,24 +47,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--save_statistics", type=str | None, help="a new .npz file for the statistics of the reference"
     )
-    options = parser.parse_args(arguments).as_dict()
-    try:
-        check_new_file("output", options["output"])
-        metric_options, sampling = split_options(options, MetricOptions, SamplingOptions)
-        report = evaluate(
-            options["samples"],
-            options["reference"],
-            metric_options,
-            sampling,
-            options["device"],
-            options["save_statistics"],
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    options = parser.parse_options(arguments, switches=["trust_torchscript"])
+    metric_options, sampling = split_options(options, MetricOptions, SamplingOptions)
+    report = evaluate(
+        options["samples"],
+        options["reference"],
+        metric_options,
+        sampling,
+        options["device"],
+        options["save_statistics"],
+    )
     report["command"] = shlex.join(["python", "eval/fid.py", *arguments])
-    print(summary(report))
-    if options["output"] is not None:
-        write_report(options["output"], report)
+    print(printable(summary(report)))
+    save_report(options["output"], report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    with reporting_mistakes("fid.py", interrupted="there is no report"):
+        run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

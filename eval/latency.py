@@ -22,24 +22,24 @@ call, from its launch until the device is done. Measurements:
 import shlex
 import sys
 
-from jsonargparse import ArgumentParser
-
-from sit_atconv.benchmarks.calls import load_fitting_vae
-from sit_atconv.benchmarks.latency import run_latency
-from sit_atconv.benchmarks.settings import LatencyOptions
+from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
+from sit_atconv.utils.option_parser import OptionParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 130 after an interrupt, which keeps every finished round."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = ArgumentParser(prog="latency.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_class_arguments(LatencyOptions)
-    arguments = parser.parse_args(argv)
-    try:
-        options = LatencyOptions(**vars(arguments))
+    with reporting_mistakes("latency.py"):
+        check_outputs_at_once(argv, "output")
+        # Only now, since these take seconds to import.
+        from sit_atconv.benchmarks.calls import load_fitting_vae
+        from sit_atconv.benchmarks.latency import run_latency
+        from sit_atconv.benchmarks.settings import LatencyOptions
+
+        parser = OptionParser(prog="latency.py", description=__doc__.partition("\n")[0])
+        parser.add_class_arguments(LatencyOptions)
+        options = LatencyOptions(**parser.parse_options(argv))
         vae = None if options.vae is None else load_fitting_vae(options.vae)
-    except ValueError as error:
-        parser.error(str(error))
     return run_latency(options, shlex.join(["python", "eval/latency.py", *argv]), vae)
 
 

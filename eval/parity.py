@@ -10,40 +10,47 @@ distances, by itself. Data sets and .npz batches are written to a temporary fold
 
 import sys
 
-from jsonargparse import ArgumentParser
-
-from sit_atconv.evaluation.metric_options import MetricOptions
-from sit_atconv.evaluation.parity import check_parity
-from sit_atconv.utils.files import check_new_file, write_report
+from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
+from sit_atconv.utils.option_parser import OptionParser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; a mistake in it ends with one line and exit code 2."""
-    parser = ArgumentParser(prog="parity.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+def run(arguments: list[str]) -> None:
+    """Compare, print the differences and write the result."""
+    check_outputs_at_once(arguments, "output")
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.metric_options import MetricOptions
+    from sit_atconv.evaluation.parity import check_parity
+
+    parser = OptionParser(prog="parity.py", description=__doc__.splitlines()[0])
     parser.add_argument("samples", type=str, help="images: a folder, a .npz batch, or a data set such as digits")
     parser.add_argument("--reference", type=str, required=True, help="other images, likewise")
     parser.add_argument("--extractor", type=str, default="inception", help="as in eval/fid.py; one that resizes images")
     parser.add_argument("--weights", type=str | None, help="a file with the weights of the extractor")
+    parser.add_argument("--trust_torchscript", type=bool, default=False, help="as in eval/fid.py")
     parser.add_argument("--image_size", type=int | None, help="side of the centre square; needed for parquet files")
     parser.add_argument("--num_images", type=int | None, help="use the first images of both sets; all if not given")
     parser.add_argument("--device", type=str, default="auto", help="device of the extractor, such as cpu or cuda")
     parser.add_argument("--output", type=str | None, help="a new JSON file for the result")
-    given = parser.parse_args(arguments)
-    options = MetricOptions("fid,kid", given.extractor, given.weights, image_size=given.image_size)
-    try:
-        check_new_file("output", given.output)
-        result = check_parity(given.samples, given.reference, options, given.num_images, given.device)
-    except ValueError as error:
-        parser.error(str(error))
+    given = parser.parse_options(arguments, switches=["trust_torchscript"])
+    options = MetricOptions(
+        "fid,kid",
+        **{name: given[name] for name in ("extractor", "weights", "trust_torchscript", "image_size")},
+    )
+    result = check_parity(given["samples"], given["reference"], options, given["num_images"], given["device"])
     for name in ("fid", "kid"):
         row = result[name]
         print(
             f"{name.upper()} {row['ours']:.9g}, clean-fid's {row['clean-fid']:.9g}, relative difference "
             f"{row['relative_difference']:.1e}"
         )
-    if given.output is not None:
-        write_report(given.output, {"samples": given.samples, "reference": given.reference, **result})
+    save_report(given["output"], {"samples": given["samples"], "reference": given["reference"], **result})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    with reporting_mistakes("parity.py", interrupted="there is no report"):
+        run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

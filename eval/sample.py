@@ -13,44 +13,58 @@ import os
 import shlex
 import sys
 
-from jsonargparse import ArgumentParser
+from sit_atconv.evaluation.output_files import SamplingError, check_batch_file, check_sample_folder
+from sit_atconv.utils.commands import INTERRUPTED, values_of
+from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
-from sit_atconv.evaluation.sample_folder import SamplingError, sample_to_folder
-from sit_atconv.evaluation.sampling import SamplingOptions, split_options
 
+def run(arguments: list[str]) -> str:
+    """Sample, and return what there is to say about it; empty in all processes but the main one."""
+    for check, option in ((check_sample_folder, "output"), (check_batch_file, "npz")):
+        for value in values_of(option, arguments):
+            check(value)
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.sample_folder import sample_to_folder
+    from sit_atconv.evaluation.sampling import SamplingOptions, split_options
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; a mistake in it ends with one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = ArgumentParser(prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = OptionParser(prog="sample.py", description=__doc__.splitlines()[0])
     parser.add_argument("pipeline", type=str, help="a pipeline folder")
     parser.add_argument(
         "--output", type=str, required=True, help="folder for the images: a new one, or one to be completed"
     )
     parser.add_argument("--npz", type=str | None, help="a new .npz file for all images (arr_0) and labels (arr_1)")
     parser.add_class_arguments(SamplingOptions)
-    options = parser.parse_args(arguments).as_dict()
+    options = parser.parse_options(arguments)
     command = shlex.join(["python", "eval/sample.py", *arguments])
     (sampling,) = split_options(options, SamplingOptions)
+    record = sample_to_folder(options["pipeline"], options["output"], sampling, options["npz"], command)
+    if record is None:
+        return ""
+    costs = "their cost is not known"
+    if "seconds_per_image" in record:
+        costs = (
+            f"{record['network_calls_per_image']:.4g} network calls and {record['seconds_per_image']:.3g} s of one "
+            "process each"
+        )
+    return f"{record['num_samples']} images in {options['output']}: {costs}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        record = sample_to_folder(options["pipeline"], options["output"], sampling, options["npz"], command)
-    except ValueError as error:
+        if summary := run(sys.argv[1:] if arguments is None else arguments):
+            print(printable(summary))
+    except (ValueError, OSError) as error:
         # Every process finds the same mistake in the options, and one reports it; later failures are each one's own.
-        if isinstance(error, SamplingError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"sample.py: error: {error}", file=sys.stderr)
+        if is_first or isinstance(error, (SamplingError, OSError)):
+            print(f"sample.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first:
             print("sample.py: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    if record is not None:
-        costs = "their cost is not known"
-        if "seconds_per_image" in record:
-            costs = (
-                f"{record['network_calls_per_image']:.4g} network calls and {record['seconds_per_image']:.3g} s of one "
-                "process each"
-            )
-        print(f"{record['num_samples']} images in {options['output']}: {costs}")
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

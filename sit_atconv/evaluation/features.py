@@ -55,10 +55,18 @@ def check_weights(kind: str, weights: str) -> None:
         raise ValueError(f"weights={weights!r} must be named {INCEPTION_FILE}, the file from {inception_url}")
 
 
+def torchscript_program(name: str, weights: str | None) -> str | None:
+    """The TorchScript file that an extractor of this name and these weights runs, if the user named one."""
+    kind, target, _ = parse_extractor(name)
+    if kind == "torchscript":
+        return target
+    return weights if kind.startswith("inception") else None
+
+
 def build_extractor(
     name: str, weights: str | None, device: torch.device, outputs: Collection[str] = ("features",)
 ) -> Extractor:
-    """Load an extractor by its name on the command line.
+    """Load an extractor by its name on the command line. A TorchScript file among its files is run as a program.
 
     Args:
         name: one of `extractor.NAMES`.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data import open_dataset, read_image
 from .npz_batch import BatchImages
-from .records import COMPANIONS
+from .output_files import COMPANIONS
 
 EXIF_ORIENTATION = 0x0112
 ODDITIES = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..utils.checks import check_choice, check_count
 from .extractor import parse_extractor
-from .features import check_extractor
+from .features import check_extractor, torchscript_program
 from .metrics import METRICS
 
 
@@ -34,6 +34,8 @@ class MetricOptions:
         metric_seed: seed of the subsets and resamples.
         extractor_batch_size: number of images per forward pass of the extractor.
         num_workers: number of threads that read and resize images.
+        trust_torchscript: allow a TorchScript file that you name, as torchscript:FILE or as the weights of inception.
+            It is a program that runs here and can read and write files: check where it comes from.
     """
 
     metrics: str = "fid"
@@ -50,6 +52,7 @@ class MetricOptions:
     metric_seed: int = 0
     extractor_batch_size: int = 64
     num_workers: int = 4
+    trust_torchscript: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -102,6 +105,11 @@ class MetricOptions:
         if self.metric_seed < 0:
             raise ValueError(f"metric_seed={self.metric_seed} must be at least 0")
         check_extractor(self.extractor, self.weights, self.outputs)
+        if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
+            raise ValueError(
+                f"trust_torchscript={self.trust_torchscript}: {program} is TorchScript, a program that runs here and "
+                "can read and write files; if you trust where it comes from, add --trust_torchscript true"
+            )
         if self.reference_extractor is not None:
             parse_extractor(self.reference_extractor)
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.files import check_new_file, staged
+from .output_files import check_batch_file
 from .records import image_determining, read_record
 
 
@@ -90,8 +91,7 @@ def is_packed(npz: str, record: dict) -> bool:
         ValueError: if the file cannot be written, or would replace another one.
     """
     file = Path(npz)
-    if file.suffix != ".npz":
-        raise ValueError(f"npz={npz!r} must end in .npz")
+    check_batch_file(file)
     found = read_record(file)
     if (
         found is not None

@@ -10,7 +10,8 @@ from ..utils.checks import check_pixel_dimensions
 from .image_sets import open_images
 from .metric_options import MetricOptions
 from .metrics import METRICS
-from .records import SAMPLES_RECORD, read_record
+from .output_files import SAMPLES_RECORD
+from .records import read_record
 from .reference_statistics import ReferenceStatistics, load_statistics
 from .sampling import SamplingOptions, image_shape, load_pipeline
 from .sources import ImageSource, PipelineSource, ReferenceSource, SampleSource

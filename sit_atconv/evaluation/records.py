@@ -6,15 +6,12 @@ A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.hashing import file_sha256
-
-SAMPLES_RECORD = "samples.json"
-COSTS_RECORD = "costs.jsonl"
-LABELS_FILE = "labels.csv"
-COMPANIONS = {SAMPLES_RECORD, COSTS_RECORD, LABELS_FILE}  # files beside the images of a folder of samples
+from .output_files import SAMPLES_RECORD
 
 # Entries that may differ when a folder is continued; with any other difference, the images would differ as well.
 MAY_CHANGE = {
@@ -52,11 +49,25 @@ def read_record(samples: str | Path) -> dict | None:
     file = samples / SAMPLES_RECORD if samples.is_dir() else samples.with_suffix(".json")
     if not file.is_file() or (samples.suffix != ".npz" and not samples.is_dir()):
         return None
+    record = read_json_object(file)
+    return record if {"complete", "pipeline", "num_samples"} <= record.keys() else None
+
+
+def read_json_object(file: Path, entries: Collection[str] = ()) -> dict:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: if it is damaged, or lacks one of the entries.
+    """
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a deeply nested file exhausts the parser
         raise ValueError(f"{file} cannot be read: {error}") from error
-    return record if isinstance(record, dict) and {"complete", "pipeline"} <= record.keys() else None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    if missing := sorted(set(entries) - content.keys()):
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    return content
 
 
 def describe_pipeline(pipeline: SiTPipeline) -> dict:

@@ -7,8 +7,8 @@ B images of H × W pixels and C channels; images are uint8 (H, W, C).
 """
 
 import csv
-import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,16 +19,13 @@ from tqdm import tqdm
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.checks import check_count
 from ..utils.environment import describe_environment, pick_device
-from ..utils.files import STAGING, staged, write_json
+from ..utils.files import folder_lock, remove_staged, staged, write_json
 from .npz_batch import is_packed, write_npz
-from .records import LABELS_FILE, SAMPLES_RECORD, describe_pipeline, folder_sha256, image_determining
+from .output_files import LABELS_FILE, SAMPLES_RECORD, SamplingError, check_batch_file, check_sample_folder
+from .records import describe_pipeline, folder_sha256, image_determining, read_json_object
 from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
 from .sampling import SamplingOptions, counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
-
-
-class SamplingError(ValueError):
-    """A failure in one process after sampling has begun; the other processes do not know of it."""
 
 
 def sample_to_folder(
@@ -63,6 +60,9 @@ def sample_to_folder(
         raise ValueError("num_samples must be given, such as --num_samples 50000")
     check_count("num_samples", num_samples)
     folder = Path(output)
+    check_sample_folder(folder)
+    if npz is not None:
+        check_batch_file(npz)
     placed = state.device if device == "auto" else pick_device(device)
     pipeline = options.configure(load_pipeline(pipeline_folder, placed))
     options = options.resolve(pipeline)
@@ -70,19 +70,22 @@ def sample_to_folder(
     packed = npz is not None and is_packed(npz, record)
     record = continue_record(folder, record)
     state.wait_for_everyone()
-    if state.is_main_process:
-        begin_folder(folder, record, options, pipeline.transformer.config.num_classes)
-    state.wait_for_everyone()
-    try:
-        draw_missing(pipeline, folder, options, num_samples, state)
-    except (ValueError, OSError) as error:
-        raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
-    if not state.is_main_process:
-        return None
-    record |= cost_per_image(collect_costs(folder), num_samples, options.batch_size) | {"complete": True}
-    write_json(folder / SAMPLES_RECORD, record)
-    if npz is not None and not packed:
-        pack_folder(folder, Path(npz), record, options, pipeline)
+    with ExitStack() as lock:
+        if state.is_main_process:  # which holds the lock for all processes of this launch
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(folder_lock(folder, "output"))
+            begin_folder(folder, record, options, pipeline.transformer.config.num_classes)
+        state.wait_for_everyone()
+        try:
+            draw_missing(pipeline, folder, options, num_samples, state)
+        except (ValueError, OSError) as error:
+            raise SamplingError(f"process {state.process_index} of {state.num_processes}: {error}") from error
+        if not state.is_main_process:
+            return None
+        record |= cost_per_image(collect_costs(folder), num_samples, options.batch_size) | {"complete": True}
+        write_json(folder / SAMPLES_RECORD, record)
+        if npz is not None and not packed:
+            pack_folder(folder, Path(npz), record, options, pipeline)
     return record
 
 
@@ -118,10 +121,12 @@ def continue_record(folder: Path, record: dict) -> dict:
     """
     file = folder / SAMPLES_RECORD
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"output={str(folder)!r} holds other files; name a new folder, or one of this command's")
+        check_sample_folder(folder)
         return record
-    found = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        found = read_json_object(file, ("num_samples", "complete", "pipeline"))
+    except ValueError as error:
+        raise ValueError(f"output={str(folder)!r}: {error}; name a new folder, or remove this one") from error
     there, now = image_determining(found), image_determining(record)
     differing = [key for key in now if there.get(key) != now[key]]
     if differing:
@@ -137,10 +142,8 @@ def continue_record(folder: Path, record: dict) -> dict:
 
 
 def begin_folder(folder: Path, record: dict, options: SamplingOptions, num_classes: int) -> None:
-    """Create the folder with its record and labels, and remove what a killed process has left in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{STAGING}*"):
-        leftover.unlink()
+    """Write the record and the labels of the folder, and remove what a killed process has left in it."""
+    remove_staged(folder)
     write_json(folder / SAMPLES_RECORD, record)
     write_labels(folder, options.label_ids(range(record["num_samples"]), num_classes))
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ..utils.files import staged
-from .records import COSTS_RECORD
+from .output_files import COSTS_RECORD
 
 
 def note_cost(folder: Path, process: int, start: int, network_calls: int, seconds: float) -> None:

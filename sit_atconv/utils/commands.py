@@ -37,27 +37,34 @@ def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> I
         sys.exit(INTERRUPTED)
 
 
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """The values that a command line gives to an option, as --option VALUE or --option=VALUE, with ~ expanded.
+
+    It is not parsed for that: parsers are built from classes and functions that take seconds to import.
+    """
+    values = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, joined, value = argument.partition("=")
+        if name == f"--{option}":
+            values.append(value if joined else following)
+    return [expand_home(value) for value in values if value not in ("", "null")]
+
+
 def check_outputs_at_once(arguments: Sequence[str], *options: str) -> None:
     """Check the output files named on a command line, before it is parsed and anything slow is imported.
 
     Args:
         arguments: the command line.
-        options: options that name new files, such as "output" for --output FILE and --output=FILE.
+        options: options that name new files, such as "output".
 
     Raises:
         ValueError: if a file exists or cannot be written, or two options name the same one.
     """
     named: dict[Path, str] = {}
     for option in options:
-        flag = f"--{option}"
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-            name, joined, value = argument.partition("=")
-            value = value if joined else following
-            if name != flag or value in ("", "null"):
-                continue
-            file = Path(expand_home(value))
-            check_new_file(option, file)
-            if (other := named.setdefault(file.absolute(), option)) != option:
+        for value in values_of(option, arguments):
+            check_new_file(option, value)
+            if (other := named.setdefault(Path(value).absolute(), option)) != option:
                 raise ValueError(f"{option}={value!r} is also the file of --{other}; name two files")
 
 

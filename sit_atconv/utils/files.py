@@ -39,7 +39,15 @@ def check_new_folder(field: str, folder: str | Path) -> None:
 
 def is_leftover(name: str) -> bool:
     """Whether a file of this name is a staged file or a lock of this package, which nobody misses."""
-    return name.startswith(STAGING) or name == LOCK
+    of_earlier_versions = name.startswith(".") and name.endswith(".part")
+    return name.startswith(STAGING) or name == LOCK or of_earlier_versions
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove the staged files that killed processes have left in a folder, whose lock the caller holds."""
+    for entry in folder.iterdir():
+        if is_leftover(entry.name) and entry.name != LOCK and not entry.is_dir():
+            entry.unlink()
 
 
 def check_writable(field: str, file: Path) -> None:

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import inception, sources
+from sit_atconv.evaluation import inception, scores, sources
 from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.sampling import SamplingOptions, generate, load_pipeline
+from sit_atconv.utils import commands
 
 CPU = torch.device("cpu")
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
@@ -188,7 +189,11 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
         ((pipeline_folder, "--reference", "digits", "--extractor", "timm:resnet18.x"), ("no tag 'x'", "a1_in1k")),
         ((pipeline_folder, "--reference", "digits", "--weights", "missing.pt"), ("weights='missing.pt' is no file",)),
         ((pipeline_folder, "--reference", "digits", "--weights", str(weights)), ("must be named inception-2015",)),
-        ((pipeline_folder, "--reference", "digits", "--weights", str(script)), ("is not the TorchScript file",)),
+        ((pipeline_folder, "--reference", "digits", "--weights", str(script)), ("add --trust_torchscript true",)),
+        (
+            (pipeline_folder, "--reference", "digits", "--weights", str(script), "--trust_torchscript"),
+            ("is not the TorchScript file",),
+        ),
         ((pipeline_folder, *digits, "--weights", str(weights)), ("raw pixels have no weights",)),
         ((mixed, *digits), ("0000.png is 8×8", "0001.png is 9×8", "--image_size")),
         ((large, "--reference", as_large, "--extractor", "pixels"), ("40×40×3 have 4800", "--extractor inception")),
@@ -222,3 +227,34 @@ def test_guidance_without_a_null_class_is_refused_before_sampling(digit_pipeline
     digit_pipeline(class_dropout_prob=0.0).save_pretrained(tmp_path / "pipeline")
     arguments = [str(tmp_path / "pipeline"), "--reference=digits", "--extractor=pixels", "--guidance_scale=2"]
     assert "guidance_scale=2" in refusal(capsys, *arguments)
+
+
+def test_an_interrupted_evaluation_leaves_no_report(tmp_path, capsys, monkeypatch):
+    """Neither Ctrl-C nor a full disk leaves a file that the same command would refuse."""
+    command = ["samples", "--reference", "real", "--output", str(tmp_path / "fid.json")]
+    report = {"fid": 1.5, "notes": [], "samples": "samples", "reference": "real", "extractor": "pixels"}
+    report |= {"num_samples": 3, "num_reference": 3}
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    def full(file, value):
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr(scores, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        fid.main(command)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "fid.py: interrupted; there is no report\n"
+    monkeypatch.setattr(scores, "evaluate", lambda *arguments: dict(report))
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "write_report", full)
+        with pytest.raises(SystemExit) as stopped:
+            fid.main(command)
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert "error: [Errno 28] No space left on device" in output.err and output.err.count("\n") == 1
+    assert json.loads(output.out.splitlines()[-1])["fid"] == 1.5  # it may have taken hours
+    assert not list(tmp_path.iterdir())
+    fid.main(command)
+    assert json.loads((tmp_path / "fid.json").read_text())["fid"] == 1.5

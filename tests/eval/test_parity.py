@@ -37,6 +37,7 @@ def network(tmp_path) -> str:
 def test_parity_command(noisy_digits, network, tmp_path, capsys):
     output = tmp_path / "parity.json"
     arguments = [noisy_digits, "--reference", "digits", "--extractor", network, "--num_images", "40"]
+    arguments.append("--trust_torchscript")
     parity.main([*arguments, "--device", "cpu", "--output", str(output)])
     result = json.loads(output.read_text())
     assert result["num_samples"] == result["num_reference"] == 40

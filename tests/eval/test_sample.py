@@ -18,6 +18,7 @@ from sit_atconv.evaluation import sample_folder
 from sit_atconv.evaluation.image_sets import open_images
 from sit_atconv.evaluation.records import read_record
 from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
+from sit_atconv.utils.files import folder_lock
 
 OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]
 
@@ -33,6 +34,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".png", ".csv")}
 
 
+def leftovers(folder: Path) -> list[str]:
+    return [file.name for file in folder.glob(".*") if file.name != ".lock"]
+
+
 def test_missing_images_are_filled_in_with_identical_files(pipeline_folder, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     sample.main([pipeline_folder, "--output", str(whole), "--num_samples", "20", *OPTIONS])
@@ -45,7 +50,64 @@ def test_missing_images_are_filled_in_with_identical_files(pipeline_folder, tmp_
     sample.main([pipeline_folder, "--output", str(part), "--num_samples", "20", *OPTIONS])
     assert len(files(whole)) == 21 and files(part) == files(whole)
     assert kept.stat().st_mtime_ns == written
-    assert not list(part.glob(".*"))
+    assert leftovers(part) == []
+
+
+def test_what_an_interrupted_start_has_left_is_not_foreign(pipeline_folder, tmp_path, capsys):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for leftover in (".staging-1-samples.json", ".samples.json.part", ".lock"):
+        (folder / leftover).touch()
+    command = [pipeline_folder, "--output", str(folder), "--num_samples", "8", *OPTIONS]
+    sample.main(command)
+    assert len(files(folder)) == 9 and leftovers(folder) == []
+    (folder / "samples.json").write_text('{"num_samples": 8')
+    before = files(folder)
+    with pytest.raises(SystemExit):
+        sample.main(command)
+    error = capsys.readouterr().err
+    assert f"output={str(folder)!r}: " in error and "samples.json cannot be read" in error and "name a new" in error
+    assert files(folder) == before
+
+
+def test_two_commands_on_one_folder(pipeline_folder, tmp_path):
+    """The second one is refused, and the first one is not disturbed."""
+    folder = tmp_path / "samples"
+    command = [pipeline_folder, "--output", str(folder), "--num_samples", "8", *OPTIONS]
+    sample.main(command)
+    (folder / "000003.png").unlink()
+    (folder / ".staging-1-000003.png").touch()  # of the first one
+    with folder_lock(folder):
+        result = subprocess.run([sys.executable, sample.__file__, *command], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f"output={str(folder)!r}: another process is writing to it; wait for it" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "000003.png").exists() and leftovers(folder) == [".staging-1-000003.png"]
+    sample.main(command)
+    assert (folder / "000003.png").exists() and leftovers(folder) == []
+
+
+@pytest.mark.parametrize("name", ["begin_folder", "collect_costs"])
+def test_a_folder_that_becomes_unwritable_ends_with_one_line(pipeline_folder, tmp_path, capsys, monkeypatch, name):
+    def fail(*arguments):
+        raise OSError(30, "Read-only file system", "samples.json")
+
+    monkeypatch.setattr(sample_folder, name, fail)
+    with pytest.raises(SystemExit) as stopped:
+        sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "sample.py: error: [Errno 30] Read-only file system: 'samples.json'"
+
+
+def test_a_folder_that_may_not_be_written_to(pipeline_folder, tmp_path, capsys, monkeypatch):
+    sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(sample_folder, "load_pipeline", lambda *_: pytest.fail("too late"))
+    for arguments in (["--output", str(tmp_path / "a")], [f"--output={tmp_path / 'new'}"]):
+        with pytest.raises(SystemExit):
+            sample.main([pipeline_folder, *arguments, "--num_samples", "8", *OPTIONS])
+        assert "is not a folder that you may write to; name another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [0, 60, -4, -1])
@@ -89,7 +151,7 @@ def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tm
         (part / name).unlink()
         sample.main([*command, str(part)])
         assert read_record(part)["network_calls_per_image"] == whole_calls
-    assert files(part) == files(whole) and not list(part.glob(".*"))
+    assert files(part) == files(whole) and leftovers(part) == []
 
 
 def test_grey_images_score_alike_as_folder_and_as_npz(tiny_pipeline, tmp_path):
@@ -121,7 +183,7 @@ def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=240, env=environment)
     assert read_record(tmp_path / "two")["num_processes"] == 2
     assert read_record(tmp_path / "two")["network_calls_per_image"] == 2 * 2
-    assert not list((tmp_path / "two").glob(".*"))
+    assert leftovers(tmp_path / "two") == []
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 

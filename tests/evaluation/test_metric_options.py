@@ -26,6 +26,23 @@ def test_only_what_values_depend_on_is_recorded():
     assert options.settings() == settings
 
 
+def test_a_torchscript_file_needs_trust(tmp_path):
+    program, weights = tmp_path / "net.pt", tmp_path / "inception-2015-12-05.pt"
+    program.touch()
+    weights.touch()
+    for options in (
+        {"extractor": f"torchscript:{program}"},
+        {"extractor": f"torchscript:{program}@64"},
+        {"extractor": "inception", "weights": str(weights)},
+        {"extractor": "inception-adm", "weights": str(weights)},
+    ):
+        with pytest.raises(ValueError, match=r"\.pt is TorchScript, a program .* add --trust_torchscript true"):
+            MetricOptions(**options).check()
+        MetricOptions(**options, trust_torchscript=True).check()
+    for extractor in ("inception", "inception-adm", "pixels", "dinov2"):
+        MetricOptions(extractor=extractor).check()
+
+
 def test_features_are_kept_only_for_metrics_that_need_them():
     for metrics, bootstrap, samples, reference in (
         ("fid,sfid,inception_score", 0, False, False),

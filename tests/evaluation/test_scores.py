@@ -54,7 +54,8 @@ def network(tmp_path_factory) -> str:
 
 
 def evaluate(samples: str, reference: str, statistics_file: str | None = None, **options) -> dict:
-    return scores.evaluate(samples, reference, MetricOptions(**options), device="cpu", statistics_file=statistics_file)
+    options = MetricOptions(trust_torchscript=True, **options)
+    return scores.evaluate(samples, reference, options, device="cpu", statistics_file=statistics_file)
 
 
 def clean_features(folder: str, extractor, size: int) -> np.ndarray:
@@ -278,7 +279,9 @@ def test_generated_folder_carries_its_record(tiny_pipeline, folders, network, tm
     sampling = SamplingOptions(num_samples=24, num_inference_steps=2, seed=3, batch_size=12)
     sample_to_folder(pipeline, samples, sampling)
     of_folder = evaluate(samples, folders["b"], extractor=network)
-    direct = scores.evaluate(pipeline, folders["b"], MetricOptions(extractor=network), sampling, "cpu")
+    direct = scores.evaluate(
+        pipeline, folders["b"], MetricOptions(extractor=network, trust_torchscript=True), sampling, "cpu"
+    )
     assert of_folder["fid"] == pytest.approx(direct["fid"], rel=1e-9)
     for name in (
         "samples_sha256",

@@ -1,0 +1,38 @@
+"""The parser of commands whose options are dataclasses and functions of the package."""
+
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from .paths import expand_home
+from .text import printable
+
+
+class OptionParser(ArgumentParser):
+    """A jsonargparse parser that knows ~ and switches, and whose messages cannot steer the terminal.
+
+    Args:
+        **options: as for `jsonargparse.ArgumentParser`; options cannot be abbreviated.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the usage and the message, and exit with code 2."""
+        super().error(printable(message), ex)
+
+    def parse_options(self, arguments: Sequence[str], switches: Collection[str] = ()) -> dict[str, Any]:
+        """Parse a command line, and expand a leading ~ in all values.
+
+        Args:
+            arguments: the command line.
+            switches: boolean options that need no value: --name is --name true.
+        """
+        spelled_out: list[str] = []
+        flags = {f"--{name}" for name in switches}
+        for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+            spelled_out += [argument, "true"] if argument in flags and following.startswith("--") else [argument]
+        return expand_home(self.parse_args(spelled_out).as_dict())
