@@ -70,3 +70,21 @@ def test_fid_infinity_removes_the_bias_of_few_samples():
     assert 0 < result["standard_error"] < distances[-1]
     with pytest.raises(ValueError, match="at least 20 images"):
         fid_infinity(rng.standard_normal((19, 3)), np.zeros(3), np.eye(3))
+
+
+def test_fid_infinity_draws_subsets_without_repeats_by_its_seed(correlated):
+    features = correlated(100, 4, 1)
+    mean, covariance = np.zeros(4), np.eye(4)
+    first, again, other = (fid_infinity(features, mean, covariance, 5, seed)["points"] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    whole = frechet_distance(features.mean(axis=0), np.cov(features, rowvar=False), mean, covariance)
+    for points in (first, other):  # the last subset is the set itself
+        assert points[-1] == [100, pytest.approx(whole, rel=1e-9)]
+
+
+def test_frechet_distance_is_never_negative(correlated, moments):
+    """Of equal Gaussians, rounding leaves either sign."""
+    for seed in range(20):
+        mean, covariance = moments(correlated(30, 10, seed))
+        assert frechet_distance(mean, covariance, mean, covariance) >= 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sit_atconv.evaluation.neighbours import density_coverage, precision_recall
+from sit_atconv.evaluation.neighbours import density_coverage, neighbour_radii, precision_recall, squared_distances
 
 
 def brute_force(samples: np.ndarray, reference: np.ndarray, k: int) -> dict[str, float]:
@@ -52,3 +52,23 @@ def test_neighbour_metrics_over_several_blocks():
     assert density == pytest.approx(1, abs=0.1)
     assert coverage == pytest.approx(1 - 0.5**5, abs=0.03)  # its expectation for equal distributions and counts
     assert precision_recall(a + 100, b) == (0, 0) and density_coverage(a + 100, b) == (0, 0)
+
+
+def test_duplicates_have_no_distance_and_others_their_own():
+    """Whatever rounding leaves: an image and its copy lie in each other's balls, even balls of radius 0."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((50, 30)) + 10
+    distances = squared_distances(features, features.copy())
+    np.testing.assert_array_equal(np.diagonal(distances), 0)
+    expected = ((features[:, None] - features) ** 2).sum(axis=2)
+    np.testing.assert_allclose(distances, expected, rtol=1e-9)
+    doubled = np.concatenate([features, features])
+    assert precision_recall(features, doubled, k=1) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("block_size", [7, 50])
+def test_no_image_is_its_own_neighbour_in_any_block(block_size):
+    features = np.random.default_rng(0).standard_normal((30, 4))
+    distances = np.sort(((features[:, None] - features) ** 2).sum(axis=2), axis=1)  # the first one is the image itself
+    for k in (1, 3):
+        np.testing.assert_allclose(neighbour_radii(features, k, block_size), distances[:, k], rtol=1e-9)

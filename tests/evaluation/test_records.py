@@ -23,3 +23,15 @@ def test_model_hash_covers_what_makes_images(pipeline_folder, tmp_path):
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("midpoint", "euler"))
     assert folder_sha256(folder) != before
+
+
+def test_model_hash_covers_names_and_leaves_out_hidden_files(tmp_path):
+    for name in ("a.json", "b.json", ".cache/c.json", ".d.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = folder_sha256(tmp_path)
+    (tmp_path / ".cache" / "c.json").write_text("another")
+    (tmp_path / ".d.json").unlink()
+    assert folder_sha256(tmp_path) == before
+    (tmp_path / "b.json").rename(tmp_path / "c.json")  # the same contents in the same order
+    assert folder_sha256(tmp_path) != before

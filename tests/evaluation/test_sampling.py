@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
-from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, generate
+from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, draw_images, generate
 from sit_atconv.utils.randomness import image_generator
 
 
@@ -72,3 +72,37 @@ def test_steps_and_solver_default_to_the_pipelines_and_the_schedulers(tiny_pipel
             assert sampling.resolve(each).num_inference_steps == steps
         assert configured.scheduler.config.solver == solver
         assert pipeline.scheduler.config.solver == "midpoint", "the caller's pipeline was changed"
+
+
+def test_random_labels_depend_on_seed_and_index_alone():
+    labels = [SamplingOptions(labels="random", seed=seed).label_ids(range(500), 10) for seed in (0, 1)]
+    assert sum(a == b for a, b in zip(*labels, strict=True)) < 100  # 50 are expected
+    assert set(labels[0]) == set(range(10))
+    assert SamplingOptions(labels="random").label_ids([7, 400], 10) == [labels[0][7], labels[0][400]]
+    assert SamplingOptions(labels="balanced").label_ids([7, 12, 400], 10) == [7, 2, 0]
+
+
+def test_every_option_reaches_the_pipeline(digit_pipeline, monkeypatch):
+    received = {}
+    call = SiTPipeline.__call__
+
+    def recorded(self, labels, **options):
+        received.update(options, labels=labels)
+        return call(self, labels, **options)
+
+    monkeypatch.setattr(SiTPipeline, "__call__", recorded)
+    options = SamplingOptions(
+        labels="random",
+        seed=5,
+        guidance_scale=2.5,
+        guidance_interval=(0.25, 0.75),
+        guidance_channels=1,
+        num_inference_steps=3,
+    )
+    draw_images(digit_pipeline(), [4, 9], options)
+    assert received["labels"] == options.label_ids([4, 9], 10)
+    assert received["guidance_scale"] == 2.5
+    assert received["guidance_interval"] == (0.25, 0.75)
+    assert received["guidance_channels"] == 1
+    assert received["num_inference_steps"] == 3
+    assert [g.initial_seed() for g in received["generator"]] == [image_generator(5, i).initial_seed() for i in (4, 9)]

@@ -1,0 +1,32 @@
+"""Statistics of a file as if its images had just been seen."""
+
+import numpy as np
+import pytest
+
+from sit_atconv.evaluation.image_features import from_statistics
+from sit_atconv.evaluation.reference_statistics import ReferenceStatistics
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "statistics.npz").write_bytes(b"whatever")
+    return str(tmp_path / "statistics.npz")
+
+
+@pytest.mark.parametrize("num_images", [None, 30])
+def test_moments_come_back(num_images, file):
+    rng = np.random.default_rng(0)
+    mean, covariance = rng.standard_normal(3), np.cov(rng.standard_normal((30, 3)), rowvar=False)
+    record = {"extractor": "pixels"} | ({} if num_images is None else {"num_images": num_images})
+    found = from_statistics(ReferenceStatistics(mu=mean, sigma=covariance, record=record), file)
+    np.testing.assert_array_equal(found.statistics["features"].mean, mean)
+    np.testing.assert_allclose(found.statistics["features"].covariance, covariance, rtol=1e-12)
+    assert found.statistics["features"].n == (num_images or 2)
+
+
+@pytest.mark.parametrize("place, value", [((0, 1), 0.5), ((1, 1), -1.0)])
+def test_a_matrix_that_is_no_covariance_is_refused(place, value, file):
+    covariance = np.eye(3)
+    covariance[place] = value
+    with pytest.raises(ValueError, match="not symmetric, or has negative variances"):
+        from_statistics(ReferenceStatistics(mu=np.zeros(3), sigma=covariance, record={"extractor": "pixels"}), file)
