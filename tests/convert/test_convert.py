@@ -143,6 +143,22 @@ def test_the_vae_travels_along_and_must_fit(reference_state, tmp_path):
     ]
 
 
+def test_a_model_of_pixels_needs_the_size_of_its_images(reference_state, tmp_path):
+    """Where no position embedding shows it; a model of latents is taken for one of the usual size."""
+    state = reference_state("atconv_nosigma")
+    kernel = state["x_embedder.proj.weight"]
+    used = 3 * kernel.shape[-1] ** 2  # rows of the last layer
+    state |= {"x_embedder.proj.weight": kernel[:, :3].contiguous()}
+    state |= {
+        name: state[name][:used].contiguous() for name in ("final_layer.linear.weight", "final_layer.linear.bias")
+    }
+    save_file(state, tmp_path / "pixels.safetensors")
+    with pytest.raises(ValueError, match="give --sample_size, in pixels"):
+        convert_checkpoint(tmp_path / "pixels.safetensors", tmp_path / "folder")
+    found = convert_checkpoint(tmp_path / "pixels.safetensors", tmp_path / "folder", sample_size=16)
+    assert (found.config["in_channels"], found.config["sample_size"], found.vae) == (3, 16, "none")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_drifted_embeddings_go_back_bitwise(dtype, reference_state, tmp_path):
     """Averaged weights include the fixed embedding, which rounding moves a little."""

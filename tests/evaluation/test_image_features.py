@@ -1,10 +1,15 @@
-"""Statistics of a file as if its images had just been seen."""
+"""Statistics of a file as if its images had just been seen, if they fit the extractor."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sit_atconv.evaluation.image_features import from_statistics
 from sit_atconv.evaluation.reference_statistics import ReferenceStatistics
+from sit_atconv.evaluation.scores import check_weights_agree
+from sit_atconv.evaluation.sources import ReferenceSource
 
 
 @pytest.fixture
@@ -30,3 +35,12 @@ def test_a_matrix_that_is_no_covariance_is_refused(place, value, file):
     covariance[place] = value
     with pytest.raises(ValueError, match="not symmetric, or has negative variances"):
         from_statistics(ReferenceStatistics(mu=np.zeros(3), sigma=covariance, record={"extractor": "pixels"}), file)
+
+
+@pytest.mark.parametrize("made_with, agrees", [("a" * 64, True), ("b" * 64, False), (None, True)])
+def test_statistics_of_other_weights_are_refused(made_with, agrees):
+    """None: the file does not say which weights it was made with."""
+    source = ReferenceSource("reference.npz", ReferenceStatistics(record={"weights": made_with}), None, 10, [])
+    extractor = SimpleNamespace(name="inception", weights_sha256="a" * 64)
+    with nullcontext() if agrees else pytest.raises(ValueError, match=r"bbbbbbbbbbbb…, here aaaaaaaaaaaa…"):
+        check_weights_agree(source, extractor)

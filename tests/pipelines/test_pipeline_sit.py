@@ -149,6 +149,27 @@ def test_guidance_by_a_weaker_model(tiny_pipeline, tiny_transformer, assert_clos
     assert_close(image, noise + weak + 3.0 * (cond - weak), 1e-5)
 
 
+def test_a_weaker_model_guides_in_eval_mode_and_keeps_its_own(tiny_pipeline, tiny_transformer):
+    pipe, weaker = tiny_pipeline(), tiny_transformer(seed=1, num_layers=1).train()
+    modes = []
+    weaker.register_forward_hook(lambda module, *_: modes.append(module.training))
+    images = draw(pipe, guidance_scale=2.0, guidance_model=weaker)
+    called = len(modes)
+    pipe.invert(images, [0, 3], num_inference_steps=2, guidance_scale=2.0, guidance_model=weaker)
+    assert len(modes) > called > 0
+    assert not any(modes)
+    assert weaker.training
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_inverting_computes_the_conditioning_once(solver, tiny_pipeline):
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver=solver))
+    calls = []
+    pipe.transformer.blocks[0].modulation.register_forward_hook(lambda *_: calls.append(1))
+    pipe.invert(torch.rand(2, 3, 8, 8, generator=seeded()), [0, 3], num_inference_steps=3)
+    assert calls == [1]
+
+
 @pytest.mark.parametrize(
     ("scheduler", "calls"),
     [
@@ -289,6 +310,14 @@ def test_callback_sees_and_changes_the_latents(pipe):
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
 
     assert not draw(pipe, callback_on_step_end=replace).any()
+
+    def in_another_type(pipe, step, t, tensors):
+        assert tensors["latents"].dtype == torch.float32
+        return {"latents": tensors["latents"].double()}
+
+    again = draw(pipe, callback_on_step_end=in_another_type)
+    assert again.dtype == torch.float32
+    assert torch.equal(again, result)
 
 
 @pytest.mark.parametrize(
