@@ -5,6 +5,8 @@ N images, F features each; B images in one batch. Everything is float64 on the C
 
 import numpy as np
 
+ROUNDING = 1e-5  # relative to the trace of a covariance; float32 rounds to 6e-8
+
 
 class FeatureStatistics:
     """Mean and covariance of features that arrive in batches, accumulated in float64.
@@ -81,6 +83,28 @@ class FeatureStatistics:
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
         return self.scatter / (self.n - 1)
+
+
+def check_covariance(field: str, covariance: np.ndarray) -> None:
+    """Check that a matrix (F, F) of finite numbers can be a covariance, up to rounding in float32.
+
+    Args:
+        field: name of the matrix, for the message.
+        covariance: the matrix.
+
+    Raises:
+        ValueError: if it is not symmetric, or has a negative eigenvalue: distances to it would mean nothing.
+    """
+    if np.abs(covariance - covariance.T).max() > ROUNDING * np.abs(covariance).max():
+        raise ValueError(f"{field} is not symmetric, so it is no covariance; make the statistics again")
+    slack = max(ROUNDING * float(np.trace(covariance)), np.finfo(np.float64).tiny)
+    try:
+        np.linalg.cholesky(covariance + slack * np.eye(len(covariance)))  # much faster than the eigenvalues
+    except np.linalg.LinAlgError:
+        lowest = np.linalg.eigvalsh(covariance)[0]
+        raise ValueError(
+            f"{field} has the negative eigenvalue {lowest:.4g}, so it is no covariance; make the statistics again"
+        ) from None
 
 
 def check_features(field: str, features: np.ndarray) -> np.ndarray:

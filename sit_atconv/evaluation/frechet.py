@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from ..utils.checks import check_count
-from .feature_statistics import check_features
+from .feature_statistics import check_covariance, check_features
 
 
 def covariance_root(covariance: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def frechet_distance(
         covariance_1, covariance_2: their covariances, (F, F), symmetric and positive semi-definite.
 
     Raises:
-        ValueError: if numbers are not finite, or shapes do not fit.
+        ValueError: if shapes do not fit, numbers are not real and finite, or a covariance is none.
     """
     F = len(mean_1)
     for name, value, shape in (
@@ -49,6 +49,10 @@ def frechet_distance(
             raise ValueError(f"{name} has shape {np.shape(value)}, but {shape} is needed")
         if not np.isfinite(value).all():
             raise ValueError(f"{name} holds numbers that are not finite")
+        if np.iscomplexobj(value):
+            raise ValueError(f"{name} holds complex numbers; a distance is defined for real ones")
+        if len(shape) == 2:
+            check_covariance(name, value)
     root = covariance_root(covariance_1)
     difference = mean_1 - mean_2
     distance = difference @ difference + np.trace(covariance_1) + np.trace(covariance_2)

@@ -99,20 +99,11 @@ def read_batches(images: ImageSet, batch_size: int, pool: ThreadPoolExecutor) ->
 
 
 def from_statistics(given: ReferenceStatistics, file: str) -> ImageFeatures:
-    """A file's statistics, as if its images had just been seen.
-
-    Raises:
-        ValueError: if a covariance is not symmetric, or has negative variances.
-    """
+    """A file's statistics, as if its images had just been seen."""
     statistics = {}
     for name, mean, covariance in (("features", given.mu, given.sigma), ("spatial", given.mu_s, given.sigma_s)):
         if mean is not None and covariance is not None:
-            scale = np.abs(covariance).max()
-            if np.diagonal(covariance).min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * scale:
-                raise ValueError(f"{file}: the covariance of its {name} is not symmetric, or has negative variances")
-            statistics[name] = FeatureStatistics.from_moments(
-                np.asarray(mean, np.float64), np.asarray(covariance, np.float64), given.record.get("num_images") or 2
-            )
+            statistics[name] = FeatureStatistics.from_moments(mean, covariance, given.record.get("num_images") or 2)
     kept = {} if given.features is None else {"features": given.features}
     return ImageFeatures(statistics, kept, given.record.get("sha256") or f"file {file_sha256(Path(file))}")
 

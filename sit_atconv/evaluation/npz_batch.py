@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..utils.files import check_new_file, staged
+from .npz_arrays import list_arrays
 from .output_files import check_batch_file
 from .records import image_determining, read_record
 
@@ -36,15 +37,9 @@ class BatchImages:
     def __init__(self, file: str | Path, uniform: bool = False):
         self.notes: list[str] = []
         try:
-            self.array = map_array(file, "arr_0")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            self.array = open_images_array(file)
+        except ValueError as error:
             raise ValueError(f"{str(file)!r} cannot be read as a .npz batch of images (arr_0): {error}") from error
-        if self.array.ndim == 3:
-            self.array = self.array[..., None]
-        if self.array.ndim != 4 or self.array.dtype != np.uint8 or self.array.shape[3] not in (1, 3):
-            raise ValueError(
-                f"{str(file)!r}: arr_0 is {self.array.dtype} {self.array.shape}, but must be uint8 (N, H, W, 1 or 3)"
-            )
         if uniform and all((image == image[..., :1]).all() for image in self.array):
             self.array = self.array[..., :1]
         self.shape: tuple[int, int, int] = self.array.shape[1:]
@@ -57,31 +52,19 @@ class BatchImages:
         return np.asarray(self.array[index])
 
 
-def map_array(file: str | Path, name: str) -> np.ndarray:
-    """Open an array of a .npz file: mapped from the disk if it is stored uncompressed, otherwise read into memory.
+def open_images_array(file: str | Path) -> np.ndarray:
+    """Open the images of a .npz batch, (N, H, W, C) uint8: mapped from the disk if they are stored uncompressed.
 
     Raises:
-        ValueError: if the array holds Python objects, which only pickle can read.
+        ValueError: if there are none, or they are of another type or shape, or damaged.
     """
-    with zipfile.ZipFile(file) as archive:
-        member = archive.getinfo(f"{name}.npy")
-        with archive.open(member) as opened:
-            version = np.lib.format.read_magic(opened)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran_order, dtype = read_header(opened)
-            header_size = opened.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
-    if member.compress_type != zipfile.ZIP_STORED:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
-    with Path(file).open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # the lengths of name and extra field in the member's local header
-        lengths = np.frombuffer(raw.read(4), dtype="<u2")
-    offset = member.header_offset + 30 + int(lengths.sum()) + header_size
-    return np.memmap(file, dtype, "r", offset, shape, "F" if fortran_order else "C")
+    stored = list_arrays(file, ["arr_0"]).get("arr_0")
+    if stored is None:
+        raise ValueError("it holds no arr_0")
+    shape = (*stored.shape, 1) if len(stored.shape) == 3 else stored.shape
+    if len(shape) != 4 or 0 in shape or stored.dtype != np.uint8 or shape[3] not in (1, 3):
+        raise ValueError(f"arr_0 is {stored.dtype} {stored.shape}, but must be uint8 (N, H, W, 1 or 3)")
+    return stored.map().reshape(shape)
 
 
 def is_packed(npz: str, record: dict) -> bool:
@@ -107,6 +90,8 @@ def is_packed(npz: str, record: dict) -> bool:
 def write_npz(file: Path, images: Iterable[np.ndarray], labels: list[int], shape: tuple[int, int, int]) -> None:
     """Pack images as the ADM evaluations expect them: arr_0 (N, H, W, 3) uint8, arr_1 (N,) labels.
 
+    The bytes of the file depend on images and labels only, not on the time.
+
     Args:
         file: the .npz file to write.
         images: N images (H, W, 3) uint8; one is in memory at a time.
@@ -116,11 +101,11 @@ def write_npz(file: Path, images: Iterable[np.ndarray], labels: list[int], shape
     height, width, _ = shape
     file.parent.mkdir(parents=True, exist_ok=True)
     with staged(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as opened:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), height, width, 3)}
             np.lib.format.write_array_header_1_0(opened, header)
             for image in tqdm(images, total=len(labels), desc=file.name, unit="image", leave=False):
                 opened.write(image.tobytes())
         array = io.BytesIO()
         np.save(array, np.array(labels, dtype=np.int64))
-        archive.writestr("arr_1.npy", array.getvalue())
+        archive.writestr(zipfile.ZipInfo("arr_1.npy"), array.getvalue())  # an entry of 1980, unlike one by name alone

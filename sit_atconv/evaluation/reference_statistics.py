@@ -11,8 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.files import check_new_file, staged
+from .feature_statistics import check_covariance
+from .npz_arrays import StoredArray, list_arrays
 
 ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
+MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+STAMP = "stamp"
+STAMP_TYPES = {"weights": str, "resize": str, "sha256": str, "num_images": int, "image_size": int}  # or None
+MAX_STAMP_BYTES = 2**20
 
 
 @dataclass
@@ -46,18 +52,21 @@ def load_statistics(file: str | Path, extractor: str | None = None) -> Reference
         extractor: the extractor that made the statistics, if the file does not say so.
 
     Raises:
-        ValueError: if the file cannot be read, or its arrays do not fit together.
+        ValueError: if the file cannot be read or is damaged, or its arrays do not fit together or are no statistics.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ARRAYS if name in arrays}
-            record = json.loads(str(arrays["stamp"])) if "stamp" in arrays else {}
-            has_images = "arr_0" in arrays
-    except Exception as error:  # zipfile, NumPy and JSON each have their own
-        raise ValueError(f"reference={str(file)!r} cannot be read as .npz: {error}") from error
-    if not has_images and not {"mu", "sigma"} <= found.keys():
-        raise ValueError(f"reference={str(file)!r} holds neither images (arr_0) nor statistics (mu, sigma)")
-    check_moments(file, found)
+        stored = list_arrays(file, (*ARRAYS, STAMP, "arr_0"))
+        has_images = stored.pop("arr_0", None) is not None
+        record = read_stamp(stored.pop(STAMP, None))
+        if not has_images and not {"mu", "sigma"} <= stored.keys():
+            raise ValueError("it holds neither images (arr_0) nor statistics (mu, sigma)")
+        check_shapes(stored, record)
+        found = {name: array.read() for name, array in stored.items()}
+        for name in found.keys() - {"features"}:
+            found[name] = found[name].astype(np.float64)  # the covariance of FID loses digits in float32
+        check_values(found)
+    except ValueError as error:
+        raise ValueError(f"reference={str(file)!r} cannot be used: {error}") from error
     if record and extractor not in (None, record["extractor"]):
         raise ValueError(
             f"reference_extractor={extractor!r}: reference={str(file)!r} says that {record['extractor']} made it; "
@@ -69,15 +78,63 @@ def load_statistics(file: str | Path, extractor: str | None = None) -> Reference
     return ReferenceStatistics(**found, record=record)
 
 
-def check_moments(file: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless each mean has a covariance of its size, and all numbers are finite."""
-    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if mean in arrays:
-            F = len(arrays[mean])
-            if covariance not in arrays or arrays[covariance].shape != (F, F):
-                raise ValueError(f"reference={str(file)!r}: {covariance} is missing or does not fit {mean} ({F},)")
-            if not (np.isfinite(arrays[mean]).all() and np.isfinite(arrays[covariance]).all()):
-                raise ValueError(f"reference={str(file)!r}: {mean} and {covariance} hold numbers that are not finite")
+def read_stamp(stored: StoredArray | None) -> dict:
+    """Read the record in a file of statistics; an empty one if the file has none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if stored is None:
+        return {}
+    if stored.shape != () or stored.dtype.kind != "U" or stored.dtype.itemsize > MAX_STAMP_BYTES:
+        raise ValueError("its record (stamp) is no text; make it again with --save_statistics")
+    try:
+        record = json.loads(str(stored.read()))
+        is_valid = isinstance(record["extractor"], str) and all(
+            isinstance(record.get(name), (kind, type(None))) for name, kind in STAMP_TYPES.items()
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError("its record (stamp) is damaged; make it again with --save_statistics")
+    return record
+
+
+def check_shapes(stored: dict[str, StoredArray], record: dict) -> None:
+    """Check from headers alone that arrays are real numbers and fit together.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    for name, array in stored.items():
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} is {array.dtype}, but must be real numbers")
+    for mean, covariance in MOMENTS:
+        if (mean in stored) != (covariance in stored):
+            raise ValueError(f"{mean} and {covariance} belong together, but it holds only one of them")
+        if mean not in stored:
+            continue
+        shape = stored[mean].shape
+        if len(shape) != 1 or not shape[0] or stored[covariance].shape != shape * 2:
+            raise ValueError(
+                f"{mean} is {shape} and {covariance} {stored[covariance].shape}, but must be (F,) and (F, F)"
+            )
+    if "features" in stored:
+        shape = stored["features"].shape
+        if len(shape) != 2 or not shape[0] or ("mu" in stored and shape[1:] != stored["mu"].shape):
+            raise ValueError(f"features are {shape}, but must be (N, F), with F as in mu")
+        if record.get("num_images") not in (None, shape[0]):
+            raise ValueError(f"features are of {shape[0]} images, but the record says {record['num_images']}")
+
+
+def check_values(arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless all numbers are finite, and covariances are positive semi-definite."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    for _, covariance in MOMENTS:
+        if covariance in arrays:
+            check_covariance(covariance, arrays[covariance])
 
 
 def save_statistics(file: str | Path, statistics: ReferenceStatistics) -> None:

@@ -48,6 +48,13 @@ def test_frechet_distance_refuses_what_it_cannot_compare(correlated, moments):
         frechet_distance(mean, cov, mean, cov[:3])
     with pytest.raises(ValueError, match="mean_2 holds numbers that are not finite"):
         frechet_distance(mean, cov, mean * np.nan, cov)
+    with pytest.raises(ValueError, match="covariance_2 holds complex numbers"):
+        frechet_distance(mean, cov, mean, cov.astype(complex))
+    for covariances in ((cov, cov - 31 * np.eye(4)), (cov - 31 * np.eye(4), cov)):
+        with pytest.raises(ValueError, match=r"covariance_[12] has the negative eigenvalue -"):
+            frechet_distance(mean, covariances[0], mean, covariances[1])
+    with pytest.raises(ValueError, match="covariance_1 is not symmetric"):
+        frechet_distance(mean, np.triu(cov), mean, cov)
 
 
 @pytest.mark.parametrize("n", [200, 25])  # more and fewer images than features

@@ -1,11 +1,12 @@
 """The .npz batches of the ADM evaluations: what is written is what is read, from stored and compressed files."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from sit_atconv.evaluation.npz_batch import BatchImages, is_packed, map_array, write_npz
+from sit_atconv.evaluation.npz_batch import BatchImages, is_packed, open_images_array, write_npz
 
 
 @pytest.fixture
@@ -28,9 +29,18 @@ def test_stored_arrays_are_mapped_and_compressed_ones_read(images, tmp_path, ord
     array = np.asarray(images, order=order)
     np.savez(tmp_path / "stored.npz", arr_1=np.arange(3), arr_0=array)
     np.savez_compressed(tmp_path / "compressed.npz", arr_0=array)
-    assert isinstance(map_array(tmp_path / "stored.npz", "arr_0"), np.memmap)
+    assert isinstance(open_images_array(tmp_path / "stored.npz"), np.memmap)
     for name in ("stored", "compressed"):
-        np.testing.assert_array_equal(map_array(tmp_path / f"{name}.npz", "arr_0"), images)
+        np.testing.assert_array_equal(open_images_array(tmp_path / f"{name}.npz"), images)
+
+
+def test_the_bytes_of_a_batch_do_not_depend_on_the_time(images, tmp_path, monkeypatch):
+    files = [tmp_path / "one.npz", tmp_path / "other.npz"]
+    for file, seconds in zip(files, (0, 10_000_000), strict=True):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: 1_700_000_000 + seconds)
+        monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(time.time()))
+        write_npz(file, iter(images), [3, 1, 4, 1, 5], (6, 4, 3))
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_grey_batches(images, tmp_path):
