@@ -11,14 +11,13 @@ median. Times are wall-clock; if other programs share the machine, the best time
 
 import sys
 
-from jsonargparse import ArgumentParser
-
 from sit_atconv.benchmarks.operator_bench import bench
+from sit_atconv.utils.option_parser import OptionParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    parser = ArgumentParser(prog="operator_bench.py", description=__doc__.partition("\n")[0])
+    parser = OptionParser(prog="operator_bench.py", description=__doc__.partition("\n")[0])
     parser.add_function_arguments(bench)
     arguments = parser.parse_args(argv)
     try:

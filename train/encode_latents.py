@@ -11,19 +11,17 @@ divide the shards among themselves. If they are interrupted, the same command en
 import os
 import sys
 
-from jsonargparse import ArgumentParser
-
 from sit_atconv.data import BrokenImageError
 from sit_atconv.training.encode import encode_latents
+from sit_atconv.utils.option_parser import OptionParser
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> OptionParser:
     """The options are the arguments of `encode_latents`, with their defaults and descriptions."""
-    parser = ArgumentParser(
+    parser = OptionParser(
         prog="encode_latents.py",
         description=__doc__.splitlines()[0],
         usage="%(prog)s --data DATA --vae VAE --output_dir FOLDER [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_function_arguments(encode_latents)

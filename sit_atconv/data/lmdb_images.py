@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.pickles import check_pickle
 from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number
 from .decode import BrokenImageError
 
@@ -152,6 +153,7 @@ class LMDBDataset(EncodedDataset):
         if value[:1] != b"\x80":  # a pickle's first byte; no image file starts with it
             return bytes(value), None
         try:
+            check_pickle(bytes(value), "the value")
             content = PlainUnpickler(io.BytesIO(value)).load()
         except Exception as error:
             raise BrokenImageError(f"{self.source}, key {key.decode('latin-1')}: {error}") from error

@@ -10,6 +10,7 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..training.config import TrainConfig
+from ..utils.bounded_text import read_yaml
 from ..utils.environment import pick_device
 from ..utils.files import write_atomically
 from .comparison import write_comparison
@@ -71,7 +72,7 @@ def check_output(duel: Duel) -> None:
         if output.exists() and any(output.iterdir()):
             raise ValueError(f"output={duel.output!r} holds other files; name a new folder")
         return
-    found = yaml.safe_load((output / SETTINGS).read_text(encoding="utf-8"))
+    found = read_yaml(output / SETTINGS)
     differing = [key for key in described if key not in EXTENDABLE and found.get(key) != described[key]]
     differing += [
         f"models.{name}"

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..training.config import TrainConfig
+from ..utils.bounded_text import load_yaml
 from ..utils.checks import check_count
 from .metric_options import MetricOptions
 from .sampling import SamplingOptions
@@ -115,7 +114,7 @@ def parse_text_values(options: dict[str, Any], known: type) -> dict[str, Any]:
     """
     text_fields = {each.name for each in dataclasses.fields(known) if isinstance(each.default, str)}
     return {
-        name: yaml.safe_load(value) if isinstance(value, str) and name not in text_fields else value
+        name: load_yaml(value, name) if isinstance(value, str) and name not in text_fields else value
         for name, value in options.items()
     }
 

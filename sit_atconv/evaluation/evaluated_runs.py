@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
+from ..utils.bounded_text import read_yaml
 from .records import folder_sha256
 from .score_report import check_comparable
 
@@ -92,7 +92,7 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"run={str(folder)!r} is no run folder of train/train_sit.py: it has no config.yaml")
     if not (folder / "pipeline").is_dir():
         raise ValueError(f"run={str(folder)!r} is not finished: it has no pipeline")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(folder / "config.yaml")
     reports = []
     for file in sorted((folder / "evaluation").glob("*.json")):
         report = read_report(file)

@@ -4,18 +4,16 @@ import dataclasses
 import sys
 from itertools import zip_longest
 
-from jsonargparse import ArgumentParser
-
+from ..utils.option_parser import OptionParser
 from .config import GROUPS, TrainConfig
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> OptionParser:
     """The parser, with one titled group of options for each group of the configuration."""
     assert TrainConfig.__doc__ is not None
-    parser = ArgumentParser(
+    parser = OptionParser(
         description=TrainConfig.__doc__.splitlines()[0],
         usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     for group in GROUPS:

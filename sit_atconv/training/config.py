@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..data import source_name
 from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import PRESETS, check_preset
+from ..utils.bounded_text import read_yaml
 from ..utils.checks import check_choice, check_count, check_positive
 from .ema import profile_weights
 from .fine_tuning import check_objective, pipeline_vae
@@ -333,4 +332,4 @@ def load_config(run: Path) -> TrainConfig:
     Raises:
         FileNotFoundError: if the folder holds no config.yaml.
     """
-    return TrainConfig(**yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")))
+    return TrainConfig(**read_yaml(run / CONFIG))

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from ..data import ImageDataset
 from ..models.vae import VAE
+from ..utils.bounded_text import read_yaml
 from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import folder_lock, write_atomically
 from ..utils.hashing import tensors_sha256
@@ -76,7 +77,7 @@ def _changes(config: TrainConfig, folder: Path) -> list[str]:
     """The options in which this run differs from the one in `folder`, for messages."""
     try:
         # options that did not exist yet when the run was started had their defaults in it
-        saved = dataclasses.asdict(TrainConfig()) | yaml.safe_load((folder / CONFIG).read_text())
+        saved = dataclasses.asdict(TrainConfig()) | read_yaml(folder / CONFIG)
     except FileNotFoundError:
         return [f"{folder} holds no {CONFIG}"]
     return [

@@ -75,6 +75,13 @@ def test_lmdb_pickles_run_no_code(database):
         dataset.image(1)
 
 
+def test_lmdb_pickles_cannot_end_the_process(database):
+    """CPython computes the hash of nested tuples recursively, until the stack is at its end."""
+    nested = b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
+    with pytest.raises(ValueError, match="damaged or crafted pickle: it nests"):
+        open_dataset(database({b"0": nested}), 4)
+
+
 def test_lmdb_that_cannot_be_used(database, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         open_dataset(tmp_path / "none.lmdb", 4)

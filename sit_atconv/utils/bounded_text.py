@@ -1,0 +1,158 @@
+"""YAML and JSON from elsewhere: what a file may cost is bounded before it is read.
+
+A few lines of YAML can stand for gigabytes, because an alias repeats what it names ("billion laughs"); and deeply
+nested brackets exhaust the stack of whatever walks through them. Every reader of such files in this package is one of
+these functions, so that a crafted file ends with a `ValueError` that names it.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_FILE_BYTES = 2**26  # 64 MiB; the largest files of this kind list the weights of a model, or latents
+MAX_YAML_CHARACTERS = 2**20  # of a configuration
+MAX_EXPANDED_CHARACTERS = 2**22  # of a configuration, with each alias counted as what it repeats
+MAX_DEPTH = 64  # of lists and dictionaries
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_bounded(file: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """Read a text file, UTF-8, of a size that text has; it is not waited for a pipe.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not a regular file, too large, or not UTF-8.
+    """
+    # A pipe without a writer would block for ever, and a device may have no end.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{file} is no regular file, but a pipe, a device or the like; replace it by a file")
+        content = opened.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{file} has more than {max_bytes} bytes, too many for a text of its kind")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged, or no UTF-8 text: {error}") from error
+
+
+def load_json(text: str, source: str | Path) -> Any:
+    """Parse JSON that nests no deeper than `MAX_DEPTH`.
+
+    Args:
+        text: the JSON.
+        source: where it comes from, for the message.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is damaged, or no JSON: {error}") from error
+    except RecursionError:
+        raise _too_deep(source) from None
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):  # one level of nesting at a time
+        level = [inner for each in level for inner in _items(each) if isinstance(inner, (dict, list))]
+    if level:
+        raise _too_deep(source)
+    return value
+
+
+def _items(container: dict | list) -> list:
+    return list(container.values()) if isinstance(container, dict) else container
+
+
+def _too_deep(source: str | Path) -> ValueError:
+    return ValueError(f"{source} nests lists and dictionaries more than {MAX_DEPTH} deep; flatten it")
+
+
+def read_json(file: str | Path) -> Any:
+    """Return the content of a JSON file; see `read_bounded` and `load_json` for what is refused."""
+    return load_json(read_bounded(file), file)
+
+
+def read_json_object(file: str | Path) -> dict:
+    """Like `read_json`, for a file that must hold one dictionary.
+
+    Raises:
+        ValueError: also if it holds something else.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, where names and values {{…}} are expected")
+    return content
+
+
+def load_yaml(text: str, source: str | Path) -> Any:
+    """Parse YAML of plain values, whose aliases do not expand it beyond `MAX_EXPANDED_CHARACTERS`.
+
+    Args:
+        text: the YAML.
+        source: where it comes from, for the message.
+
+    Raises:
+        ValueError: if it is no YAML, or one that is too large, nested too deeply, or contains itself.
+    """
+    check_yaml(text, source)
+    try:
+        return yaml.load(text, Loader=LOADER)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as the 30th of February
+        raise ValueError(f"{source} is no YAML of plain values: {error}") from error
+
+
+def read_yaml(file: str | Path) -> Any:
+    """Return the content of a YAML file; see `read_bounded` and `load_yaml` for what is refused."""
+    return load_yaml(read_bounded(file, 4 * MAX_YAML_CHARACTERS), file)
+
+
+def check_yaml(text: str, source: str | Path) -> None:
+    """Raise ValueError unless YAML is of moderate size and depth, also with each alias as what it repeats.
+
+    It is looked at piece by piece; no value is built.
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"{source} has more than {MAX_YAML_CHARACTERS} characters, too many for a configuration")
+    anchors: dict[str, tuple[int, int]] = {}  # the characters and the depth of what they name
+    parents: list[tuple[str | None, list[tuple[int, int]]]] = [(None, [])]  # open containers: their anchors and items
+    try:
+        for event in yaml.parse(text, Loader=LOADER):
+            anchor = getattr(event, "anchor", None)
+            if isinstance(event, yaml.CollectionStartEvent):
+                parents.append((anchor, []))
+                if len(parents) > MAX_DEPTH + 1:
+                    raise _too_deep(source)
+                continue
+            if isinstance(event, yaml.CollectionEndEvent):
+                anchor, items = parents.pop()
+                size = 1 + sum(size for size, _ in items), 1 + max((depth for _, depth in items), default=0)
+            elif isinstance(event, yaml.AliasEvent):
+                if any(anchor == opened for opened, _ in parents):
+                    raise ValueError(f"{source}: what is called &{anchor} contains itself; write it out")
+                size, anchor = anchors.get(event.anchor, (0, 0)), None
+            elif isinstance(event, yaml.ScalarEvent):
+                size = 1 + len(event.value), 0
+            else:
+                continue
+            _check_expanded(size, source)
+            parents[-1][1].append(size)
+            if anchor is not None:
+                anchors[anchor] = size
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no YAML: {error}") from error
+
+
+def _check_expanded(size: tuple[int, int], source: str | Path) -> None:
+    if size[0] > MAX_EXPANDED_CHARACTERS:
+        raise ValueError(
+            f"{source}: its aliases (*NAME) stand for more than {MAX_EXPANDED_CHARACTERS} characters; write out what "
+            "is needed instead of repeating it"
+        )
+    if size[1] > MAX_DEPTH:
+        raise _too_deep(source)
