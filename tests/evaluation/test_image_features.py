@@ -29,14 +29,6 @@ def test_moments_come_back(num_images, file):
     assert found.statistics["features"].n == (num_images or 2)
 
 
-@pytest.mark.parametrize("place, value", [((0, 1), 0.5), ((1, 1), -1.0)])
-def test_a_matrix_that_is_no_covariance_is_refused(place, value, file):
-    covariance = np.eye(3)
-    covariance[place] = value
-    with pytest.raises(ValueError, match="not symmetric, or has negative variances"):
-        from_statistics(ReferenceStatistics(mu=np.zeros(3), sigma=covariance, record={"extractor": "pixels"}), file)
-
-
 @pytest.mark.parametrize("made_with, agrees", [("a" * 64, True), ("b" * 64, False), (None, True)])
 def test_statistics_of_other_weights_are_refused(made_with, agrees):
     """None: the file does not say which weights it was made with."""
