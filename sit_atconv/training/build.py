@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
-from .signals import ignore_stop_signals
+from .signals import obey_parent_alone
 
 
 @dataclass
@@ -176,5 +176,5 @@ def build_loader(
         num_workers=config.num_workers,
         collate_fn=view.collate,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=obey_parent_alone,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..data import BrokenImages, too_many_broken
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..sharing.hub import prepare_repository
 from ..utils.image_grid import save_grid
+from .batches import Batches
 from .build import Components, build_components, build_loader, build_pipeline
 from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint
 from .config import TrainConfig, resolve_config
@@ -47,7 +48,7 @@ class Trainer:
         step: the last step that was started, counted from 1; for a resumed run, initially that of its checkpoint.
         is_resumed: whether the run continues the one in its folder.
         is_writer: whether this process writes metrics and pictures: the main process, except in a dry run.
-        is_stopping: whether some process was asked to stop or met too many broken images.
+        is_stopping: whether some process was asked to stop, met too many broken images or lost a data worker.
 
     Raises:
         ValueError: if the configuration does not fit the disk, the installed packages or the number of processes.
@@ -55,6 +56,7 @@ class Trainer:
 
     components: Components
     learner: Learner
+    batches: Batches
     broken_images: BrokenImages
     stop: StopSignals
     progress: tqdm
@@ -180,9 +182,9 @@ class Trainer:
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The steps that are left, counted from 1, each with this process's batch."""
-        batches = iter(self.loader)
+        self.batches = self._opened.enter_context(closing(Batches(self.loader)))
         for step in range(self.step + 1, self.config.max_steps + 1):
-            batch = self.watch.next(batches)
+            batch = self.watch.next(self.batches)
             self.step = step
             yield step, batch
 
@@ -195,7 +197,8 @@ class Trainer:
         """
         self.broken_images.add(batch.pop("broken"))
         report = self.learner.backward(batch)
-        report.stop.fill_(float(self.stop.requested or self.broken_images.too_many))
+        worker_died = self.batches.failure is not None
+        report.stop.fill_(float(self.stop.requested or self.broken_images.too_many or worker_died))
         report = self.learner.update(step, report)
         self.reports.send(step, report)
         self.progress.update(1)
@@ -302,15 +305,26 @@ class Trainer:
         if len(reasons) > self.config.max_broken_images:
             raise ValueError(too_many_broken(list(reasons.values()), self.config.max_broken_images))
 
+    def check_workers(self) -> None:
+        """Raise ChildProcessError if a data worker of some process died."""
+        if failures := [each for each in gather_object([self.batches.failure]) if each is not None]:
+            saved = "" if self.config.dry_run else f", and a checkpoint of step {self.step} is saved"
+            raise ChildProcessError(
+                f"{failures[0]}. num_workers={self.config.num_workers}: the run has stopped{saved}; continue with "
+                "--resume latest, and a lower --num_workers if memory is short"
+            )
+
     def finish(self) -> Path:
         """Save the pipeline and upload it; return its folder, or the run folder after a stop and a dry run.
 
         Raises:
+            ChildProcessError: if the death of a data worker stopped the run.
             ValueError: if too many broken images stopped the run, or if the upload fails.
         """
         config, accelerator = self.config, self.accelerator
         if self.is_stopping or config.dry_run:
             self.check_broken_images()
+            self.check_workers()
         if config.dry_run:
             self._opened.close()
             accelerator.print(f"dry run: one step with {self.smallest_batch} images is done, nothing was written")

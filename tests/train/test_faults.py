@@ -1,7 +1,9 @@
 """What may go wrong in a run, and what it must not cost. The table in docs/training.md lists these cases."""
 
 import json
+import multiprocessing
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -520,6 +522,102 @@ def test_dead_process_ends_the_others(tmp_path, processes):
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, -signal.SIGKILL)  # by itself, not by the test's patience
     assert checkpoints(tmp_path / "run") == ["step-00000001", "step-00000002"]
+
+
+# errors and workers
+
+
+def failing(step: int, failure) -> None:
+    """Call `failure` in step `step` of this process."""
+    original, calls = Objective.losses, []
+
+    def losses(*arguments):
+        calls.append(None)
+        if len(calls) == step:
+            failure()
+        return original(*arguments)
+
+    Objective.losses = losses
+
+
+def raise_memory_error() -> None:
+    raise MemoryError("out of memory")
+
+
+def raise_device_error() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")  # a RuntimeError
+
+
+def kill_a_worker() -> None:
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("failure", [raise_memory_error, raise_device_error])
+def test_error_ends_every_process_although_workers_ignore_signals(tmp_path, processes, count, failure):
+    def member(rank: int) -> None:
+        if rank == count - 1:
+            failing(2, failure)
+        run(tmp_path / "run", "--num_workers", "2", steps=1000)  # its error ends the process as Python does it
+
+    start = time.monotonic()
+    assert processes(count, member) == [1] * count
+    assert time.monotonic() - start < 60  # the patience of the test is 120
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_dead_data_worker_stops_the_run_with_a_checkpoint(tmp_path, processes, capfd, count):
+    options = ("--num_workers", "2", "--lr_schedule", "constant", "--log_every", "1")
+
+    def member(rank: int) -> None:
+        if rank == count - 1:
+            failing(3, kill_a_worker)
+        arguments = ["--output_dir", str(tmp_path / "run"), "--max_steps", "1000", *TINY, *options]
+        train_sit.main(arguments)
+
+    assert processes(count, member) == [2] * count
+    message = capfd.readouterr().err
+    [saved] = checkpoints(tmp_path / "run")
+    assert "error: a data worker died: it was killed by SIGKILL, as the system does when memory runs out" in message
+    assert f"num_workers=2: the run has stopped, and a checkpoint of step {int(saved[5:])} is saved" in message
+    assert "Traceback" not in message
+    if count == 1:  # it is the checkpoint of a run to which nothing happened
+        run(tmp_path / "whole", *options, steps=int(saved[5:]))
+        assert_same_state(tmp_path / "whole", tmp_path / "run", int(saved[5:]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory")
+def test_command_that_runs_out_of_memory_ends(tmp_path, photos):
+    options = f"--data {photos} --image_size 1024 --batch_size 2 --num_workers 1 --log_with none"
+    command = f"ulimit -v 7000000; exec {sys.executable} {train_sit.__file__} {options} --output_dir {tmp_path}/run"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "memory" in result.stderr
+
+
+def test_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path):
+    """What is printed afterwards goes nowhere, instead of ending the run before it has saved."""
+    child, terminal = pty.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 143 if run(tmp_path / "run", "--num_workers", "1", steps=1000000) == tmp_path / "run" else 2
+        finally:
+            os._exit(code)
+    log = tmp_path / "run" / "metrics.jsonl"
+    os.set_blocking(terminal, False)
+    printed = b""
+    while not (log.exists() and log.stat().st_size):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), printed.decode()
+        try:
+            printed += os.read(terminal, 1 << 16)
+        except BlockingIOError:
+            time.sleep(0.05)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 143
+    assert len(checkpoints(tmp_path / "run")) == 1
 
 
 def test_signals_work_as_before_after_a_run(tmp_path):

@@ -1,0 +1,86 @@
+"""The batches of one process, and what happens if a data worker dies."""
+
+import copy
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+HINTS = {
+    "SIGKILL": ", as the system does when memory runs out",
+    "SIGBUS": ", as the system does when shared memory (/dev/shm) runs out or a file is cut short while it is read",
+}
+
+
+class Batches(Iterator[dict[str, Any]]):
+    """The batches of a loader whose batch sampler is a `TrainingOrder`.
+
+    If a data worker dies, the batch that is due is read by this process itself. All processes can thus make the same
+    update once more and stop with a checkpoint, as after a stop signal.
+
+    PyTorch reports a dead worker by raising RuntimeError wherever the main thread happens to be, also in the middle of
+    an update. That is switched off until `close`; the death shows when a batch does not come.
+
+    Args:
+        loader: the loader; its workers are started at once.
+
+    Attributes:
+        failure: which data worker died and how, or None.
+    """
+
+    def __init__(self, loader: DataLoader[dict[str, Any]]):
+        self.failure: str | None = None
+        self._loader, self._given = loader, 0
+        before = set(multiprocessing.active_children())
+        self._batches = iter(loader)
+        self._workers: list[BaseProcess] = [each for each in multiprocessing.active_children() if each not in before]
+        self._handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if self._workers else None
+
+    def __next__(self) -> dict[str, Any]:
+        try:
+            batch = next(self._batches)
+        except Exception:
+            self.failure = self._dead_worker()
+            if self.failure is None:
+                raise
+            print(f"\n{self.failure}; this process reads the batch itself", file=sys.stderr)
+            batch = self._read_here()
+        self._given += 1
+        return batch
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            worker.join()
+        if self._handler is not None:
+            signal.signal(signal.SIGCHLD, self._handler)
+        self._workers, self._handler = [], None
+
+    def _dead_worker(self) -> str | None:
+        """Describe the first worker that has ended, if one has."""
+        if not self._workers:
+            return None
+        ended = wait([worker.sentinel for worker in self._workers], timeout=1)  # it may be about to end
+        code = next((worker.exitcode for worker in self._workers if worker.sentinel in ended), None)
+        if code is None:
+            return None
+        if code >= 0:
+            return f"a data worker died with exit code {code}"
+        name = str(-code)
+        with suppress(ValueError):
+            name = signal.Signals(-code).name
+        return f"a data worker died: it was killed by {name}{HINTS.get(name, '')}"
+
+    def _read_here(self) -> dict[str, Any]:
+        order = copy.copy(self._loader.batch_sampler)
+        order.steps = order.steps[self._given :]  # type: ignore[union-attr]  # it is a TrainingOrder
+        keys = next(iter(order))  # type: ignore[arg-type]
+        return self._loader.collate_fn([self._loader.dataset[key] for key in keys])
