@@ -19,9 +19,10 @@ from .comparison_report import (
     score_table,
     write_report_files,
 )
-from .evaluated_runs import Run, check_runs, model_names
+from .evaluated_runs import Run, check_runs, choose_finals, model_names
 from .intervals import bootstrap_interval, mean_interval
 from .model_costs import check_inputs_agree, measure_models
+from .output_files import check_report_folder
 from .sampling import SAMPLERS, SamplingOptions, draw_images, load_pipeline
 
 GRID_IMAGES = 40
@@ -54,8 +55,8 @@ def write_comparison(
     check_count("batch_size", batch_size)
     check_count("repeats", repeats)
     output = Path(output)
-    if output.exists() and any(output.iterdir()) and not (output / "report.md").is_file():
-        raise ValueError(f"output={str(output)!r} holds other files; name a new folder")
+    check_report_folder(output)
+    choose_finals(runs)
     recipe_differences = check_runs(runs)
     comparison = compare_runs(runs, recipe_differences, pick_device(device), batch_size, repeats, command)
     return write_report_files(comparison, output)
@@ -97,11 +98,11 @@ def describe_conditions(runs: list[Run], recipe_differences: list[str], device: 
     final = runs[0].final
     notes = dict.fromkeys(note for run in runs for note in run.final["notes"])
     return [
-        f"Reference: {final['reference']}, {final['num_reference']} images; {final['num_samples']} samples a run, seed "
-        f"{final.get('seed')}, labels {final.get('labels')}, {final.get('num_inference_steps')} solver steps of "
+        f"Reference: {final['reference']}, {final.get('num_reference')} images; {final['num_samples']} samples a run, "
+        f"seed {final.get('seed')}, labels {final.get('labels')}, {final.get('num_inference_steps')} solver steps of "
         f"{final.get('scheduler', {}).get('class')}, guidance {final.get('guidance_scale')}.",
         f"Features: {final['extractor']}, {final['num_features']} an image; resize: {final['resize']}; weights "
-        f"{(final['weights_sha256'] or 'none')[:12]}; reference {(final['reference_sha256'] or '')[:12]}.",
+        f"{(final.get('weights_sha256') or 'none')[:12]}; reference {(final.get('reference_sha256') or '')[:12]}.",
         "Differences below 0 are in favour of the model in the row. The interval of one seed covers the choice of "
         "samples alone, not that of the training run.",
         f"Latency and memory: {device}, float32, {torch.get_num_threads()} threads; memory is what one forward "

@@ -2,12 +2,15 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from ..utils.text import printable
 from .evaluated_runs import Run, model_names
 
 
@@ -57,26 +60,35 @@ def draw_curves(runs: Sequence[Run], points: Sequence[list[tuple[float, float]]]
     models = model_names(runs)
     figure = Figure(figsize=(4.4, 3.2), layout="constrained")
     axes = figure.subplots()
+    curves: dict[str, Line2D] = {}  # the first one of each model
     for run, own_points in zip(runs, points, strict=True):
         if own_points:
             place = models.index(run.model)
-            first_of_model = run is next(other for other in runs if other.model == run.model)
-            axes.plot(
+            (curve,) = axes.plot(
                 *zip(*own_points, strict=True),
                 color=f"C{place}",
                 marker="osD^v"[place % 5],
                 markersize=3.5,
                 linewidth=1.2,
-                label=run.model if first_of_model else None,
             )
-    axes.set(xlabel=label, ylabel=f"FID ({runs[0].final['extractor']})")
+            curves.setdefault(run.model, curve)
+    axes.set(xlabel=label)
+    axes.set_ylabel(printable(f"FID ({runs[0].final['extractor']})"), parse_math=False)
     fids = [fid for own_points in points for _, fid in own_points]
     if fids and min(fids) > 0 and max(fids) > 5 * min(fids):
         axes.set_yscale("log")
     axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
-    if axes.lines:
-        axes.legend(frameon=False)
+    if curves:
+        name_curves(axes, curves)
     return figure
+
+
+def name_curves(axes: Axes, curves: Mapping[str, Line2D]) -> None:
+    """Add a legend with names as they are: "$" begins no formula, and "_" at the start hides no curve."""
+    legend = axes.legend(curves.values(), ["model"] * len(curves), frameon=False)
+    for text, name in zip(legend.get_texts(), curves, strict=True):
+        text.set_text(printable(name))
+        text.set_parse_math(False)
 
 
 def time_unit(runs: Sequence[Run]) -> tuple[str, int]:

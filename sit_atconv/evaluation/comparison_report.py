@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from ..sharing.card import CARD_METRICS
+from ..utils.files import write_atomically
 from ..utils.image_grid import save_grid
 from ..utils.tables import markdown_table
+from ..utils.text import markdown_text, printable
 from .comparison_plots import Plot, time_unit
 from .evaluated_runs import Run
 from .model_costs import ModelCost
+from .output_files import REPORT_MARKDOWN, REPORT_PAGE
 
 SCORES = ("fid", "fid_infinity", "sfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 SAMPLES_HEADING = "Samples from the same noise and labels"
@@ -54,34 +57,54 @@ class Comparison:
 
 
 def write_report_files(comparison: Comparison, output: Path) -> Path:
-    """Write report.md, its pictures and report.html to a folder; returns the file report.html."""
+    """Write report.md, its pictures and report.html to a folder; returns the file report.html.
+
+    report.md comes first: a folder that holds it is known as one of a report, and an interrupted one can be written
+    again.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    pictures = picture_files(comparison.grids, output)
+    write_atomically(output / REPORT_MARKDOWN, render_markdown(comparison, pictures))
     for name, plot in comparison.plots.items():
-        (output / f"{name}.png").write_bytes(plot.png)
-    pictures = {}
+        write_atomically(output / f"{name}.png", plot.png)
     for name, grid in comparison.grids.items():
-        pictures[name] = output / f"samples-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
         save_grid(grid, pictures[name], comparison.columns)
-    (output / "report.md").write_text(render_markdown(comparison, pictures), encoding="utf-8")
-    page = output / "report.html"
-    page.write_text(render_html(comparison, pictures), encoding="utf-8")
+    page = output / REPORT_PAGE
+    write_atomically(page, render_html(comparison, pictures))
     return page
 
 
+def picture_files(names: Iterable[str], output: Path) -> dict[str, Path]:
+    """The file with the samples of each model, in plain characters; no two models share a file."""
+    pictures: dict[str, Path] = {}
+    for name in names:
+        stem = f"samples-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+        taken = {file.name.lower() for file in pictures.values()}  # some file systems do not tell A from a
+        stems = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2)))
+        pictures[name] = output / next(f"{each}.png" for each in stems if f"{each}.png".lower() not in taken)
+    return pictures
+
+
 def render_markdown(comparison: Comparison, pictures: dict[str, Path]) -> str:
-    """The report in Markdown.
+    """The report in Markdown. Names and other text are shown as they are, never read as HTML or Markdown.
 
     Args:
         comparison: what it shows.
         pictures: the file with the grid of samples of each model, beside the report.
     """
-    parts = [f"# {comparison.title}", *comparison.facts]
+    parts = [f"# {markdown_text(comparison.title)}", *map(markdown_text, comparison.facts)]
     for heading, table in comparison.tables.items():
-        parts += [f"## {heading}", markdown_table(table.head, table.rows)]
+        head, *rows = [[markdown_text(cell) for cell in row] for row in (table.head, *table.rows)]
+        parts += [f"## {heading}", markdown_table(head, rows)]
     parts += ["## Curves", *(f"![{name}]({name}.png)" for name in comparison.plots), f"## {SAMPLES_HEADING}"]
-    parts += [f"{name}:\n\n![{name}]({file.name})" for name, file in pictures.items()]
+    for name, file in pictures.items():
+        text = markdown_text(name)
+        alternative = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)
+        parts.append(f"{text}:\n\n![{alternative}]({file.name})")
     if comparison.command:
-        parts += ["## Command", f"```bash\n{comparison.command}\n```"]
+        command = printable(comparison.command)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        parts += ["## Command", f"{fence}bash\n{command}\n{fence}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,7 +114,7 @@ def render_html(comparison: Comparison, pictures: dict[str, Path]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    page = template.render(
         title=comparison.title,
         facts=comparison.facts,
         tables=comparison.tables,
@@ -100,6 +123,7 @@ def render_html(comparison: Comparison, pictures: dict[str, Path]) -> str:
         grids={name: base64.b64encode(file.read_bytes()).decode() for name, file in pictures.items()},
         command=comparison.command,
     )
+    return printable(page)
 
 
 def mean_fids(runs: Sequence[Run]) -> str:

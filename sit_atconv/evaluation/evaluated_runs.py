@@ -1,7 +1,7 @@
 """Trained and evaluated runs: what a comparison reads from their folders, and which of them can be compared."""
 
-import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.bounded_text import read_yaml
+from ..utils.bounded_text import load_json, read_json, read_yaml
+from ..utils.text import one_line
 from .records import folder_sha256
 from .score_report import check_comparable
 
@@ -26,7 +27,22 @@ SAMPLED_ALIKE = (
     "seed",
     "batch_size",
 )
-REQUIRED = ("model_sha256", "seed", "labels", "num_inference_steps", "notes", "versions", "device")  # in every report
+NEEDED_OPTIONS = ("max_steps", "seed", "batch_size")  # of the training
+REQUIRED = (  # in every report
+    "model_sha256",
+    "seed",
+    "labels",
+    "num_inference_steps",
+    "notes",
+    "versions",
+    "device",
+    "samples",
+    "num_samples",
+    "reference",
+    "extractor",
+    "num_features",
+    "resize",
+)
 # Where scores were computed: if it differs, the comparison says so.
 COMPUTED_ALIKE = ("versions", "device", "device_name", "tf32")
 
@@ -44,6 +60,8 @@ class Run:
         hours: hours of training until each step that was evaluated.
         final_inference_steps: number of solver steps of the report that tables show. If None, the report of the most
             network calls is shown.
+        final_like: a report of another run; the one that tables show was sampled in the same way. If None, see
+            `final_inference_steps`.
     """
 
     folder: Path
@@ -53,12 +71,15 @@ class Run:
     reports: list[dict]
     hours: dict[int, float] = field(default_factory=dict)
     final_inference_steps: int | None = None
+    final_like: dict | None = None
 
     @property
     def final(self) -> dict:
-        """The report of the last step; if there are several, see `final_inference_steps`."""
+        """The report of the last step; if there are several, see `final_inference_steps` and `final_like`."""
         last = self.reports_of_last_step
         wanted = [report for report in last if report.get("num_inference_steps") == self.final_inference_steps]
+        if self.final_like is not None:
+            wanted = [report for report in last if sampled_alike(report, self.final_like)]
         return (wanted or last)[-1]
 
     @property
@@ -92,7 +113,7 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"run={str(folder)!r} is no run folder of train/train_sit.py: it has no config.yaml")
     if not (folder / "pipeline").is_dir():
         raise ValueError(f"run={str(folder)!r} is not finished: it has no pipeline")
-    config = read_yaml(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     reports = []
     for file in sorted((folder / "evaluation").glob("*.json")):
         report = read_report(file)
@@ -103,9 +124,42 @@ def load_run(folder: Path) -> Run:
             f"run={str(folder)!r} was not evaluated: make a report with python eval/fid.py {folder}/pipeline … "
             f"--output {folder}/evaluation/final.json, or use eval/duel.py"
         )
-    reports.sort(key=lambda report: (report["step"], report.get("network_calls_per_image", 0)))
+    reports = without_stale_reports(reports, config["max_steps"], folder_sha256(folder / "pipeline"))
+    reports.sort(key=lambda report: (report["step"], report.get("network_calls_per_image") or 0))
     hours = training_hours(folder, config, [report["step"] for report in reports])
-    return Run(folder, re.sub(r"-seed\d+$", "", folder.name), config["seed"], config, reports, hours)
+    return Run(folder, model_name(folder), config["seed"], config, reports, hours)
+
+
+def model_name(folder: Path) -> str:
+    """The name of a run folder without its seed, however the folder was given: also as "." or with ".."."""
+    name = Path(os.path.abspath(folder)).name
+    return one_line(re.sub(r"-seed\d+$", "", name) or name or folder)
+
+
+def read_config(file: Path) -> dict:
+    """Read the training options of a run.
+
+    Raises:
+        ValueError: if the file is damaged, or lacks an option that a comparison needs.
+    """
+    try:
+        config = read_yaml(file)
+    except ValueError as error:
+        raise ValueError(f"{' '.join(str(error).split())}; restore it from a copy of the run") from error
+    options = config if isinstance(config, dict) else {}
+    if wrong := [name for name in NEEDED_OPTIONS if type(options.get(name)) is not int]:
+        raise ValueError(f"{file} does not say {', '.join(wrong)}; restore it from a copy of the run")
+    return options
+
+
+def without_stale_reports(reports: list[dict], last_step: int, model_sha256: str) -> list[dict]:
+    """The reports without those of the last step that are of other weights, if one is of the run's pipeline.
+
+    A run that was trained further, or exported anew, and evaluated again has reports of both states.
+    """
+    if not any(report["step"] == last_step and report["model_sha256"] == model_sha256 for report in reports):
+        return reports  # a comparison that needs the report refuses it
+    return [report for report in reports if report["step"] != last_step or report["model_sha256"] == model_sha256]
 
 
 def read_report(file: Path) -> dict | None:
@@ -118,9 +172,9 @@ def read_report(file: Path) -> dict | None:
         ValueError: if the file is damaged, or does not record how its images were made.
     """
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} is incomplete: {error}; make that report again") from None
+        raise ValueError(f"{error}; make that report again") from error
     if not isinstance(report, dict) or "fid" not in report:
         return None
     if not isinstance(report["fid"], float) or not math.isfinite(report["fid"]):
@@ -139,13 +193,51 @@ def training_hours(folder: Path, config: dict, steps: list[int]) -> dict[int, fl
         return {}
     hours: dict[int, float] = {}
     total, last = 0.0, 0
-    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+    for line in read_log(file):
         if "images_per_second" in line:
             total += (line["step"] - last) * config["batch_size"] / line["images_per_second"] / 3600
             last = line["step"]
             hours[last] = total
     known = sorted(hours)
     return {step: float(np.interp(step, known, [hours[k] for k in known])) for step in steps if known}
+
+
+def read_log(file: Path) -> list[dict]:
+    """Read the lines of metrics.jsonl. A last line that was cut short by a crash or a full disk is left out.
+
+    Raises:
+        ValueError: naming the line, if another one is damaged.
+    """
+    text = file.read_bytes()
+    lines = text.splitlines()
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = load_json(line.decode(), file)
+            speed = entry.get("images_per_second", 1.0)
+            is_valid = isinstance(entry.get("step"), int) and isinstance(speed, (int, float)) and 0 < speed < math.inf
+        except (ValueError, AttributeError):
+            is_valid = False
+        if is_valid:
+            entries.append(entry)
+        elif number < len(lines) or text.endswith(b"\n"):
+            raise ValueError(
+                f"{file}, line {number} is damaged; remove that line, or the file to leave training times out"
+            )
+    return entries
+
+
+def choose_finals(runs: list[Run]) -> None:
+    """Let all runs show reports of the last step that were sampled in the same way, if each has one.
+
+    Without this, a run that was also sampled with more solver steps, or another seed, than the others would be refused.
+    """
+    first = runs[0]
+    for report in (first.final, *reversed(first.reports_of_last_step)):
+        if all(any(sampled_alike(other, report) for other in run.reports_of_last_step) for run in runs):
+            for run in runs:
+                run.final_like = report
+            return
 
 
 def check_runs(runs: list[Run]) -> list[str]:
@@ -169,7 +261,10 @@ def check_runs(runs: list[Run]) -> list[str]:
     for run in runs[1:]:
         if differing := [key for key in SAMPLED_ALIKE if run.final.get(key) != first.final.get(key)]:
             facts = "; ".join(f"{key}: {first.final.get(key)!r} and {run.final.get(key)!r}" for key in differing)
-            raise ValueError(f"{first.final['file']} and {run.final['file']} were sampled in different ways ({facts})")
+            raise ValueError(
+                f"{first.final['file']} and {run.final['file']} were sampled in different ways ({facts}); sample both "
+                "with the same options"
+            )
     for run in runs:
         check_weights(run)
     return [difference for run in runs[1:] for difference in differences_in_recipe(first, run)]
@@ -180,7 +275,9 @@ def check_weights(run: Run) -> None:
     is_last = run.final["step"] == run.config["max_steps"]
     if is_last and run.final["model_sha256"] != folder_sha256(run.folder / "pipeline"):
         raise ValueError(
-            f"{run.final['file']} is of other weights than {run.folder / 'pipeline'}; evaluate that pipeline again"
+            f"{run.final['file']} is of other weights than {run.folder / 'pipeline'}, and so are all reports of this "
+            f"step; make one with python eval/fid.py {run.folder / 'pipeline'} … --output "
+            f"{run.folder / 'evaluation'}/NEW.json"
         )
 
 

@@ -5,11 +5,10 @@ A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
 """
 
 import hashlib
-import json
-from collections.abc import Collection
 from pathlib import Path
 
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
 from .output_files import SAMPLES_RECORD
 
@@ -51,23 +50,6 @@ def read_record(samples: str | Path) -> dict | None:
         return None
     record = read_json_object(file)
     return record if {"complete", "pipeline", "num_samples"} <= record.keys() else None
-
-
-def read_json_object(file: Path, entries: Collection[str] = ()) -> dict:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        ValueError: if it is damaged, or lacks one of the entries.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # a deeply nested file exhausts the parser
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    if missing := sorted(set(entries) - content.keys()):
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    return content
 
 
 def describe_pipeline(pipeline: SiTPipeline) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.bounded_text import load_json
 from ..utils.files import check_new_file, staged
 from .feature_statistics import check_covariance
 from .npz_arrays import StoredArray, list_arrays
@@ -89,11 +90,11 @@ def read_stamp(stored: StoredArray | None) -> dict:
     if stored.shape != () or stored.dtype.kind != "U" or stored.dtype.itemsize > MAX_STAMP_BYTES:
         raise ValueError("its record (stamp) is no text; make it again with --save_statistics")
     try:
-        record = json.loads(str(stored.read()))
+        record = load_json(str(stored.read()), STAMP)
         is_valid = isinstance(record["extractor"], str) and all(
             isinstance(record.get(name), (kind, type(None))) for name, kind in STAMP_TYPES.items()
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         is_valid = False
     if not is_valid:
         raise ValueError("its record (stamp) is damaged; make it again with --save_statistics")

@@ -22,7 +22,7 @@ from ..utils.environment import describe_environment, pick_device
 from ..utils.files import folder_lock, remove_staged, staged, write_json
 from .npz_batch import is_packed, write_npz
 from .output_files import LABELS_FILE, SAMPLES_RECORD, SamplingError, check_batch_file, check_sample_folder
-from .records import describe_pipeline, folder_sha256, image_determining, read_json_object
+from .records import describe_pipeline, folder_sha256, image_determining, read_record
 from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
 from .sampling import SamplingOptions, counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
@@ -124,9 +124,11 @@ def continue_record(folder: Path, record: dict) -> dict:
         check_sample_folder(folder)
         return record
     try:
-        found = read_json_object(file, ("num_samples", "complete", "pipeline"))
+        found = read_record(folder)
     except ValueError as error:
         raise ValueError(f"output={str(folder)!r}: {error}; name a new folder, or remove this one") from error
+    if found is None:
+        raise ValueError(f"output={str(folder)!r}: {file} is no record of samples; name a new folder")
     there, now = image_determining(found), image_determining(record)
     differing = [key for key in now if there.get(key) != now[key]]
     if differing:

@@ -7,8 +7,11 @@ the averages cover all images, whichever run drew them.
 import json
 from pathlib import Path
 
+from ..utils.bounded_text import load_json
 from ..utils.files import staged
 from .output_files import COSTS_RECORD
+
+ENTRIES = ("first_image", "network_calls", "seconds")  # numbers in each line
 
 
 def note_cost(folder: Path, process: int, start: int, network_calls: int, seconds: float) -> None:
@@ -34,10 +37,10 @@ def collect_costs(folder: Path) -> dict[int, dict]:
     for source in [file, *notes] if file.exists() else notes:
         for line in source.read_bytes().splitlines():
             try:
-                cost = json.loads(line)
-            except ValueError:  # empty, or cut short by a crash
+                cost = load_json(line.decode(), source)
+                costs[int(cost["first_image"])] = {name: cost[name] + 0 for name in ENTRIES}
+            except (ValueError, TypeError, KeyError):  # empty, cut short by a crash, or damaged
                 continue
-            costs[cost["first_image"]] = cost
     if notes:
         with staged(file) as part:
             part.write_text("".join(f"{json.dumps(costs[start])}\n" for start in sorted(costs)), encoding="utf-8")

@@ -112,7 +112,10 @@ def check_comparable(reports: dict[str, dict]) -> None:
         differing = [key for key in MUST_AGREE if first.get(key) != other.get(key)]
         if differing:
             facts = "; ".join(f"{key}: {first.get(key)!r} and {other.get(key)!r}" for key in differing)
-            raise ValueError(f"{first_name} and {name} cannot be compared: {facts}")
+            raise ValueError(
+                f"{first_name} and {name} cannot be compared: {facts}; score both in the same way, or take one "
+                "of these files away"
+            )
 
 
 def summary(report: dict) -> str:

@@ -66,7 +66,7 @@ def test_what_an_interrupted_start_has_left_is_not_foreign(pipeline_folder, tmp_
     with pytest.raises(SystemExit):
         sample.main(command)
     error = capsys.readouterr().err
-    assert f"output={str(folder)!r}: " in error and "samples.json cannot be read" in error and "name a new" in error
+    assert f"output={str(folder)!r}: " in error and "samples.json is damaged" in error and "name a new" in error
     assert files(folder) == before
 
 

@@ -2,8 +2,19 @@
 
 from html import unescape
 
+import pytest
+import torch
+
+from sit_atconv.evaluation import comparison_report
 from sit_atconv.evaluation.comparison_plots import Plot, with_own_ids
-from sit_atconv.evaluation.comparison_report import Comparison, Table, render_html, render_markdown
+from sit_atconv.evaluation.comparison_report import (
+    Comparison,
+    Table,
+    render_html,
+    render_markdown,
+    write_report_files,
+)
+from sit_atconv.evaluation.output_files import check_report_folder
 
 
 def test_text_is_escaped_and_plots_are_not(tmp_path):
@@ -18,6 +29,37 @@ def test_text_is_escaped_and_plots_are_not(tmp_path):
         assert part in unescape(page)
     assert '<svg id="plot"></svg>' in page
     assert 'alt="&#34;&lt;b&gt;" src="data:image/png;base64,cGljdHVyZQ=="' in page
+
+
+def test_markdown_shows_names_as_they_are(tmp_path):
+    name = "<script>alert(1)</script>|![x](http://y)\x1b[2J"
+    shown = r"&lt;script&gt;alert(1)&lt;/script&gt;\|![x\](http://y)\\x1b[2J"
+    table = Table(["model", f"FID of {name}"], [[name, 1.5]])
+    comparison = Comparison(name, [name], {"Scores": table}, command="echo '```' '<b>\x1b'")
+    page = render_markdown(comparison, {name: tmp_path / "samples-x.png"})
+    assert f"# {shown}\n\n{shown}\n" in page
+    assert f"| {shown} | 1.5 |" in page and f"| model | FID of {shown} |" in page
+    assert "<script>" not in page and "\x1b" not in page
+    assert page.endswith("````bash\necho '```' '<b>\\x1b'\n````\n")
+    assert r"![&lt;script&gt;alert(1)&lt;/script&gt;\|!\[x\](http://y)\\x1b\[2J](samples-x.png)" in page
+    (tmp_path / "samples-x.png").touch()
+    assert "\x1b" not in render_html(comparison, {name: tmp_path / "samples-x.png"})
+
+
+def test_an_interrupted_report_is_written_again(tmp_path, monkeypatch):
+    grids = {"a b": torch.zeros(2, 3, 8, 8), "a_b": torch.ones(2, 3, 8, 8), "A_b": torch.ones(2, 3, 8, 8)}
+    comparison = Comparison("T", [], {}, grids=grids, columns=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_report, "save_grid", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_report_files(comparison, tmp_path / "report")
+    check_report_folder(tmp_path / "report")
+    write_report_files(comparison, tmp_path / "report")
+    names = sorted(file.name for file in (tmp_path / "report").iterdir())
+    assert names == ["report.html", "report.md", "samples-A_b-3.png", "samples-a_b-2.png", "samples-a_b.png"]
+    (tmp_path / "report" / "report.md").unlink()
+    with pytest.raises(ValueError, match="holds other files"):
+        check_report_folder(tmp_path / "report")
 
 
 def test_a_report_without_a_command_has_no_such_heading():

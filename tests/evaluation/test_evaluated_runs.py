@@ -1,17 +1,28 @@
 """Reports and training times as a comparison reads them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from sit_atconv.evaluation.evaluated_runs import REQUIRED, read_report, training_hours
+from sit_atconv.evaluation.evaluated_runs import (
+    REQUIRED,
+    SAMPLED_ALIKE,
+    Run,
+    check_runs,
+    choose_finals,
+    load_run,
+    read_report,
+    training_hours,
+)
+from sit_atconv.evaluation.records import folder_sha256
 
 
 def test_reports_that_do_not_say_enough(tmp_path):
     file = tmp_path / "fid.json"
     whole = {"fid": 1.0, **dict.fromkeys(REQUIRED, "known")}
     cases = [
-        ("{", "is incomplete"),
+        ("{", "is damaged, or no JSON: .*; make that report again"),
         (json.dumps(whole | {"fid": float("nan")}), "fid=nan is not a finite number"),
         (json.dumps(whole | {"model_sha256": None}), "does not record model_sha256"),
         (json.dumps({name: value for name, value in whole.items() if name != "notes"}), "does not record notes"),
@@ -36,3 +47,110 @@ def test_training_hours(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     hours = training_hours(tmp_path, {"batch_size": 10}, [10, 20])
     assert hours == pytest.approx({10: 1 / 3600, 20: 3 / 3600})
+
+
+def training_log(folder: Path, text: str) -> dict[int, float]:
+    (folder / "metrics.jsonl").write_text(text)
+    return training_hours(folder, {"batch_size": 10}, [10])
+
+
+def test_a_log_cut_short_is_read_up_to_there(tmp_path):
+    line = json.dumps({"step": 10, "images_per_second": 100.0})
+    for end in ("", "\n", '\n{"step": 20, "ima', "\n{", "\n\x00\x00"):
+        assert training_log(tmp_path, line + end) == pytest.approx({10: 1 / 3600})
+    assert training_log(tmp_path, "") == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"step": 5, "ima',
+        "[]",
+        "3",
+        "{}",
+        '{"step": "5"}',
+        '{"step": 5, "images_per_second": 0}',
+        '{"step": 5, "images_per_second": "fast"}',
+        '{"step": 5, "images_per_second": Infinity}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named(tmp_path, damage):
+    line = json.dumps({"step": 10, "images_per_second": 100.0})
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged; remove that line, or the file"):
+        training_log(tmp_path, f"{line}\n{damage}\n{line}\n")
+    assert training_log(tmp_path, f"{line}\n{line}\n")  # the remedy
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Function: make a run with these reports, by file name, each with its changes."""
+
+    def make(name: str, **reports: dict) -> Path:
+        folder = tmp_path / name
+        (folder / "pipeline").mkdir(parents=True)
+        (folder / "evaluation").mkdir()
+        (folder / "pipeline" / "config.json").write_text(name)
+        (folder / "config.yaml").write_text("max_steps: 10\nseed: 0\nbatch_size: 8\n")
+        fits = {"fid": 1.0, **dict.fromkeys(REQUIRED, 0), "model_sha256": folder_sha256(folder / "pipeline")}
+        for file, changes in reports.items():
+            (folder / "evaluation" / f"{file}.json").write_text(json.dumps(fits | changes))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("stale", ["a", "z"])
+def test_the_report_of_the_runs_weights_counts(run_folder, stale):
+    """Whatever the names of the files: a pipeline that was evaluated again has a report of its old weights, too."""
+    old = {"model_sha256": "0" * 64, "fid": 9.0, "num_samples": 7}
+    runs = [load_run(run_folder("SA-seed0", m={})), load_run(run_folder("ATConv-seed0", **{"m": {}, stale: old}))]
+    assert [run.final["fid"] for run in runs] == [1.0, 1.0]
+    assert check_runs(runs) == []
+
+
+def test_without_a_report_of_the_weights_a_command_makes_one(run_folder):
+    runs = [load_run(run_folder("SA", m={})), load_run(run_folder("ATConv", m={"model_sha256": "0" * 64}))]
+    with pytest.raises(ValueError, match=r"m\.json is of other weights than .*; make one with python eval/fid\.py"):
+        check_runs(runs)
+
+
+def test_reports_that_were_sampled_alike_are_shown(run_folder):
+    more = {"num_inference_steps": 50, "network_calls_per_image": 100, "fid": 3.0}
+    runs = [load_run(run_folder("SA", a={}, b=more)), load_run(run_folder("ATConv", a={}))]
+    assert runs[0].final["fid"] == 3.0
+    choose_finals(runs)
+    assert [run.final["fid"] for run in runs] == [1.0, 1.0] and check_runs(runs) == []
+    runs = [load_run(run_folder("B", a={}, b=more)), load_run(run_folder("C", a={}, b=more))]
+    choose_finals(runs)
+    assert [run.final["fid"] for run in runs] == [3.0, 3.0]
+    runs = [load_run(run_folder("D", a={})), load_run(run_folder("E", b=more))]
+    choose_finals(runs)
+    with pytest.raises(ValueError, match=r"in different ways \(num_inference_steps: 0 and 50\); sample both"):
+        check_runs(runs)
+    assert "num_inference_steps" in SAMPLED_ALIKE
+
+
+def test_a_run_has_a_name_however_it_is_given(run_folder, monkeypatch):
+    folder = run_folder("SA-seed0", a={})
+    for place, spelling in ((folder, "."), (folder / "pipeline", ".."), (folder.parent, "SA-seed0/"), ("/", folder)):
+        monkeypatch.chdir(place)
+        assert load_run(Path(spelling)).model == "SA"
+    folder.rename(folder.with_name("-seed3"))
+    assert load_run(folder.with_name("-seed3")).model == "-seed3"
+    folder.with_name("-seed3").rename(folder.with_name("a\x1b[2J\nb"))
+    assert load_run(folder.with_name("a\x1b[2J\nb")).model == r"a\x1b[2J\nb"
+
+
+@pytest.mark.parametrize("text", ["", "max_steps: [", "[" * 3000, "- 1", "max_steps: 10\nseed: 0\n", "\x00", "seed: x"])
+def test_a_damaged_configuration_is_named(run_folder, text):
+    folder = run_folder("SA", a={})
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml .*.*; restore it"):
+        load_run(folder)
+
+
+def test_final_report_of_steps_that_the_duel_names():
+    reports = [{"step": 1, "num_inference_steps": steps} for steps in (10, 25)]
+    assert Run(Path("a"), "a", 0, {}, reports).final == reports[1]
+    assert Run(Path("a"), "a", 0, {}, reports, final_inference_steps=10).final == reports[0]

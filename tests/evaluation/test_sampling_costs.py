@@ -1,5 +1,7 @@
 """Costs of sampling: notes of several processes become one file, and averages cover all batches or are not given."""
 
+import pytest
+
 from sit_atconv.evaluation.sampling_costs import collect_costs, cost_per_image, note_cost
 
 
@@ -14,3 +16,17 @@ def test_notes_of_processes_are_merged_and_broken_lines_are_left_out(tmp_path):
     costs = collect_costs(tmp_path)
     assert cost_per_image(costs, 20, 8) == {"seconds_per_image": 6 / 24, "network_calls_per_image": 72 / 24}
     assert cost_per_image(costs, 25, 8) == {}  # the fourth batch is not known
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "3", '{"first_image": 8}', '{"first_image": [], "seconds": "a"}', "\udcff"]
+)
+def test_damaged_lines_are_left_out(tmp_path, damage):
+    note_cost(tmp_path, 0, 0, 2, 1.5)
+    with (tmp_path / ".0.costs.jsonl").open("ab") as notes:
+        notes.write(b"\n" + damage.encode(errors="surrogateescape"))
+    note_cost(tmp_path, 0, 4, 3, 2.5)
+    assert collect_costs(tmp_path) == {
+        0: {"first_image": 0, "network_calls": 2, "seconds": 1.5},
+        4: {"first_image": 4, "network_calls": 3, "seconds": 2.5},
+    }
