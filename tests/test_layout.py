@@ -93,3 +93,27 @@ def test_scripts_stand_on_the_package_alone(file):
             assert node.module not in scripts
         elif isinstance(node, ast.Import):
             assert not scripts & {alias.name for alias in node.names}
+
+
+# What a reader takes in at once. The coefficients of solvers are tables and may be longer.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SCRIPT_LINES = 400, 80, 80
+
+
+@pytest.mark.parametrize("file", PACKAGE, ids=names(PACKAGE))
+def test_files_and_functions_are_short(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=names(SCRIPTS))
+def test_scripts_are_a_parser_and_a_main(file):
+    assert file.read_text(encoding="utf-8").count("\n") <= MAX_SCRIPT_LINES
+
+
+def test_tests_mirror_the_layout():
+    """Each folder of tests is named after a room, or holds the tests of the scripts."""
+    folders = {path.parent.name for path in (REPO / "tests").glob("*/test_*.py")}
+    assert folders <= {*ROOMS, "train", "eval"}
