@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from ..utils.files import append_line
+
 
 class BrokenImages:
     """The list of images that training could not read.
@@ -41,13 +43,13 @@ class BrokenImages:
             print(f"skipped: {reason}", file=sys.stderr)
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a", encoding="utf-8") as opened:
-                    opened.write(f"{index}\t{reason}\n")
+                append_line(self.file, f"{index}\t{reason}")
 
     def _read(self) -> None:
         if self.file is not None and self.file.exists():
-            lines = (line.partition("\t") for line in self.file.read_text(encoding="utf-8").splitlines())
-            self.reasons |= {int(index): reason for index, _, reason in lines}
+            # A line that a kill has cut short is skipped; its image is listed again when training meets it.
+            lines = (line.partition("\t") for line in self.file.read_text("utf-8", errors="replace").split("\n"))
+            self.reasons |= {int(index): reason for index, tab, reason in lines if tab and index.isdecimal()}
 
 
 def too_many_broken(reasons: list[str], limit: int) -> str:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ..utils.bounded_text import load_json
-from ..utils.files import staged
+from ..utils.files import append_line, staged
 from .output_files import COSTS_RECORD
 
 ENTRIES = ("first_image", "network_calls", "seconds")  # numbers in each line
@@ -25,8 +25,7 @@ def note_cost(folder: Path, process: int, start: int, network_calls: int, second
         seconds: wall-clock time of the batch.
     """
     cost = {"first_image": start, "network_calls": network_calls, "seconds": seconds}
-    with (folder / f".{process}.{COSTS_RECORD}").open("a", encoding="utf-8") as opened:
-        opened.write(f"\n{json.dumps(cost)}")  # the line break first: a line cut short does not spoil the next
+    append_line(folder / f".{process}.{COSTS_RECORD}", json.dumps(cost))
 
 
 def collect_costs(folder: Path) -> dict[int, dict]:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..utils.files import STAGING, sync
+from ..utils.files import STAGING, remove, sync
 from ..utils.hashing import file_sha256
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -95,7 +95,7 @@ def _write(staging: Path, step: int, tensors: Tensors, state: Mapping[str, Any])
 def sweep(folder: Path) -> None:
     """Remove what killed saves have left behind."""
     for leftover in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(leftover)
+        remove(leftover)
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
@@ -121,8 +121,8 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
         raise ValueError("; ".join(broken.values()) + "; no checkpoint is left to continue from")
     for path, reason in broken.items():
         warnings.warn(f"{reason}; falling back to {good}", stacklevel=2)
-        if (aside := path.with_name(path.name + CORRUPT)).exists():
-            shutil.rmtree(aside)
+        aside = path.with_name(path.name + CORRUPT)
+        remove(aside)
         path.rename(aside)
     return good
 
@@ -208,4 +208,4 @@ def _discard(path: Path) -> None:
     """Remove a visible checkpoint. It is renamed first, so that a kill never leaves half of it visible."""
     hidden = path.with_name(f"{STAGING}old-{path.name}")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    remove(hidden)

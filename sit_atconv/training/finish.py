@@ -1,7 +1,6 @@
 """The end of a run: its pipeline folder, and what to do with it next."""
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..pipelines.pipeline_sit import SiTPipeline
 from ..sharing.card import add_samples, write_training_config
 from ..sharing.hub import publish
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
-from ..utils.files import STAGING, sync
+from ..utils.files import STAGING, remove, sync
 
 
 def save_pipeline(
@@ -26,7 +25,7 @@ def save_pipeline(
     """
     staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
     staged = staging / folder.name  # the card shows the name of the folder
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging)
     staged.mkdir(parents=True)
     if training_config is not None:
         write_training_config(staged, training_config)
@@ -36,12 +35,12 @@ def save_pipeline(
     for path in (*staged.rglob("*"), staged):
         sync(path)
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         folder.rename(old)
     staged.rename(folder)
     sync(folder.parent)
     for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
 
 
 def upload(folder: Path, repo_id: str) -> str:

@@ -18,7 +18,7 @@ from ..data import ImageDataset
 from ..models.vae import VAE
 from ..utils.bounded_text import read_yaml
 from ..utils.environment import device_name, git_commit, package_versions
-from ..utils.files import folder_lock, write_atomically
+from ..utils.files import LOCK, append_line, check_no_links, folder_lock, write_atomically
 from ..utils.hashing import tensors_sha256
 from .checkpoints import STATE, checkpoint_steps, sweep
 from .config import CONFIG, TrainConfig
@@ -49,6 +49,23 @@ CHANGEABLE_ON_RESUME = {
     "push_to_hub",
 }
 
+# What a run writes in its folder, and what trackers write there.
+WRITTEN = (
+    LOCK,
+    CONFIG,
+    "starts.jsonl",
+    "metrics.jsonl",
+    "broken_images.txt",
+    "loss.png",
+    "tracker_id.txt",
+    "samples",
+    "checkpoints",
+    "ema",
+    "pipeline",
+    "tensorboard",
+    "wandb",
+)
+
 
 def prepare_run_folder(config: TrainConfig) -> bool:
     """Check that the output folder is free or holds the run to continue; return whether it is continued.
@@ -57,6 +74,7 @@ def prepare_run_folder(config: TrainConfig) -> bool:
         ValueError: if the folder holds something else, if there is nothing to resume, or if the configurations differ.
     """
     folder = config.run_folder
+    check_no_links(folder, WRITTEN)
     checkpoints = checkpoint_steps(folder / "checkpoints")
     if config.resume == "latest" and not checkpoints:
         raise ValueError(f"resume=latest: {folder}/checkpoints holds no checkpoint; leave --resume out to start a run")
@@ -164,5 +182,4 @@ def record_start(config: TrainConfig, accelerator: Accelerator, step: int) -> No
         "versions": package_versions(),
         "commit": git_commit(),
     }
-    with (run / "starts.jsonl").open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(start) + "\n")
+    append_line(run / "starts.jsonl", json.dumps(start))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..utils.files import write_atomically
+from ..utils.files import open_to_append, write_atomically
 from .step_report import TIME_BINS, StepReport
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class MetricsFile:
     def __init__(self, file: Path, start_step: int):
         lines = [line for line in read_metrics(file) if line["step"] <= start_step]
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
-        self._opened = file.open("a", buffering=1, encoding="utf-8")
+        self._opened = open_to_append(file)
 
     def write(self, step: int, **values: Any) -> None:
         """Append a line and flush it."""

@@ -3,13 +3,18 @@
 import errno
 import json
 import os
+import shutil
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 STAGING = ".staging-"  # starts the names under which files and folders are written before they get their own
 LOCK = ".lock"  # the file in a folder that `folder_lock` locks
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # of some file systems
 
 
@@ -43,6 +48,14 @@ def is_leftover(name: str) -> bool:
     return name.startswith(STAGING) or name == LOCK or of_earlier_versions
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with everything in it; nothing happens if it is missing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_staged(folder: Path) -> None:
     """Remove the staged files that killed processes have left in a folder, whose lock the caller holds."""
     for entry in folder.iterdir():
@@ -63,10 +76,11 @@ def check_writable(field: str, file: Path) -> None:
 def staged(file: Path, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield a staging path beside `file`; on success it becomes `file`, on an error it is removed.
 
-    Whoever reads `file`, even after a kill at any moment, finds the old content or the new one, complete.
+    Whoever reads `file`, even after a kill at any moment, finds the old content or the new one, complete. If `file` is
+    a link, the link is replaced; what it points to is left alone.
 
     Args:
-        file: the file to write or replace; its folder must exist.
+        file: the file to write or replace; its folder must exist. The staging path is an empty file at first.
         durable: wait until the content, and then the name in its folder, is on the disk, so that this also holds after
             a power cut.
         replace: whether `file` may exist already, and is then replaced.
@@ -75,6 +89,8 @@ def staged(file: Path, durable: bool = True, replace: bool = True) -> Iterator[P
         FileExistsError: if `file` exists by now and must not be replaced.
     """
     staging = file.with_name(f"{STAGING}{os.getpid()}-{file.name}")
+    staging.unlink(missing_ok=True)  # of a killed process that had the same number, or a link put there by somebody
+    os.close(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
     try:
         yield staging
         if durable:
@@ -142,33 +158,115 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_in_place(file: Path, flags: int) -> int:
+    """Open a file to write into it, and return its descriptor. It is created if it is missing, and never emptied.
+
+    A folder from somebody else may contain a link in the place of a file, and writing would change what it points to.
+
+    Args:
+        file: the file.
+        flags: further flags of `os.open`, such as `os.O_APPEND`.
+
+    Raises:
+        ValueError: if it is a link, or no regular file.
+        OSError: if it cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe would wait for its reader.
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):
+            raise
+        raise ValueError(f"{file} is a link, and nothing is written through links; remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{file} is no regular file, but a pipe, a device or the like; remove it")
+    return descriptor
+
+
+def open_to_append(file: Path) -> TextIO:
+    """Open a text file at its end, on a line of its own, and flush each line. See `open_in_place` for what is refused.
+
+    A kill may have cut the last line short; the next one does not continue it.
+    """
+    descriptor = open_in_place(file, os.O_APPEND)
+    if (size := os.fstat(descriptor).st_size) and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.write(descriptor, b"\n")
+    return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
+
+
+def append_line(file: Path, line: str) -> None:
+    """Append a line to a text file, which is created if it is missing."""
+    with open_to_append(file) as opened:
+        opened.write(line + "\n")
+
+
+def check_no_links(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError if an entry of a folder is a link, although it is to be written to or filled.
+
+    Args:
+        folder: the folder. It may be a link itself.
+        names: the entries that are written.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise ValueError(
+                f"{folder / name} is a link, and nothing is written through links inside this folder; replace it by "
+                "what it points to (to keep everything on another disk, make the whole folder a link)"
+            )
+
+
+_locked: set[TextIO] = set()  # the lock files that this process holds
+
+
+@cache
+def _leave_locks_to_this_process() -> None:
+    """Let forked processes, such as data workers, close the lock files; otherwise, they would hold the locks, too."""
+
+    def close_inherited() -> None:
+        while _locked:
+            _locked.pop().close()
+
+    os.register_at_fork(after_in_child=close_inherited)
+
+
 @contextmanager
 def folder_lock(folder: Path, field: str = "output_dir") -> Iterator[None]:
     """Hold the lock of a folder; the operating system releases it when the process ends, however that happens.
+
+    Nobody else gets it, not even this process once more, whatever is done with the lock file meanwhile.
 
     Args:
         folder: the folder, which must exist.
         field: name of the option that names the folder, for the message.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if it is held already, or if the lock file is a link.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("w") as lock:
+    _leave_locks_to_this_process()
+    # flock belongs to what was opened here. A lock of lockf would be lost as soon as this process closes the file
+    # anywhere else, and would not stop this process from taking it twice.
+    with os.fdopen(open_in_place(folder / LOCK, 0), "r+") as lock:
         try:
-            # Unlike flock's, this lock belongs to one process: data workers that outlive a killed run do not hold it.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
+            mine = any(os.path.sameopenfile(lock.fileno(), each.fileno()) for each in _locked)
+            writer = "this process" if mine else "another process"
             raise ValueError(
-                f"{field}={str(folder)!r}: another process is writing to it; wait for it, or name another folder"
+                f"{field}={str(folder)!r}: {writer} is writing to it; wait for it, or name another folder"
             ) from error
         except OSError as error:
             warnings.warn(
                 f"{folder} is on a file system without locks ({error}): make sure that nothing else writes to it",
                 stacklevel=3,  # through contextlib, to the caller
             )
-        yield
+        _locked.add(lock)
+        try:
+            yield
+        finally:
+            _locked.discard(lock)

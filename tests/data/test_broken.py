@@ -24,3 +24,12 @@ def test_broken_images_are_listed_up_to_a_limit(tmp_path, capsys):
     in_memory.add([(7, "b.png is cut")])
     assert in_memory.too_many
     assert in_memory.reasons == {7: "b.png is cut"}
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_list(tmp_path):
+    file = tmp_path / "broken_images.txt"
+    file.write_bytes(b"5\ta.png\n1\xff\tb.png\n12")
+    broken = BrokenImages(file, 9)
+    assert broken.reasons == {5: "a.png"}
+    broken.add([(12, "c.png")])
+    assert BrokenImages(file, 9).reasons == {5: "a.png", 12: "c.png"}

@@ -51,3 +51,17 @@ def test_options_that_decide_on_the_result_cannot_change(resume, tmp_path):
             assert f"{name}: 'something else' -> {saved[name]!r}" in str(error)
             refused.add(name)
     assert refused == DECIDE_ON_THE_RESULT
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "metrics.jsonl", "starts.jsonl", "broken_images.txt", "samples", "checkpoints"]
+)
+def test_run_folder_with_a_link_is_refused_and_nothing_is_written_through_it(name, tmp_path):
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    victim.write_text("precious")
+    (run / name).symlink_to(victim)
+    for resume in (None, "latest", "auto"):
+        with pytest.raises(ValueError, match=rf"run/{name} is a link, and nothing is written through links"):
+            prepare_run_folder(TrainConfig(output_dir=str(run), resume=resume))
+    assert victim.read_text() == "precious"

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from sit_atconv.utils.files import (
+    LOCK,
     STAGING,
+    append_line,
     check_new_file,
     check_new_folder,
+    check_no_links,
     folder_lock,
+    open_to_append,
+    remove,
     staged,
     sync,
     write_atomically,
@@ -224,6 +229,139 @@ def test_one_process_at_a_time_holds_the_lock(tmp_path):
 
 def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks available")))
     with pytest.warns(UserWarning, match=r"without locks \(no locks available\)"), folder_lock(tmp_path):
         pass
+
+
+def test_a_process_cannot_hold_a_lock_twice(tmp_path):
+    pytest.importorskip("fcntl")
+    with folder_lock(tmp_path):
+        with pytest.raises(ValueError, match="this process is writing to it; wait for it, or name another folder"):
+            folder_lock(tmp_path).__enter__()
+        with pytest.raises(ValueError, match="this process is writing to it"):  # which did not free it
+            folder_lock(tmp_path).__enter__()
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_reading_the_lock_file_does_not_free_the_lock(tmp_path):
+    pytest.importorskip("fcntl")
+    with folder_lock(tmp_path):
+        (tmp_path / LOCK).read_bytes()
+        with (tmp_path / LOCK).open("r+"):
+            pass
+        answers = multiprocessing.get_context("fork").Queue()
+        process = multiprocessing.get_context("fork").Process(target=take_lock, args=(tmp_path, answers))
+        process.start()
+        assert "another process is writing to it" in answers.get(timeout=60)
+        process.join(timeout=60)
+
+
+def hold_lock_and_fork(folder: Path, pipe) -> None:
+    with folder_lock(folder):
+        worker = multiprocessing.get_context("fork").Process(target=pipe.recv)
+        worker.start()
+        pipe.send(worker.pid)
+        os._exit(1)  # as after a kill: the worker lives on
+
+
+def test_a_worker_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
+    pytest.importorskip("fcntl")
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold_lock_and_fork, args=(tmp_path, theirs))
+    process.start()
+    worker = ours.recv()
+    process.join(timeout=60)
+    os.kill(worker, 0)  # it is there
+    with folder_lock(tmp_path):
+        pass
+    ours.send("end")
+
+
+# links: a folder from somebody else may contain some
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of the user, outside the folder that is written."""
+    file = tmp_path / "victim"
+    file.write_text("precious\n")
+    yield file
+    assert file.read_text() == "precious\n"
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    (tmp_path / "foreign").mkdir()
+    return tmp_path / "foreign"
+
+
+def test_a_lock_that_is_a_link_is_refused(foreign, victim):
+    pytest.importorskip("fcntl")
+    (foreign / LOCK).symlink_to(victim)
+    with pytest.raises(ValueError, match=r"\.lock is a link, and nothing is written through links; remove it"):
+        folder_lock(foreign).__enter__()
+    (foreign / LOCK).unlink()
+    (foreign / LOCK).symlink_to(foreign / "nowhere")
+    with pytest.raises(ValueError, match="is a link"):
+        folder_lock(foreign).__enter__()
+    assert not (foreign / "nowhere").exists()
+    (foreign / LOCK).unlink()
+    with folder_lock(foreign):  # the remedy works
+        pass
+
+
+def test_taking_a_lock_empties_nothing(foreign):
+    pytest.importorskip("fcntl")
+    (foreign / LOCK).write_text("something")
+    with folder_lock(foreign):
+        assert (foreign / LOCK).read_text() == "something"
+
+
+@pytest.mark.parametrize("write", [append_line, lambda file, line: open_to_append(file).write(line)])
+def test_nothing_is_appended_through_a_link(write, foreign, victim):
+    (foreign / "log.jsonl").symlink_to(victim)
+    with pytest.raises(ValueError, match=r"log\.jsonl is a link, and nothing is written through links; remove it"):
+        write(foreign / "log.jsonl", "line")
+
+
+def test_a_pipe_is_not_waited_for(foreign):
+    os.mkfifo(foreign / "log.jsonl")
+    with pytest.raises(ValueError, match="is no regular file"):
+        append_line(foreign / "log.jsonl", "line")
+
+
+def test_a_link_is_replaced_and_not_followed(foreign, victim):
+    (foreign / "file").symlink_to(victim)
+    (foreign / f"{STAGING}{os.getpid()}-file").symlink_to(victim)  # where the file is written first
+    write_atomically(foreign / "file", "new")
+    assert not (foreign / "file").is_symlink()
+    assert [path.name for path in foreign.iterdir()] == ["file"]
+    assert (foreign / "file").read_text() == "new"
+
+
+def test_links_in_the_place_of_folders_are_named(foreign, victim):
+    (foreign / "samples").symlink_to(victim.parent)
+    (foreign / "own").symlink_to(victim)
+    check_no_links(foreign, ["checkpoints", "pipeline"])
+    with pytest.raises(ValueError, match=r"foreign/samples is a link, and nothing is written .* make the whole folder"):
+        check_no_links(foreign, ["checkpoints", "samples"])
+    (victim.parent / "link").symlink_to(foreign)
+    check_no_links(victim.parent / "link", ["checkpoints"])  # the user's own link to the whole folder
+
+
+def test_removing_a_link_leaves_what_it_points_to(foreign, victim):
+    (foreign / "inner").mkdir()
+    (foreign / "inner" / "link").symlink_to(victim.parent)
+    (foreign / "link").symlink_to(victim.parent)
+    for name in ("inner", "link", "missing"):
+        remove(foreign / name)
+    assert not list(foreign.iterdir())
+
+
+def test_a_line_does_not_continue_one_that_was_cut_short(tmp_path):
+    (tmp_path / "log").write_text("one\ntw")
+    append_line(tmp_path / "log", "three")
+    append_line(tmp_path / "log", "four")
+    assert (tmp_path / "log").read_text() == "one\ntw\nthree\nfour\n"
