@@ -24,10 +24,10 @@ def check_arguments(config: Mapping) -> None:
 
 
 def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:
-    """Return "sincos" or "none"; if the config has None, "sincos" exactly if some block is attention.
+    """Return "sincos" or "none"; if the config has None, "sincos" if at least one block is attention, else "none".
 
     Raises:
-        ValueError: for an unknown choice, or a model width that sin-cos embeddings cannot fill.
+        ValueError: for an unknown choice, or "sincos" with a model width that is not divisible by 4.
     """
     choice = config["position_embedding"]
     if choice is None:

@@ -27,8 +27,8 @@ class ATConv(nn.Module):
         dim: number of channels C.
         kernel_size: k, odd.
         kernel_activation: "gelu_tanh" (the authors' SiT models) or "silu" (their REPA models).
-        kernel_pool: what a pooled token averages: "strips", k² runs of the row-major order, as published, or "grid",
-            k×k tiles.
+        kernel_pool: which tokens a pooled token averages: "strips" (k² consecutive runs in row-major order, as
+            published) or "grid" (k×k tiles).
 
     Raises:
         ValueError: for an even kernel size, an unknown activation or an unknown pooling.

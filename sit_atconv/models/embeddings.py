@@ -50,8 +50,8 @@ def check_labels(labels: torch.Tensor | None, batch_size: int, num_ids: int) -> 
     if labels.shape != (batch_size,):
         raise ValueError(f"class_labels has shape {tuple(labels.shape)}, but the batch has {batch_size} samples")
     # Values are checked only where they can be read for free: reading them off a GPU would stall it, and traced or fake
-    # tensors have none. The pipeline and the data sets check their labels, too.
+    # tensors have none. The pipeline and the data sets also check their labels.
     is_readable = labels.device.type == "cpu" and is_eager(labels)
     if is_readable and labels.numel() and not (0 <= labels.min() and labels.max() < num_ids):
-        raise ValueError(f"class_labels={labels.tolist()} must lie in 0…{num_ids - 1}")
+        raise ValueError(f"class_labels={labels.tolist()} must be between 0 and {num_ids - 1}")
     return labels

@@ -71,7 +71,7 @@ class StrictModelMixin(ModelMixin):
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
         if getattr(self, "peft_config", None):
             raise ValueError(
-                "this model has a LoRA adapter, with which it would not load again: call fuse_lora() and unload_lora() "
+                "this model has a LoRA adapter and would not load again with it: call fuse_lora() and unload_lora() "
                 "first, or save the adapter alone with save_lora_adapter(folder)"
             )
         with replacing_weights(save_directory, variant):

@@ -64,7 +64,7 @@ def load_timm_model(model_name: str, weights: str) -> Any:
         weights: a safetensors file, or a state dict that was saved by `torch.save`.
 
     Raises:
-        ValueError: if the file cannot be read, is no state dict, or does not fit the model.
+        ValueError: if the file cannot be read, is not a state dict, or does not fit the model.
     """
     try:
         if Path(weights).suffix == ".safetensors":
@@ -75,7 +75,7 @@ def load_timm_model(model_name: str, weights: str) -> Any:
         reason = str(error).splitlines()[0]
         raise ValueError(f"weights={weights!r} cannot be read as safetensors or as a state dict: {reason}") from error
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"weights={weights!r} is no state dict: it must map names to tensors, nothing else")
+        raise ValueError(f"weights={weights!r} is not a state dict: it must map names to tensors, nothing else")
     # The classifier is not needed, but a strict load needs the size that it has in the file. Some files have none.
     heads = timm.get_pretrained_cfg(model_name).classifier or ()
     heads = [heads] if isinstance(heads, str) else heads

@@ -98,7 +98,9 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     if name == "attention":
         return SelfAttention(dim, config["num_attention_heads"], config["qk_norm"])
-    return ATConv(dim, config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
+    if name == "atconv":
+        return ATConv(dim, config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
+    raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
 
 class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -117,14 +119,14 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
             a null class, which cannot be guided.
         mixer: "atconv", "attention", "hybrid" (attention in blocks 0, 2, 4…), or a list, one per block.
         kernel_size, kernel_activation, kernel_pool: see `ATConv`.
-        position_embedding: "sincos" or "none". If None, "sincos" exactly if some block is attention.
+        position_embedding: "sincos" or "none". If None, "sincos" if at least one block is attention, else "none".
         qk_norm: normalise the queries and keys of attention per head, as REPA can (arXiv 2410.06940).
-        timestep_at_noise, timestep_at_data: what the network is told at t=0 and at t=1, interpolated linearly between
-            them. The default is t itself. Weights trained elsewhere may count from data to noise: 1 and 0 for REPA,
-            999 and −1 for the thousand steps of DiT.
+        timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
+            linearly in between. By default, it receives t itself. Weights trained elsewhere may count from data to
+            noise: 1 and 0 for REPA, 999 and −1 for the thousand steps of DiT.
 
     Raises:
-        ValueError: for sizes below 1, an unknown choice, or a width that sin-cos embeddings cannot fill.
+        ValueError: for sizes below 1, an unknown choice, or sin-cos embeddings in a width that is not divisible by 4.
     """
 
     _supports_gradient_checkpointing = True
@@ -325,7 +327,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
                 modulation of another shape.
         """
         B, grid = hidden_states.shape[0], self._token_grid(hidden_states)
-        # Contiguous: sums take the strides of their first term, so every norm of every block would copy x otherwise.
+        # Contiguous, because the residual sums would inherit the transposed strides and each norm would copy its input.
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":
             x = add_position_embedding(x, grid)

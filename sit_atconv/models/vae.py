@@ -33,7 +33,7 @@ def load_vae(name_or_path: str) -> VAE:
         )
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"vae={name_or_path!r} is no autoencoder folder and cannot be fetched: {reason}") from error
+        raise ValueError(f"vae={name_or_path!r} is not a VAE folder and cannot be fetched: {reason}") from error
     if wrong := sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"]))):
         raise ValueError(f"vae={name_or_path!r}: missing or unexpected weights: {', '.join(wrong)}")
     return vae.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ over (dy, dx).
 import torch
 import torch.nn.functional as F
 
-from .depthwise_conv_triton import KERNEL_DTYPES, triton
+from .depthwise_conv_triton import KERNEL_DTYPES, kernel_side, triton
 
 CACHED_ELEMENTS = 2**18  # largest input of one CPU convolution: 1 MiB of float32, which fits a core's cache
 
@@ -19,7 +19,7 @@ def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tupl
     """
     B, N, C = tokens.shape
     H, W = grid
-    k = round(kernels.shape[-1] ** 0.5)
+    k = kernel_side(kernels)
     padded = F.pad(tokens.view(B, H, W, C), (0, 0, k // 2, k // 2, k // 2, k // 2))  # (B, H+k-1, W+k-1, C)
     y = torch.zeros_like(tokens)
     for dy in range(k):
@@ -32,7 +32,7 @@ def naive_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tupl
 def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """One convolution with B·C groups over transposed tokens: PyTorch's fastest on GPUs. See `depthwise_conv`."""
     B, N, C = tokens.shape
-    k = round(kernels.shape[-1] ** 0.5)
+    k = kernel_side(kernels)
     planes = tokens.transpose(1, 2).reshape(1, B * C, *grid)
     y = F.conv2d(planes, kernels.reshape(B * C, 1, k, k), padding=k // 2, groups=B * C)  # (1, B·C, H, W)
     return y.view(B, C, N).transpose(1, 2)  # (B, N, C)
@@ -40,8 +40,7 @@ def planes_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tup
 
 def one_image_depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Convolve tokens (N, C) with kernels (C, k²) -> (1, H, W, C), in the channels-last layout that suits CPUs."""
-    C, K = kernels.shape
-    k = round(K**0.5)
+    C, k = len(kernels), kernel_side(kernels)
     image = tokens.reshape(1, *grid, C).permute(0, 3, 1, 2)  # (1, C, H, W)
     return F.conv2d(image, kernels.reshape(C, 1, k, k), padding=k // 2, groups=C).permute(0, 2, 3, 1)
 
@@ -85,7 +84,7 @@ def depthwise_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int,
     """
     B, N, C = tokens.shape
     H, W = grid
-    k = round(kernels.shape[-1] ** 0.5)
+    k = kernel_side(kernels)
     if H * W != N:
         raise ValueError(f"grid={H}×{W} has {H * W} places, but there are {N} tokens")
     if kernels.shape != (B, C, k * k) or k % 2 == 0:

@@ -22,6 +22,12 @@ BLOCK_C = 64  # channels per program: in bfloat16, one 128-byte cache line per t
 LARGEST_TILE = 64  # tokens per program
 ENOUGH_PROGRAMS = 256  # with fewer, a current GPU has idle multiprocessors, and smaller tiles are faster
 
+
+def kernel_side(kernels: torch.Tensor) -> int:
+    """Return k, the side of kernels (…, k²)."""
+    return round(kernels.shape[-1] ** 0.5)
+
+
 if triton is not None:
 
     @triton.jit
@@ -119,7 +125,7 @@ if triton is not None:
 
 
 def choose_tile(batch: int, height: int, width: int, channels: int) -> tuple[int, int]:
-    """Return (rows, columns) of a program's tile: powers of two, near-square, as large as leaves a GPU filled."""
+    """Return (rows, columns) of a program's tile: powers of two, near-square, as large as keeps the GPU busy."""
     rows = min(8, triton.next_power_of_2(height))
     columns = min(LARGEST_TILE // rows, triton.next_power_of_2(width))
     per_tile = batch * triton.cdiv(channels, BLOCK_C)
@@ -158,7 +164,7 @@ def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, wid
     assert height * width == N, "or the kernel would read beyond the tokens"
     out = torch.empty_like(tokens)
     tile = choose_tile(B, height, width, C)
-    sizes = (height, width, C, round(kernels.shape[-1] ** 0.5), *tile)
+    sizes = (height, width, C, kernel_side(kernels), *tile)
     launch(forward_kernel, (tokens, kernels, out), kernels, B, sizes)
     return out
 
@@ -177,13 +183,16 @@ def triton_backward(
     tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
     grad_tokens = torch.empty_like(tokens)
     partial = torch.empty(B, tiles, K, C, dtype=torch.float32, device=tokens.device)
-    sizes = (height, width, C, round(K**0.5), rows, columns)
+    sizes = (height, width, C, kernel_side(kernels), rows, columns)
     launch(backward_kernel, (grad, tokens, kernels, grad_tokens, partial), kernels, B, sizes)
     return grad_tokens, partial.sum(1).to(kernels.dtype).transpose(1, 2)
 
 
 def register_depthwise_conv() -> None:
-    """Define `torch.ops.sit_atconv.depthwise_conv_v1` and its backward, whole in compiled and exported programs."""
+    """Define `torch.ops.sit_atconv.depthwise_conv_v1` and its backward.
+
+    torch.compile and torch.export do not decompose these operators.
+    """
 
     @torch.library.custom_op("sit_atconv::depthwise_conv_v1", mutates_args=())
     def forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:

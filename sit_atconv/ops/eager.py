@@ -1,4 +1,4 @@
-"""Whether a tensor holds values that Python may look at and keep, or only stands for them in a program being made."""
+"""Whether a tensor has concrete values, or is a placeholder in a program that is being traced."""
 
 import torch
 from torch import nn
@@ -7,11 +7,10 @@ PLAIN_CLASSES = (torch.Tensor, nn.Parameter)  # and no subclass: quantized, shar
 
 
 def is_eager(x: torch.Tensor) -> bool:
-    """Whether `x` is a plain tensor and operations on it run at once.
+    """Whether `x` is a plain tensor whose operations run immediately.
 
-    If so, its values may be checked, what is derived from it may be cached between calls, and a module's weights may be
-    used without calling the module. False under torch.compile and torch.export, whose tensors stand for many, and for
-    every subclass of Tensor: those of FakeTensorMode have no values, those of quantized or sharded weights are not what
-    they look like.
+    If so, its values may be checked, results derived from it may be cached between calls, and a module's weights may be
+    used without calling the module. False under torch.compile and torch.export, whose tensors are placeholders, and for
+    every subclass of Tensor: fake tensors have no values, and quantized or sharded weights store theirs differently.
     """
     return not torch.compiler.is_compiling() and type(x) in PLAIN_CLASSES

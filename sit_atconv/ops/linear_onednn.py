@@ -5,9 +5,9 @@ PyTorch hands float32 matrix products to Intel's MKL, whose fast kernels are not
 MKL's time for these layers (docs/performance.md); on an Intel core a model is 1.10 times as fast, mostly because GELU
 is fused into the layer before it. bfloat16 products go to oneDNN in any case.
 
-This file can be deleted once `F.linear` in float32 takes no longer than `torch.ops.mkldnn._linear_pointwise` on an AMD
-processor, be it that PyTorch sends it to oneDNN or comes with a BLAS that is fast there, unless the fused GELU alone is
-worth keeping. Only linear.py, the benchmarks and the tests import it.
+Delete this file once `F.linear` in float32 is as fast as `torch.ops.mkldnn._linear_pointwise` on AMD, whether through
+oneDNN or a faster BLAS, unless the fused GELU alone is worth keeping it. Only linear.py, the benchmarks and the tests
+import it.
 
 Shapes: x (…, in), weight (out, in), bias (out,) -> (…, out).
 """
@@ -71,6 +71,11 @@ def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     """x·Wᵀ + b, for operands that `onednn_takes`."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return OneDNNLinear.apply(x, weight, bias)
+    return call_onednn(x, weight, bias)
+
+
+def call_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x·Wᵀ + b by oneDNN's own operator, which has no derivative."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -86,7 +91,7 @@ class OneDNNLinear(torch.autograd.Function):
     def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return torch.ops.sit_atconv.onednn_linear_v1(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # a custom operator costs 10 µs more
+        return call_onednn(x, weight, bias)  # a custom operator costs 10 µs more
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -117,7 +122,7 @@ def register_onednn_linear() -> None:
     def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         weight = weight if is_dense(weight) else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return call_onednn(x, weight, bias)
 
     @product.register_fake
     def _(x, weight, bias):

@@ -49,5 +49,5 @@ def test_timm_weights_run_no_code(tmp_path):
         load_timm_model(TINY_TIMM, str(tmp_path / "weights.pth"))
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
-    with pytest.raises(ValueError, match="is no state dict"):
+    with pytest.raises(ValueError, match="is not a state dict"):
         load_timm_model(TINY_TIMM, str(tmp_path / "training.pth"))

@@ -13,10 +13,11 @@ from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models import transformer_sit
 from sit_atconv.models.embeddings import sincos_position_embedding
-from sit_atconv.models.transformer_sit import SelfAttention, SiTBlock
+from sit_atconv.models.presets import MIXERS as MIXER_NAMES
+from sit_atconv.models.transformer_sit import SiTBlock, make_mixer
 
 REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
-MIXERS = ["atconv", "attention", "hybrid"]
+MIXERS = [*MIXER_NAMES, "hybrid"]  # a new mixer is tested as soon as it has a name
 
 
 def inputs(model, batch_size: int = 3, height: int = 8, width: int = 8, seed: int = 0):
@@ -44,7 +45,7 @@ def test_modulations_of_many_times_at_once(mixer, tiny_transformer, assert_close
     for i in range(3):
         expected = model(x, t[i], y).sample
         assert_close(model(x, None, None, modulation=modulations[i]).sample, expected, 1e-5)
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be between"):
         model.modulations(t, y + 5)
 
 
@@ -57,11 +58,11 @@ def test_pretended_tensors_leave_nothing_behind(tiny_transformer):
     assert model(x, t, y).sample.isfinite().all()
 
 
-@pytest.mark.parametrize("mixer", [ATConv(16), SelfAttention(16, 2)], ids=["atconv", "attention"])
-def test_the_compiler_fuses_modulation_and_gates(mixer, assert_close):
+@pytest.mark.parametrize("mixer", MIXER_NAMES)
+def test_the_compiler_fuses_modulation_and_gates(mixer, tiny_transformer, assert_close):
     """Three loops over the tokens beside mixer and MLP: norm and modulation; gate, sum, norm and modulation; gate and
     sum. Inductor names a loop after what it has fused in it."""
-    block = SiTBlock(16, mixer, 32).eval()
+    block = SiTBlock(16, make_mixer(mixer, tiny_transformer().config), 32).eval()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.2)
     x, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
@@ -76,9 +77,10 @@ def test_the_compiler_fuses_modulation_and_gates(mixer, assert_close):
     assert len(gates) == 1
 
 
-def test_compiles_without_graph_breaks(tiny_transformer, assert_close):
-    """In sampling, in training, and block by block: fullgraph refuses a break. The hybrid has both mixers."""
-    model = tiny_transformer(mixer="hybrid")
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_compiles_without_graph_breaks(mixer, tiny_transformer, assert_close):
+    """In sampling, in training, and block by block: fullgraph refuses a break."""
+    model = tiny_transformer(mixer=mixer)
     x, t, y = inputs(model)
     expected = model(x, t, y).sample
     (gradient,) = torch.autograd.grad(expected.square().sum(), model.proj_out.weight)
@@ -431,6 +433,11 @@ def test_loading_in_bfloat16(tiny_transformer, tmp_path, assert_close):
 def test_arguments_that_cannot_be_used(arguments, field, tiny_transformer):
     with pytest.raises(ValueError, match=field):
         tiny_transformer(**arguments)
+
+
+def test_only_known_mixers_are_built(tiny_transformer):
+    with pytest.raises(ValueError, match="mixer='conv'"):
+        make_mixer("conv", tiny_transformer().config)
 
 
 @pytest.mark.parametrize(
