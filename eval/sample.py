@@ -16,7 +16,7 @@ import sys
 from sit_atconv.evaluation.output_files import SamplingError, check_batch_file, check_sample_folder
 from sit_atconv.utils.commands import INTERRUPTED, values_of
 from sit_atconv.utils.option_parser import OptionParser
-from sit_atconv.utils.text import printable
+from sit_atconv.utils.text import joined_lines, printable
 
 
 def run(arguments: list[str]) -> str:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         # Every process finds the same mistake in the options, and one reports it; later failures are each one's own.
         if is_first or isinstance(error, (SamplingError, OSError)):
-            print(f"sample.py: error: {printable(error)}", file=sys.stderr)
+            print(f"sample.py: error: {joined_lines(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if is_first:

@@ -1,28 +1,28 @@
 """A duel: train, sample and score several models under one recipe, and compare them in one report."""
 
-import dataclasses
 import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import yaml
+import torch
 
+from ..data import open_dataset
 from ..models.transformer_sit import SiTTransformer2DModel
+from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
-from ..training.config import TrainConfig
-from ..utils.bounded_text import read_yaml
+from ..training.build import build_transformer
+from ..training.config import TrainConfig, resolve_config
 from ..utils.environment import pick_device
-from ..utils.files import write_atomically
+from ..utils.files import folder_lock
 from .comparison import write_comparison
+from .duel_folder import check_output, write_settings
 from .duel_options import Duel
 from .duel_run import STATISTICS, DuelRun, Scripts
 from .evaluated_runs import load_run
 from .features import build_extractor
 from .open_sources import open_reference
-
-SETTINGS = "duel.yaml"  # the options of the duel, in its folder
-# Options that may change when a duel is started again; models may only be added.
-EXTENDABLE = {"models", "seeds", "latency_repeats", "inference_steps"}
+from .output_files import check_report_folder
 
 
 def run_duel(duel: Duel, scripts: Scripts, command: str = "") -> Path:
@@ -42,9 +42,17 @@ def run_duel(duel: Duel, scripts: Scripts, command: str = "") -> Path:
     }
     if not all(run.is_trained for run in runs.values()):
         check_parts(duel)
+        check_trainings(runs.values())
     output = Path(duel.output)
+    check_report_folder(output / "report")
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / SETTINGS, yaml.safe_dump(describe(duel), sort_keys=False, allow_unicode=True))
+    with folder_lock(output, "output"):
+        write_settings(duel)
+        return finish(duel, runs, command)
+
+
+def finish(duel: Duel, runs: Mapping[tuple[str, int], DuelRun], command: str) -> Path:
+    """Train, sample and score whatever is missing, and write the report; returns the file report.html."""
     for run in runs.values():
         run.train()
         solver_steps = run.solver_steps()
@@ -56,33 +64,30 @@ def run_duel(duel: Duel, scripts: Scripts, command: str = "") -> Path:
         evaluated.append(load_run(runs[name].folder))
         evaluated[-1].final_inference_steps = runs[name].solver_steps()[0]
     return write_comparison(
-        evaluated, output / "report", device=duel.device, repeats=duel.latency_repeats, command=command
+        evaluated, Path(duel.output) / "report", device=duel.device, repeats=duel.latency_repeats, command=command
     )
 
 
-def describe(duel: Duel) -> dict:
-    """The options that define the duel; where and how it runs is not part of them."""
-    return {key: value for key, value in dataclasses.asdict(duel).items() if key not in ("launch", "device")}
+def check_trainings(runs: Iterable[DuelRun]) -> None:
+    """Check the options of all trainings, so that a mistake in those of the last model does not cost the others.
 
-
-def check_output(duel: Duel) -> None:
-    """Raise ValueError if the folder of the duel holds another duel, or other files."""
-    output, described = Path(duel.output), describe(duel)
-    if not (output / SETTINGS).is_file():
-        if output.exists() and any(output.iterdir()):
-            raise ValueError(f"output={duel.output!r} holds other files; name a new folder")
-        return
-    found = read_yaml(output / SETTINGS)
-    differing = [key for key in described if key not in EXTENDABLE and found.get(key) != described[key]]
-    differing += [
-        f"models.{name}"
-        for name in found["models"].keys() & duel.models.keys()
-        if found["models"][name] != duel.models[name]
-    ]
-    if differing:
-        raise ValueError(
-            f"output={duel.output!r} holds another duel ({', '.join(differing)} differ); name a new folder"
-        )
+    Raises:
+        ValueError: naming the model, and what cannot be used.
+    """
+    vaes: dict[str, VAE] = {}
+    for run in {run.model: run for run in runs if not run.is_trained}.values():
+        try:
+            config = resolve_config(run.training_config())
+            dataset = open_dataset(config.data, config.image_size)
+            if len(dataset) < config.batch_size:
+                raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of {config.data!r}")
+            if config.vae is not None and config.vae not in vaes:
+                vaes[config.vae] = load_vae(config.vae)
+            if config.init_from is None:
+                with torch.device("meta"):  # without weights, which would take memory and time
+                    build_transformer(config, dataset, vaes.get(config.vae or ""))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"models.{run.model}, with train: {error}") from error
 
 
 def check_parts(duel: Duel) -> None:

@@ -1,6 +1,5 @@
 """One run of a duel: training a model with one seed, sampling its checkpoints, and scoring the samples."""
 
-import json
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -10,9 +9,14 @@ from safetensors.torch import load_file
 
 from ..sharing.folder import is_pipeline_folder
 from ..training.checkpoints import checkpoint_steps
+from ..training.command_line import parse_arguments
+from ..training.config import TrainConfig
 from ..training.export import average_file
+from ..utils.bounded_text import read_json_object
 from ..utils.environment import pick_device
 from ..utils.files import write_json
+from ..utils.text import printable
+from .duel_folder import scored_alike
 from .duel_options import Duel
 from .sample_folder import sample_to_folder
 from .sampling import load_pipeline
@@ -80,7 +84,7 @@ class DuelRun:
         if self.is_trained:
             return
         command = self.train_command()
-        print(shlex.join(command), flush=True)
+        print(printable(shlex.join(command)), flush=True)
         status = run_to_end(command)
         if status or not (self.folder / "pipeline").is_dir():
             raise ValueError(
@@ -100,6 +104,18 @@ class DuelRun:
             "resume": "auto",
         }
         return [*python_command(self.duel.launch), str(self.scripts.train), *option_arguments(options)]
+
+    def training_config(self) -> TrainConfig:
+        """The configuration of the training, parsed as train/train_sit.py parses it.
+
+        Raises:
+            ValueError: if an option cannot be used.
+        """
+        arguments = self.train_command()
+        try:
+            return parse_arguments(arguments[arguments.index(str(self.scripts.train)) + 1 :])
+        except SystemExit as stopped:  # what is wrong was printed
+            raise ValueError("train/train_sit.py refuses these options; the reason stands above") from stopped
 
     def solver_steps(self) -> list[int]:
         """The numbers of solver steps that the trained model is sampled with."""
@@ -146,14 +162,17 @@ class DuelRun:
         file = self.folder / "evaluation" / f"step-{step:08d}-{inference_steps}-inference-steps.json"
         requested = {"metrics": self.duel.metrics, "sampling": self.duel.sampling, "reference": self.duel.reference}
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8")).get("duel")
-            if found != requested:
+            try:
+                found = read_json_object(file).get("duel")
+            except ValueError as error:
+                raise ValueError(f"{error}; remove that file to score again") from error
+            if not scored_alike(found, requested):
                 raise ValueError(
                     f"{file} was made with {found}, not {requested}; choose another output, or remove that file"
                 )
             return
         pipeline = self.pipeline_at(step)
-        print(f"{self.folder.name}, step {step}, {inference_steps} inference steps", flush=True)
+        print(printable(f"{self.folder.name}, step {step}, {inference_steps} inference steps"), flush=True)
         samples = self._evaluation_folder(step) / f"samples-{inference_steps}-inference-steps"
         self.sample(pipeline, samples, inference_steps)
         statistics = Path(self.duel.output) / STATISTICS
@@ -167,7 +186,7 @@ class DuelRun:
         )
         origin = {"step": step, "reference": self.duel.reference, "command": command, "duel": requested}
         write_json(file, {**report, **origin})
-        print(summary(report), flush=True)
+        print(printable(summary(report)), flush=True)
 
     def sample(self, pipeline: Path, folder: Path, inference_steps: int) -> None:
         """Draw the samples of one pipeline: in this process, or by the duel's `launch` command.

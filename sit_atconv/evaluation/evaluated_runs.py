@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.bounded_text import load_json, read_json, read_yaml
-from ..utils.text import one_line
+from ..utils.text import joined_lines, one_line
 from .records import folder_sha256
 from .score_report import check_comparable
 
@@ -145,7 +145,7 @@ def read_config(file: Path) -> dict:
     try:
         config = read_yaml(file)
     except ValueError as error:
-        raise ValueError(f"{' '.join(str(error).split())}; restore it from a copy of the run") from error
+        raise ValueError(f"{joined_lines(error)}; restore it from a copy of the run") from error
     options = config if isinstance(config, dict) else {}
     if wrong := [name for name in NEEDED_OPTIONS if type(options.get(name)) is not int]:
         raise ValueError(f"{file} does not say {', '.join(wrong)}; restore it from a copy of the run")

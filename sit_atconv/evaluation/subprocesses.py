@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ..utils.paths import expand_home
+
 
 def python_command(launch: str | None) -> list[str]:
     """The words before a script's name that start it.
@@ -18,7 +20,7 @@ def python_command(launch: str | None) -> list[str]:
     """
     if launch is None:
         return [sys.executable]
-    words = shlex.split(launch)
+    words = expand_home(shlex.split(launch))
     if words[:2] == ["accelerate", "launch"]:
         return [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
     return words

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .files import check_new_file, write_report
 from .paths import expand_home
-from .text import printable
+from .text import joined_lines, printable
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells report it
 
@@ -30,7 +30,7 @@ def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> I
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{prog}: error: {printable(error)}", file=sys.stderr)
+        print(f"{prog}: error: {joined_lines(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; {interrupted}", file=sys.stderr)

@@ -23,6 +23,11 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
+def joined_lines(text: object) -> str:
+    """Like `printable`, with line breaks and the spaces around them as one space: for messages of libraries."""
+    return re.sub(r"\s*\n\s*", " ", printable(text).strip())
+
+
 def markdown_text(text: object) -> str:
     """Text that Markdown shows as it is: no HTML, links, pictures, formulas or cells of a table begin in it."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import compare
@@ -17,6 +18,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from sit_atconv.evaluation import duel as duel_commands
 from sit_atconv.evaluation import duel_run
 from sit_atconv.evaluation.comparison import paired_differences
 from sit_atconv.evaluation.comparison_report import score_table
@@ -245,6 +247,35 @@ def test_mistakes_are_refused_before_any_training(in_process, tmp_path, capsys):
     for changes, part in cases:
         assert part in refusal(capsys, write_yaml(tmp_path / "duel.yaml", tmp_path / "new", **changes)), part
     assert not started and not (tmp_path / "new").exists()
+
+
+def test_a_mistake_in_training_is_found_before_anything_is_written(in_process, tmp_path, capsys, monkeypatch):
+    """Also in the last model, whose turn comes after the training of the others."""
+    started, run = in_process
+    run.interrupt = False
+    cases = [
+        ({"train": TINY | {"batch_size": 10**6}}, "batch_size=1000000 exceeds the 1797 images"),
+        ({"train": TINY | {"data": str(tmp_path / "nowhere")}}, "nowhere"),
+        ({"models": {"A": {}, "B": {"mixer": "attension"}}}, "models.B, with train: "),
+        ({"models": {"A": {}, "B": {"model.patch_size": 3}}}, "must be divisible by 3"),
+        ({"models": {"A": {}, "B": {"model.attention_head_dim": -1}}}, "attention_head_dim=-1"),
+        ({"models": {"A": {}, "B": {"learning_rate": "fast"}}}, "models.B, with train: "),
+    ]
+    for changes, part in cases:
+        error = refusal(capsys, write_yaml(tmp_path / "duel.yaml", tmp_path / "new", **changes))
+        assert part in error, part
+        assert not started and not (tmp_path / "new").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(duel_commands, "folder_lock", held)
+        file = write_yaml(tmp_path / "duel.yaml", tmp_path / "new")
+        assert "output: another process is writing to it" in refusal(capsys, file)
+    assert not started and not list((tmp_path / "new").iterdir())
+
+
+@contextmanager
+def held(folder: Path, field: str):
+    raise ValueError(f"{field}: another process is writing to it")
+    yield
 
 
 def test_options_of_the_command_line_are_numbers(in_process, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sit_atconv.utils.text import markdown_text, one_line, printable
+from sit_atconv.utils.text import joined_lines, markdown_text, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,13 @@ def test_what_a_terminal_obeys_is_escaped(text, shown):
 
 def test_a_name_stays_on_one_line():
     assert one_line("a\nb\tc\x1bd") == r"a\nb\tc\x1bd"
+
+
+def test_messages_of_several_lines_are_joined():
+    assert (
+        joined_lines("while parsing\n  line 2,\n\n column 1 of 'a  b'\n") == "while parsing line 2, column 1 of 'a  b'"
+    )
+    assert joined_lines("a\x1b[2J\r\nb") == r"a\x1b[2J\r b"
 
 
 @pytest.mark.parametrize(
