@@ -2,13 +2,14 @@
 
 from .base import EncodedDataset, ImageDataset
 from .broken import BrokenImages, too_many_broken
-from .decode import IMAGE_EXTENSIONS, BrokenImageError, read_image
+from .decode import IMAGE_EXTENSIONS, BrokenImageError, open_image, read_image
 from .digits import DigitsDataset
 from .folder import FolderDataset
 from .latents import LatentsDataset
 from .lmdb_images import LMDBDataset
 from .order import TrainingOrder
 from .parquet import HuggingFaceDataset
+from .scan import scan_folder
 from .shards import ShardDataset
 from .sources import is_image_folder, open_dataset, source_name
 from .streams import Stream, draw, sample_generator
@@ -32,8 +33,10 @@ __all__ = [
     "draw",
     "is_image_folder",
     "open_dataset",
+    "open_image",
     "read_image",
     "sample_generator",
+    "scan_folder",
     "source_name",
     "too_many_broken",
 ]

@@ -50,6 +50,15 @@ class ImageDataset(Dataset):
         """Number of classes of a model for this data; data without classes counts as one class."""
         return max(1, len(self.classes))
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before training: classes without images, and what a reader left out."""
+        counts = np.bincount(self.labels, minlength=len(self.classes)) if self.classes else np.ones(1)
+        if empty := [name for name, count in zip(self.classes, counts, strict=False) if not count]:
+            shown = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
+            return [f"{len(empty)} of {len(self.classes)} classes have no image, but will be sampled: {shown}"]
+        return []
+
     def image(self, index: int) -> np.ndarray:
         """Return one image as uint8 (S, S, C).
 
@@ -91,6 +100,9 @@ class ImageDataset(Dataset):
 
     def check_pixels(self, needed_by: str) -> None:
         """Raise ValueError if there are only precomputed latents; `needed_by` begins the message."""
+
+    def check_output(self, field: str, folder: Path) -> None:
+        """Raise ValueError if files that are written to this folder would become data; `field` names its option."""
 
     def verify(self) -> None:
         """Raise ValueError if files have changed since they were written. This may read all of them."""

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from ..utils.files import append_line
+from ..utils.text import one_line
 
 
 class BrokenImages:
@@ -39,7 +40,7 @@ class BrokenImages:
             self._read()  # what other processes have added since
             if index in self.reasons:
                 continue
-            self.reasons[index] = reason = " ".join(reason.split())
+            self.reasons[index] = reason = one_line(" ".join(reason.split()))
             print(f"skipped: {reason}", file=sys.stderr)
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)

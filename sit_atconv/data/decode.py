@@ -3,23 +3,77 @@
 H rows, W columns; images are uint8 (H, W, 3). docs/data.md lists what is done with each kind of file.
 """
 
-import functools
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from PIL import Image, ImageOps
 
-IMAGE_EXTENSIONS = (*IMG_EXTENSIONS, ".apng", ".avif", ".gif", ".j2k", ".jfif", ".jp2", ".tga")
-# Formats that are opened, whatever the name of the file. Pillow would start Ghostscript for an EPS file.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-BACKGROUND = (255, 255, 255)  # behind transparent pixels
+from ..utils.files import open_regular
+from ..utils.text import one_line
+from .pixels import centre_square, inverted_cmyk, to_8_bits
+from .png_texts import without_large_texts
+
+# The formats that are opened, whatever the name of the file, and the endings by which files of them are found. Pillow
+# would start Ghostscript for an EPS file.
+FORMATS = {
+    "AVIF": (".avif", ".avifs"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PNG": (".png", ".apng"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+Image.init()  # registers Pillow's formats; AVIF is missing from some builds
+READABLE = [name for name in FORMATS if name in Image.OPEN]
+IMAGE_EXTENSIONS = tuple(ending for name in READABLE for ending in FORMATS[name])
+
+# Larger images are not decoded: a file of some kilobytes can hold any number of equal pixels. Real photographs stay
+# below. It is also Pillow's own limit, so to raise it, raise both: this and twice PIL.Image.MAX_IMAGE_PIXELS.
+MAX_PIXELS = 178_956_970
 
 
 class BrokenImageError(ValueError):
     """Raised for an image that cannot be read; the message names it."""
+
+
+@contextlib.contextmanager
+def open_image(file: str | Path | bytes) -> Iterator[Image.Image]:
+    """Open an image of one of `FORMATS`, and check its size. Pixels are not decoded yet.
+
+    All images that a user gives are opened by this function, in training and in evaluation.
+
+    Args:
+        file: path of the file, or its bytes.
+
+    Raises:
+        Exception: of any type, from Pillow, if the file is damaged or has another format.
+        ValueError: if it is no regular file, or has more than `MAX_PIXELS` pixels.
+    """
+    with contextlib.ExitStack() as stack:
+        stream: BinaryIO = io.BytesIO(file) if isinstance(file, bytes) else stack.enter_context(open_regular(file))
+        stack.enter_context(warnings.catch_warnings())
+        # Pillow warns of photographs from half its limit on.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = stack.enter_context(Image.open(without_large_texts(stream), formats=READABLE))
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{error} Make the image smaller") from error
+        if (count := image.width * image.height) > MAX_PIXELS:
+            raise ValueError(
+                f"{image.width}×{image.height} are {count} pixels, more than the {MAX_PIXELS} that are read, and may "
+                "be a decompression bomb. Make the image smaller"
+            )
+        yield image
 
 
 def read_image(file: str | Path | bytes, image_size: int | None = None, name: str | None = None) -> np.ndarray:
@@ -31,88 +85,19 @@ def read_image(file: str | Path | bytes, image_size: int | None = None, name: st
         name: name of the image in error messages. Defaults to the path.
 
     Raises:
-        BrokenImageError: if the file is truncated, has more than 179 million pixels (Pillow's limit against
-            decompression bombs), an unknown format, or values of an unknown range.
+        BrokenImageError: if the file is truncated, is no regular file, has more than `MAX_PIXELS` pixels, an unknown
+            format, or values of an unknown range.
     """
     try:
-        with warnings.catch_warnings():
-            # Real photographs have up to 179 million pixels. Pillow warns from half of that on, and refuses more.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as opened:
-                if opened.format == "JPEG" and opened.mode == "CMYK" and "adobe" not in opened.info:
-                    # Pillow treats all four-channel JPEGs as inverted, but only those with Adobe's marker are.
-                    image = ImageChops.invert(opened)
-                    image.info = opened.info
-                else:
-                    image = opened
-                image = to_rgb(upright(image))
-        if image_size is not None:
-            image = centre_square(image, image_size)
+        with open_image(file) as opened:
+            # Pillow treats all four-channel JPEGs as inverted, but only those with Adobe's marker are.
+            inverted = opened.format == "JPEG" and opened.mode == "CMYK" and "adobe" not in opened.info
+            ImageOps.exif_transpose(opened, in_place=True)  # upright
+            image = to_8_bits(opened, inverted_cmyk if inverted else None)
+            if image_size is not None:
+                image = centre_square(image, image_size)
+            return np.array(image.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise all kinds of errors
         what = name if name is not None or isinstance(file, bytes) else file
-        raise BrokenImageError(f"{what} cannot be read as an image: {str(error) or type(error).__name__}") from error
-    return np.array(image)
-
-
-@functools.cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is missing from some builds of Pillow
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says."""
-    turned = ImageOps.exif_transpose(image)
-    assert turned is not None  # it is None only for in_place=True
-    return turned
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB: 16 bits are scaled to 8, and transparent pixels are laid on white.
-
-    Raises:
-        ValueError: for 32-bit integers or floating-point values of an unknown range.
-    """
-    if image.mode.startswith("I"):
-        return _grey(image, np.asarray(image), 65535)
-    if image.mode == "F":
-        values = np.asarray(image)
-        return _grey(image, values, 255 if values.max() > 1 else 1)
-    if image.mode == "LAB":
-        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-        converted = ImageCms.applyTransform(image, transform)
-        assert converted is not None  # it is None only for inPlace=True
-        return converted
-    if image.has_transparency_data or image.mode == "P":
-        if image.mode == "RGB" and max(image.info["transparency"]) > 255:
-            # For 16-bit RGB, Pillow keeps the upper 8 bits of the pixels but all 16 of the transparent colour.
-            image = image.copy()
-            image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, BACKGROUND)
-        return Image.alpha_composite(background, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
-    """Scale values from 0 (black) to `white` to 8 bits, and return them as RGB."""
-    if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= white):
-        raise ValueError(f"mode {image.mode} holds values outside of 0…{white}; their range is not known")
-    grey = np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
-    if (key := image.info.get("transparency")) is not None:
-        grey[values == key] = BACKGROUND[0]
-    return Image.fromarray(grey).convert("RGB")
-
-
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` and crop the centre, as the image loader of ADM does (arXiv 2105.05233).
-
-    The image is halved by box averages while it is twice as large, then resized bicubically. The published FIDs of ADM,
-    DiT and SiT are based on images of this kind.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+        reason = str(error) or type(error).__name__
+        raise BrokenImageError(one_line(f"{what} cannot be read as an image: {reason}")) from error

@@ -1,18 +1,19 @@
 """Folders of image files, with one sub-folder per class or without classes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ..utils.text import one_line
 from .base import ImageDataset, check_image_size, hash_of
-from .decode import IMAGE_EXTENSIONS, read_image
+from .decode import read_image
+from .scan import scan_folder
 
 
 class FolderDataset(ImageDataset):
     """A folder of images: one sub-folder per class, or, if there are no sub-folders, images without classes.
 
-    Images are found at any depth of a class folder. Files and folders whose names start with a dot are ignored.
+    `scan_folder` finds the images, at any depth of a class folder.
 
     Args:
         folder: folder of the images.
@@ -37,47 +38,61 @@ class FolderDataset(ImageDataset):
         self.source = str(folder)
         self.image_size = check_image_size(source, image_size)
         self._folder = folder
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-        class_folders = [entry for entry in entries if entry.is_dir()]
+        try:
+            self._found = found = scan_folder(folder)
+        except OSError as error:
+            raise ValueError(f"{source} cannot be read: {error.strerror}; change its permissions") from error
+        self.files = found.files
+        class_folders = [entered for entered in found.folders if entered.parent == folder]
         if label == "none" or not class_folders:
             self.classes: list[str] = []
-            self.files = list_images(folder)
             self.labels = np.zeros(len(self.files), np.int64)
             if not self.files:
-                raise ValueError(f"{source} holds no images and no class folders with images; give another folder")
-        else:
-            if loose := [entry.name for entry in entries if entry.suffix.lower() in IMAGE_EXTENSIONS]:
                 raise ValueError(
-                    f"{source} holds images beside its class folders ({', '.join(loose[:3])}…); move them into one, "
-                    "or add '?label=none' to the folder to take all images without classes"
+                    f"{source} holds no images and no class folders with images; give another folder{self._left_out()}"
                 )
+        else:
             self._read_classes(source, class_folders)
 
     def _read_classes(self, source: str, class_folders: list[Path]) -> None:
-        """List the images of each class folder."""
-        files = [list_images(class_folder) for class_folder in class_folders]
-        if empty := [entry.name for entry, found in zip(class_folders, files, strict=True) if not found]:
-            raise ValueError(f"{source}: class folders without images: {', '.join(empty)}; fill or remove them")
-        self.classes = [entry.name for entry in class_folders]
-        self.files = [file for found in files for file in found]
-        self.labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+        """Find the class of each image: the folder below the data's in which it lies."""
+        depth = len(self._folder.parts)
+        if loose := [file.name for file in self.files if len(file.parts) == depth + 1]:
+            raise ValueError(
+                f"{source} holds images beside its class folders ({one_line(', '.join(loose[:3]))}…); move them into "
+                "one, or add '?label=none' to the folder to take all images without classes"
+            )
+        ids = {entered.name: label for label, entered in enumerate(class_folders)}
+        self.labels = np.array([ids[file.parts[depth]] for file in self.files], np.int64)
+        counts = np.bincount(self.labels, minlength=len(ids))
+        if empty := [entered.name for entered, count in zip(class_folders, counts, strict=True) if not count]:
+            raise ValueError(
+                f"{source}: class folders without images: {one_line(', '.join(empty))}; fill or remove "
+                f"them{self._left_out()}"
+            )
+        self.classes = [one_line(entered.name) for entered in class_folders]
+
+    def _left_out(self) -> str:
+        return f" ({summary})" if (summary := self._found.summary()) else ""
+
+    @property
+    def notes(self) -> list[str]:
+        summary = self._found.summary()
+        return ([] if summary is None else [summary]) + super().notes
+
+    def check_output(self, field: str, folder: Path) -> None:
+        if self._found.contains(folder):
+            raise ValueError(
+                f"{field}={str(folder)!r} lies inside data={self.source!r}: what is written there would be taken for "
+                "data; name a folder outside"
+            )
 
     def image(self, index: int) -> np.ndarray:
         return read_image(self.files[index], self.image_size)
 
     def origin(self, index: int) -> str:
-        return str(self.files[index])
+        return one_line(self.files[index])
 
     def fingerprint(self) -> str:
         files = [(file.relative_to(self._folder).as_posix(), file.stat().st_size) for file in self.files]
         return hash_of(super().fingerprint(), files)
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Return all images in a folder at any depth, sorted by path. Links are followed; hidden files and folders are not
-    searched."""
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."]
-    return sorted(found)

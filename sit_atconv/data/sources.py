@@ -120,18 +120,14 @@ def is_tar(place: str) -> bool:
 def is_latents_folder(path: Path) -> bool:
     """Return whether the path is a complete folder of precomputed latents."""
     try:
-        return "latents" in json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+        return (path / MANIFEST).is_file() and "latents" in json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError, RecursionError, TypeError):
         return False
 
 
 def is_image_folder(source: str | Path) -> bool:
     """Return whether the source is a plain folder of image files, not one of the other kinds."""
-    path = Path(source)
-    return (
-        path.is_dir()
-        and not (path / "data.mdb").is_file()
-        and not (path / MANIFEST).is_file()
-        and not parquet_files(path)
-        and not is_tar(str(path))
-    )
+    try:
+        return find_reader(str(source), str(source))[0] is FolderDataset
+    except ValueError:
+        return False

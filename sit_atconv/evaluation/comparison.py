@@ -6,8 +6,8 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from PIL import Image
 
+from ..data import read_image
 from ..utils.checks import check_count
 from ..utils.environment import package_versions, pick_device
 from .comparison_plots import plot_curves
@@ -163,7 +163,7 @@ def first_samples(run: Run, device: torch.device, columns: int) -> torch.Tensor:
     count -= count % columns if count > columns else 0
     files = [Path(report["samples"]) / f"{i:06d}.png" for i in range(count)]
     if all(file.is_file() for file in files):
-        images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        images = np.stack([read_image(file) for file in files])
     else:
         images = draw_again(run, range(count), device)
     return torch.from_numpy(images / 255).permute(0, 3, 1, 2)

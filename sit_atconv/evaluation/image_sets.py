@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from ..data import open_dataset, read_image
+from ..data import (
+    IMAGE_EXTENSIONS,
+    BrokenImageError,
+    is_image_folder,
+    open_dataset,
+    open_image,
+    read_image,
+    scan_folder,
+)
+from ..utils.text import one_line
 from .npz_batch import BatchImages
 from .output_files import COMPANIONS
 
@@ -26,10 +33,10 @@ ODDITIES = {
 
 
 class FolderImages:
-    """All images in a folder and its sub-folders, in the order of their paths.
+    """All images in a folder and its sub-folders that training finds there, in the order of their paths.
 
-    By default they are read as clean-fid reads them, by Pillow's `Image.open(file).convert("RGB")`. With `image_size`
-    they are read as in training: upright, and with transparency on white.
+    By default their pixels are those of clean-fid, Pillow's `Image.open(file).convert("RGB")`. With `image_size` they
+    are read as in training: upright, and with transparency on white.
 
     Args:
         folder: the folder to search.
@@ -40,8 +47,8 @@ class FolderImages:
 
     Attributes:
         shape: (H, W, C), if `uniform`.
-        notes: names the files that are no images, and says how many of the images read so far clean-fid's way of
-            reading changes.
+        notes: counts and names the files that are left out, and says how many of the images read so far clean-fid's
+            way of reading changes.
 
     Raises:
         ValueError: if the folder is missing or holds no images or, with `uniform`, two images differ in size.
@@ -55,16 +62,19 @@ class FolderImages:
             raise ValueError(
                 f"{str(folder)!r} is no folder; name a folder of images, a .npz batch, or a data set such as digits"
             )
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-        self.files = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
+        try:
+            found = scan_folder(folder)
+        except OSError as error:
+            raise ValueError(f"{str(folder)!r} cannot be read: {error.strerror}; change its permissions") from error
+        self.files = found.files
+        summary = found.summary(COMPANIONS)
         if not self.files:
-            raise ValueError(f"{str(folder)!r} holds no images ({', '.join(IMG_EXTENSIONS)})")
-        others = [file.name for file in files if file.suffix.lower() not in IMG_EXTENSIONS]
-        others = [name for name in others if name not in COMPANIONS]
+            left_out = f"; {summary}" if summary else ""
+            raise ValueError(
+                f"{str(folder)!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}){left_out}; name another folder"
+            )
         self.folder = folder
-        self.left_out = (
-            [f"{folder}: {len(others)} files are no images and are left out ({others[0]}…)"] if others else []
-        )
+        self.left_out = [f"{folder}: {summary}"] if summary else []
         self.odd: dict[str, set[int]] = {oddity: set() for oddity in ODDITIES}  # indices of images
         self.image_size = image_size
         self.channels = 3
@@ -77,11 +87,11 @@ class FolderImages:
         channels = 1
         for file in tqdm(self.files, desc="checking image sizes", leave=False):
             try:
-                with Image.open(file) as opened:
+                with open_image(file) as opened:
                     width, height = opened.size
                     channels = 1 if channels == 1 and opened.mode in ("1", "L") else 3
-            except Exception as error:
-                raise ValueError(f"{file} cannot be read as an image: {error}") from error
+            except Exception as error:  # Pillow's plugins raise all sorts
+                raise broken_image(file, error) from error
             if self.image_size is not None:
                 height = width = self.image_size
             sizes.setdefault((height, width), file)
@@ -101,7 +111,7 @@ class FolderImages:
         if self.image_size is not None:
             return read_image(self.files[index], self.image_size)[..., : self.channels]
         try:
-            with Image.open(self.files[index]) as opened:
+            with open_image(self.files[index]) as opened:
                 odd = {
                     "rotated": opened.getexif().get(EXIF_ORIENTATION, 1) >= 2,
                     "transparent": opened.has_transparency_data,
@@ -109,7 +119,7 @@ class FolderImages:
                 }
                 image = np.array(opened.convert("RGB"))
         except Exception as error:  # Pillow's plugins raise all sorts
-            raise ValueError(f"{self.files[index]} cannot be read as an image: {error}") from error
+            raise broken_image(self.files[index], error) from error
         for oddity in (name for name, found in odd.items() if found):
             self.odd[oddity].add(index)
         return image[..., : self.channels]
@@ -125,6 +135,12 @@ class FolderImages:
         return [*self.left_out, *words]
 
 
+def broken_image(file: Path, error: Exception) -> BrokenImageError:
+    """The error for an image that cannot be read; scores leave none out by themselves."""
+    reason = str(error) or type(error).__name__
+    return BrokenImageError(one_line(f"{file} cannot be read as an image: {reason}; repair or remove it"))
+
+
 class DatasetImages:
     """The images of a data set that training can open, such as digits or a parquet file.
 
@@ -136,7 +152,7 @@ class DatasetImages:
     def __init__(self, source: str, image_size: int | None):
         self.dataset = open_dataset(source, image_size)
         self.shape = (self.dataset.image_size, self.dataset.image_size, self.dataset.channels)
-        self.notes: list[str] = []
+        self.notes = [f"{source}: {note}" for note in self.dataset.notes]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -153,8 +169,7 @@ def is_dataset(source: str) -> bool:
     """Whether the source is a data set that `open_dataset` knows, other than a folder of images."""
     path = Path(source)
     if path.is_dir():
-        files = [file.suffix.lower() for file in path.rglob("*") if file.is_file()]
-        return bool(files) and not any(suffix in IMG_EXTENSIONS for suffix in files)
+        return not is_image_folder(path)
     return source == "digits" or path.is_file() or any(mark in source for mark in ":?*")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..utils.files import staged
+from ..data import read_image
+from ..utils.files import open_regular, staged
 
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum, which Pillow does not verify
 
@@ -37,8 +38,9 @@ def remove_broken(folder: Path, indices: Iterable[int]) -> None:
 
 def is_whole(file: Path) -> bool:
     """Whether a PNG file is complete and its checksums are right; its pixels are not decoded."""
-    content = file.read_bytes()
     try:
+        with open_regular(file) as opened:
+            content = opened.read()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.verify()
     except Exception:  # Pillow's plugins raise all sorts
@@ -60,5 +62,4 @@ def save_image(image: np.ndarray, file: Path) -> None:
 def read_images(folder: Path, num_samples: int) -> Iterator[np.ndarray]:
     """The images of the folder one by one, (H, W, 3) uint8."""
     for i in range(num_samples):
-        with Image.open(image_file(folder, i)) as image:
-            yield np.asarray(image.convert("RGB"))
+        yield read_image(image_file(folder, i))

@@ -63,6 +63,7 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
         ValueError: naming what in the configuration or the data cannot be used.
     """
     dataset = one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
+    dataset.check_output("output_dir", config.run_folder)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(accelerator.device)

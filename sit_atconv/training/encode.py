@@ -79,6 +79,7 @@ def encode_latents(
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # on CPUs, processes only find each other so
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")
+    dataset.check_output("output_dir", Path(output_dir))
     model = load_vae(vae).to(accelerator.device)
     settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size)
     folder = Path(output_dir)
@@ -158,6 +159,8 @@ class LatentEncoder:
             f"{len(self.dataset)} images of {self.dataset.source} in {count} shards, {len(done)} of them done; "
             f"{needed / 1e9:.2f} GB to write"
         )
+        for note in self.dataset.notes:
+            self.accelerator.print(f"  {note}")
         return missing
 
     def encode_shards(self, shards: list[int], broken: list[str]) -> None:

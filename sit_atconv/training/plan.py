@@ -93,6 +93,7 @@ def describe_plan(
     classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
     lines = [
         f"data        {len(dataset):,} images {classes}, {dataset.image_size}² pixels",
+        *(f"            {note}" for note in dataset.notes),
         f"model       {config.preset or config.init_from}, {transformer.config.mixer}, {trained / 1e6:.2f} M parameters"
         + (f" + {projected / 1e6:.2f} M of the projector" if projected else "")
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",

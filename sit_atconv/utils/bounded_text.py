@@ -6,12 +6,12 @@ these functions, so that a crafted file ends with a `ValueError` that names it.
 """
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .files import open_regular
 
 MAX_FILE_BYTES = 2**26  # 64 MiB; the largest files of this kind list the weights of a model, or latents
 MAX_YAML_CHARACTERS = 2**20  # of a configuration
@@ -27,11 +27,7 @@ def read_bounded(file: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         OSError: if it cannot be read.
         ValueError: if it is not a regular file, too large, or not UTF-8.
     """
-    # A pipe without a writer would block for ever, and a device may have no end.
-    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{file} is no regular file, but a pipe, a device or the like; replace it by a file")
+    with open_regular(file) as opened:
         content = opened.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"{file} has more than {max_bytes} bytes, too many for a text of its kind")

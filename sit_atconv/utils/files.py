@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 STAGING = ".staging-"  # starts the names under which files and folders are written before they get their own
 LOCK = ".lock"  # the file in a folder that `folder_lock` locks
@@ -72,6 +72,20 @@ def check_writable(field: str, file: Path) -> None:
         )
 
 
+def open_regular(file: str | Path) -> BinaryIO:
+    """Open a file for reading, if it is one: a pipe, socket or device would block, or never end.
+
+    Raises:
+        ValueError: if it is no regular file.
+        OSError: if it cannot be opened.
+    """
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{str(file)!r} is no regular file, but a folder, pipe, socket or device; name a file")
+    return os.fdopen(descriptor, "rb")
+
+
 @contextmanager
 def staged(file: Path, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield a staging path beside `file`; on success it becomes `file`, on an error it is removed.
@@ -123,9 +137,12 @@ def publish_new(staging: Path, file: Path) -> None:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write or replace a file so that it is complete at any moment and on the disk afterwards; text becomes UTF-8."""
+    """Write or replace a file so that it is complete at any moment and on the disk afterwards.
+
+    Text becomes UTF-8. Bytes of file names that are no text are written as escapes, which JSON and YAML read back.
+    """
     with staged(file) as staging:
-        staging.write_bytes(content.encode() if isinstance(content, str) else content)
+        staging.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_json(file: str | Path, value: dict) -> None:

@@ -1,15 +1,20 @@
 """Every kind of image file becomes the upright 8-bit RGB picture that its author saw."""
 
 import io
+import multiprocessing
+import os
+import resource
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from sit_atconv.data import BrokenImageError, read_image
-from sit_atconv.data.decode import centre_square
+from sit_atconv.data import BrokenImageError, pixels, read_image
+from sit_atconv.data.pixels import centre_square
+from sit_atconv.evaluation.image_sets import FolderImages
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -210,3 +215,141 @@ def test_centre_square_is_adms():
     np.testing.assert_array_equal(centre_square(Image.fromarray(noise), 64), noise[:, 16:80])
     assert centre_square(Image.fromarray(noise[:5, :7]), 9).size == (9, 9)
     assert centre_square(Image.fromarray(noise), 37).size == (37, 37)
+
+
+def adm_square(image: Image.Image, size: int) -> Image.Image:
+    """The published code's way, whatever memory it takes."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def test_ordinary_images_are_bit_identical_to_adms():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        width, height, size = rng.integers(1, 100, 3)
+        if max(width, height) > 16 * min(width, height):
+            continue
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        np.testing.assert_array_equal(centre_square(image, int(size)), adm_square(image, int(size)))
+
+
+@pytest.mark.parametrize("shape", [(700, 3), (5, 1001), (1, 320), (901, 7)])
+@pytest.mark.parametrize("size", [8, 37, 64])
+def test_long_strips_are_those_of_adm_too(shape, size):
+    """Smooth ones, so that the order in which sides are resized does not matter: each value may differ in rounding."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = Image.fromarray((127 + 120 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8))
+    difference = np.asarray(centre_square(image, size)).astype(int) - np.asarray(adm_square(image, size))
+    assert np.abs(difference).max() <= 2
+
+
+def peak_megabytes(function) -> float:
+    """The memory that Pillow and NumPy take on top while a function runs, in a process of its own."""
+    parent, child = multiprocessing.Pipe(duplex=False)
+
+    def measure() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        child.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+    process = multiprocessing.get_context("fork").Process(target=measure)
+    process.start()
+    assert parent.poll(60)
+    megabytes = parent.recv()
+    process.join()
+    return megabytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are counted on Linux")
+@pytest.mark.parametrize("shape", [(1, 60000), (8000, 1), (20000, 1), (2, 100_001)])
+def test_long_strips_take_little_memory(shape):
+    data = encoded(Image.new("L", shape, 77))
+    assert peak_megabytes(lambda: read_image(data, 256)) < 30
+    np.testing.assert_array_equal(read_image(data, 64), np.full((64, 64, 3), 77))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are counted on Linux")
+@pytest.mark.parametrize(("mode", "dtype", "times"), [(0, 2, 4), (6, 1, 11), (2, 1, 6)])
+def test_large_images_take_a_few_bytes_a_pixel(mode, dtype, times):
+    channels = {0: 1, 2: 3, 6: 4}[mode]
+    data = png(mode, 8 * dtype, np.zeros((4000, 4000 * channels), f"u{dtype}"))
+    assert peak_megabytes(lambda: read_image(data, 64)) < 16 * times + 40
+
+
+@pytest.mark.parametrize("strip", [1, 37, 10**6])
+def test_strips_change_nothing(strip, monkeypatch):
+    rng = np.random.default_rng(0)
+    alpha = encoded(Image.fromarray(rng.integers(0, 256, (23, 17, 4), dtype=np.uint8)))
+    deep = encoded(Image.fromarray(rng.integers(0, 65536, (23, 17), dtype=np.uint16)))
+    lab = encoded(Image.fromarray(rng.integers(0, 256, (23, 17, 3), dtype=np.uint8), "LAB"), "TIFF")
+    floats = encoded(Image.fromarray(rng.random((23, 17), dtype=np.float32) * 200), "TIFF")
+    files = (alpha, deep, lab, floats, encoded(Image.open(io.BytesIO(alpha)).convert("RGB").quantize(9)))
+    expected = [read_image(file) for file in files]
+    monkeypatch.setattr(pixels, "STRIP", strip)
+    for file, whole in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(read_image(file), whole)
+
+
+def compressed_text(kind: bytes, size: int) -> tuple[bytes, bytes]:
+    """A chunk of a PNG with a text or profile of so many bytes."""
+    text = zlib.compress(bytes(size))
+    return {
+        b"iCCP": (kind, b"profile\0\0" + text),
+        b"zTXt": (kind, b"Comment\0\0" + text),
+        b"iTXt": (kind, b"Comment\0\1\0en\0Kommentar\0" + text),
+        b"tEXt": (kind, b"Comment\0" + b"x" * size),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt", b"tEXt"])
+@pytest.mark.parametrize("size", [100, 2**20, 3_000_000, 70_000_000])
+def test_large_texts_and_profiles_of_pngs_are_skipped(kind, size, tmp_path):
+    if kind == b"tEXt" and size > 2**24:
+        size = 2**24
+    orientation = (b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0")  # half a turn
+    data = png(0, 8, GREY_8, compressed_text(kind, size), orientation)
+    assert read_image(data)[0, :, 0].tolist() == GREY_8[0, ::-1].tolist()
+    (tmp_path / "a.png").write_bytes(data)
+    assert FolderImages(tmp_path, uniform=True).image(0)[0, :, 0].tolist() == GREY_8[0].tolist()  # as clean-fid does
+
+
+def test_many_texts_of_pngs_are_skipped():
+    assert read_image(png(0, 8, GREY_8, *[compressed_text(b"zTXt", 10**6)] * 80)).shape == (1, 4, 3)
+
+
+def test_texts_that_are_read_stay():
+    """The orientation may be in a text."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+    data = png(0, 8, GREY_8, compressed_text(b"zTXt", 2**21), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
+    assert read_image(data)[0, :, 0].tolist() == GREY_8[0, ::-1].tolist()
+
+
+def test_truncated_pngs_with_large_texts_stay_broken():
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    data = png(0, 8, noise, compressed_text(b"zTXt", 2**21))
+    for length in (20, 60, len(data) // 2, len(data) - 500):
+        with pytest.raises(BrokenImageError):
+            read_image(data[:length], name="x")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_postscript_never_reaches_ghostscript(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(BrokenImageError, match=f"{name} cannot be read"):
+        read_image(tmp_path / name)
+    with pytest.raises(BrokenImageError, match=f"{name} cannot be read.*repair or remove it"):
+        FolderImages(tmp_path).image(0)
+    with pytest.raises(BrokenImageError, match=f"{name} cannot be read.*repair or remove it"):
+        FolderImages(tmp_path, uniform=True)
+
+
+def test_pipes_and_devices_do_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for file in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(BrokenImageError, match="cannot be read"):
+            read_image(file)

@@ -127,3 +127,17 @@ def test_training_from_parquet(tmp_path):
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "pets.parquet")
     folder = run(tmp_path / "run", "--data", tmp_path / "pets.parquet", "--image_size", 8, "--num_workers", 2)
     assert SiTPipeline.from_pretrained(folder).labels == {"cat": 0, "dog": 1}
+
+
+def test_a_run_folder_inside_its_data_is_refused(tmp_path, flat):
+    """Its pictures would be data when the run is resumed."""
+    for folder in (flat / "run", flat / "deeper" / "run"):
+        with pytest.raises(ValueError, match=r"output_dir=.*lies inside data=.*name a folder outside"):
+            run(folder, "--data", flat, "--image_size", 8)
+    assert len(list(flat.iterdir())) == 16
+
+
+def test_the_plan_names_what_is_left_out(tmp_path, flat, capsys):
+    (flat / "IMG_1.HEIC").write_bytes(b"not read")
+    run(tmp_path / "run", "--data", flat, "--image_size", 8, "--dry_run")
+    assert "1 file left out: 1 .HEIC (not read here)" in capsys.readouterr().out

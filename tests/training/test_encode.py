@@ -130,3 +130,9 @@ def test_broken_images_are_left_out_up_to_a_limit(photos, vae, tmp_path, capsys)
     mean = cached.latents(1, False, torch.zeros(4, 8, 8))
     model = load_vae(str(vae))
     torch.testing.assert_close(mean, vae_encode(model, images.tensor(readable[1])[None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_latents_inside_their_images_are_refused(photos, vae):
+    with pytest.raises(ValueError, match=r"output_dir=.*lies inside data=.*name a folder outside"):
+        encode.encode_latents(**options(photos, vae, photos / "cat" / "latents"))
+    assert not (photos / "cat" / "latents").exists()
