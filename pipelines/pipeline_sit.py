@@ -7,6 +7,7 @@ import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +16,28 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
 
 from sit_atconv.flow.conditioning import evaluating
 from sit_atconv.flow.guidance import Guidance, GuidedModel
+from sit_atconv.models.finite import check_finite
 from sit_atconv.models.latent_scaling import vae_scale_factor
 from sit_atconv.models.vae import check_vae_weights, decode, encode
 from sit_atconv.models.weight_files import replacing_weights
-from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler
+from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
 from sit_atconv.utils.checks import check_choice, check_count
 from sit_atconv.utils.class_labels import ids_by_name, parse_labels
 from sit_atconv.utils.randomness import check_generator
 
+from .calls import CallStateMixin, StepCallback, check_callback, solve_finite
+from .inputs import images_from, latents_from
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # with which the midpoint method is within a fifth of a grey level (docs/samplers.md)
 
 
-class SiTPipeline(DiffusionPipeline):
+class SiTPipeline(CallStateMixin, DiffusionPipeline):
     """Generate images of given classes.
 
     Args:
@@ -59,7 +65,6 @@ class SiTPipeline(DiffusionPipeline):
         self.labels = ids_by_name(id2label)
         self.vae_scale_factor = vae_scale_factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self._interrupt = False
 
     def save_pretrained(
         self,
@@ -177,11 +182,6 @@ class SiTPipeline(DiffusionPipeline):
         shared = {name: part for name, part in pipeline.components.items() if name in expected}
         return super().from_pipe(pipeline, **{**shared, **kwargs})
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether sampling was asked to stop: set `pipe._interrupt = True` in a callback to stop after this step."""
-        return self._interrupt
-
     def get_label_ids(self, labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
         """Turn class ids or names, one or many, into ids.
 
@@ -232,9 +232,8 @@ class SiTPipeline(DiffusionPipeline):
                     f"(VAE factor {self.vae_scale_factor} × patch size {config.patch_size})"
                 )
         check_generator(generator, batch_size)
-        expected = self.latents_shape(batch_size, height, width)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have the shape {expected}")
+        if latents is not None:
+            latents_from(latents, self.latents_shape(batch_size, height, width))
 
     @property
     def default_num_inference_steps(self) -> int:
@@ -277,12 +276,12 @@ class SiTPipeline(DiffusionPipeline):
             height, width: size of the image in pixels. If None, the size of the training images.
             generator: random generator of the noise. With a list of one per image, each image depends on its own
                 generator and label alone, not on the rest of the batch.
-            latents: the initial noise, (B, C, h, w). If None, it is drawn with `generator`.
+            latents: the initial noise, (B, C, h, w), a tensor or an array. If None, it is drawn with `generator`.
             output_type: "pil", "np" (B, height, width, channels) in [0, 1], "pt" (B, channels, height, width) in
                 [0, 1], or "latent" (the solver's result, float32).
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after each step. It may return a
-                dictionary with new "latents".
+                dictionary with new "latents" of the same shape. `pipeline._interrupt = True` in it ends this call.
             guidance_model: a weaker model that guides in place of the null class (autoguidance).
             batch_size: number of images of a model without classes. If None, 1.
 
@@ -290,7 +289,7 @@ class SiTPipeline(DiffusionPipeline):
             The images, as `.images`.
 
         Raises:
-            ValueError: if an argument cannot be used.
+            ValueError: if an argument cannot be used, or what the networks compute is not finite.
         """
         labels = self.get_labels_or_count(class_labels, batch_size)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
@@ -298,10 +297,16 @@ class SiTPipeline(DiffusionPipeline):
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
         height, width = (default_size if size is None else size for size in (height, width))
         self.check_inputs(len(labels), guidance, steps, height, width, generator, latents, output_type)
+        steps, height, width = int(steps), int(height), int(width)
+        check_callback(callback_on_step_end, [*self._callback_tensor_inputs, "prompt_embeds"])
+        shape = self.latents_shape(len(labels), height, width)
+        num_tokens = shape[2] * shape[3] // self.transformer.config.patch_size**2
+        scheduler = checked_solver(self.scheduler, steps, num_tokens)
         if latents is None:
-            shape, device = self.latents_shape(len(labels), height, width), self._execution_device
+            device = self._execution_device
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        latents = self._sample(labels, latents, guidance, steps, generator, callback_on_step_end)
+        latents = latents_from(latents, shape)
+        latents = self._sample(scheduler, labels, latents, guidance, steps, generator, callback_on_step_end)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -309,7 +314,7 @@ class SiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def invert(
         self,
-        images: torch.Tensor,
+        images: torch.Tensor | np.ndarray | Image | list[Image],
         class_labels: int | str | list[int | str] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
@@ -322,7 +327,8 @@ class SiTPipeline(DiffusionPipeline):
         A VAE encodes the images as the mean of its posterior.
 
         Args:
-            images: (B, channels, height, width) in [0, 1], as returned for output_type="pt".
+            images: (B, channels, height, width) in [0, 1], as returned for output_type="pt"; or what is returned for
+                "np" or "pil".
             class_labels: classes of the images. May be None for a model that was trained without classes.
             num_inference_steps: as in sampling. More steps bring the round trip closer to the identity; an adaptive
                 solver meets its tolerance.
@@ -338,19 +344,23 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
             )
+        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
+        images = images_from(images, channels)
         labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
         if len(labels) != len(images):
             raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(len(labels), guidance, steps, *images.shape[-2:])
+        steps = int(steps)
         latents = images.to(self._execution_device, torch.float32) * 2 - 1
         if self.vae is not None:
             latents = encode(self.vae, latents)
+            check_finite("the latents from the VAE", latents, self.vae)
         model_fn = self._guided_model(labels, guidance)
-        with evaluating(self.transformer, guidance_model):
+        with evaluating(*model_fn.models):
             model_fn.prepare(self.scheduler.network_times(steps, reverse=True))
-            latents = self.scheduler.solve(model_fn, latents, steps, reverse=True)
+            latents = solve_finite(self.scheduler, model_fn, latents, steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
 
@@ -359,6 +369,7 @@ class SiTPipeline(DiffusionPipeline):
 
     def _sample(
         self,
+        scheduler: Any,
         labels: list[int],
         noise: torch.Tensor,
         guidance: Guidance,
@@ -367,29 +378,17 @@ class SiTPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None,
     ) -> torch.Tensor:
         """Solve from noise (B, C, h, w) to latents, float32 for any dtype of the weights, under a progress bar."""
-        scheduler = self.scheduler if hasattr(self.scheduler, "solve") else DiffusersFlowScheduler(self.scheduler)
         is_adaptive = getattr(scheduler, "is_adaptive", False)  # then the progress bar shows time, not steps
-        self._interrupt = False
         model_fn = self._guided_model(labels, guidance)
         with (
-            evaluating(self.transformer, guidance.model),
+            self._calls.running(num_inference_steps, guidance.scale) as call,
+            evaluating(*model_fn.models),
             self.progress_bar(total=1 if is_adaptive else num_inference_steps) as progress,
         ):
-
-            def callback(step: int, t: float, x: torch.Tensor) -> torch.Tensor | None:
-                progress.set_postfix_str(f"t={t:.3f}", refresh=False)
-                progress.update(t - progress.n if is_adaptive else 1)
-                changed = None
-                if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, t, {"latents": x})
-                if self._interrupt:
-                    raise StopIteration
-                replaced = (changed or {}).get("latents")
-                return None if replaced is None else replaced.to(x)
-
+            callback = StepCallback(self, call, model_fn, progress, is_adaptive, callback_on_step_end)
             model_fn.prepare(scheduler.network_times(num_inference_steps))
             noise = noise.to(self._execution_device, torch.float32)
-            return scheduler.solve(model_fn, noise, num_inference_steps, generator=generator, callback=callback)
+            return solve_finite(scheduler, model_fn, noise, num_inference_steps, generator=generator, callback=callback)
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
         """Turn latents (B, C, h, w) into images of the output type."""

@@ -6,6 +6,7 @@ the dtype and device of x. Steps h are positive; `direction` is 1 forwards in ti
 
 import torch
 
+from ..models.finite import NotFiniteError
 from .callbacks import Callback, VelocityFn, after_step
 from .fixed_step import combine
 from .interpolants import expand_like
@@ -47,6 +48,9 @@ class StepController:
         zero = torch.zeros_like(x)
         d0 = self.error_norm(x, x, zero)
         d1 = self.error_norm(velocity, x, zero)
+        if not d1.isfinite().all():
+            sample = int((~d1.isfinite()).nonzero()[0])
+            raise NotFiniteError(_not_finite(sample, t[sample].item()))
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.tensor(1e-6, dtype=torch.float64), 0.01 * d0 / d1)
         h0 = h0.clamp(max=abs(span))  # the network knows no times beyond the end
         step = expand_like((direction * h0).to(x), x)
@@ -62,11 +66,16 @@ class StepController:
         growth = growth.nan_to_num(nan=0.2).clamp(0.2, 10.0)
         return h * torch.where(may_grow, growth, growth.clamp(max=1.0))
 
-    def check_progress(self, h: torch.Tensor, t: torch.Tensor, remaining: torch.Tensor) -> None:
-        """Raise RuntimeError if the step of a sample that has not arrived became too small to proceed."""
+    def check_progress(self, h: torch.Tensor, t: torch.Tensor, remaining: torch.Tensor, error: torch.Tensor) -> None:
+        """Raise RuntimeError if the step of a sample that has not arrived became too small to proceed.
+
+        The error norm of the last steps tells whether that is due to the tolerance, or to numbers that are not finite.
+        """
         stuck = ~(h >= MIN_STEP) & (remaining > MIN_STEP)  # `not >=`, so that NaN counts as stuck
         if stuck.any():
             sample = int(stuck.nonzero()[0])
+            if not error[sample].isfinite():
+                raise NotFiniteError(_not_finite(sample, t[sample].item()))
             raise RuntimeError(
                 f"sample {sample} cannot proceed at t={t[sample]:.6g}: its step fell below {MIN_STEP:g} with "
                 f"rtol={self.rtol:g} and atol={self.atol:g}; loosen them, or use a fixed-step solver"
@@ -120,6 +129,7 @@ def solve_adaptive(
 
     Raises:
         RuntimeError: if a sample cannot proceed: its step fell below 1e-7, or 10,000 rounds did not suffice.
+        NotFiniteError: if the velocity is not finite.
     """
     direction = 1.0 if t_end > t_start else -1.0
     controller = StepController(tableau.order, rtol, atol)
@@ -150,11 +160,18 @@ def solve_adaptive(
             return x
 
         h = controller.next_step(h, error, may_grow=accepted & ~rejected)
-        controller.check_progress(h, t, direction * (t_end - t))
+        controller.check_progress(h, t, direction * (t_end - t), error)
         rejected = ~accepted
     raise RuntimeError(
         f"no end after {MAX_STEPS} steps, at t={_slowest(t, direction):.6g}, with rtol={rtol:g} and atol={atol:g}; "
         "loosen them, or use a fixed-step solver"
+    )
+
+
+def _not_finite(sample: int, t: float) -> str:
+    return (
+        f"sample {sample} cannot proceed at t={t:.6g}: its velocity is not finite there, whatever the tolerance; check "
+        "the weights, or use float32 if they are in half precision"
     )
 
 

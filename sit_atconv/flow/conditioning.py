@@ -8,11 +8,15 @@ Two times are the same if their float32 values are (`time_key`). A call at any o
 modulations are computed in the call.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+
+from .callbacks import check_output
 
 MODULATION_BYTES = 2**30  # memory limit of the precomputed modulations; beyond it, they are computed call by call
 
@@ -22,17 +26,33 @@ def time_key(t: float | torch.Tensor) -> float:
     return torch.as_tensor(t, dtype=torch.float32).item()
 
 
+_modes_lock = threading.Lock()
+# For each module in eval mode for a while: how many calls, in all threads, need that, and the mode it had before them.
+_modes: "WeakKeyDictionary[torch.nn.Module, tuple[int, bool]]" = WeakKeyDictionary()
+
+
 @contextmanager
-def evaluating(*modules: torch.nn.Module | None) -> Iterator[None]:
-    """Put modules into eval mode for a while, then back into the mode that each was in."""
-    modes = [(module, module.training) for module in modules if module is not None]
+def evaluating(*models: torch.nn.Module | None) -> Iterator[None]:
+    """Put models into eval mode for a while, then back into the mode that each of their modules was in.
+
+    Threads may share models: a module goes back when the last of them has left.
+    """
+    modules = {module: None for model in models if model is not None for module in model.modules()}  # each one once
+    with _modes_lock:
+        for module in modules:
+            count, mode = _modes.get(module, (0, module.training))
+            _modes[module] = count + 1, mode
+            module.training = False
     try:
-        for module, _ in modes:
-            module.eval()
         yield
     finally:
-        for module, mode in modes:
-            module.train(mode)
+        with _modes_lock:
+            for module in modules:
+                count, mode = _modes.pop(module)
+                if count > 1:
+                    _modes[module] = count - 1, mode
+                else:
+                    module.training = mode
 
 
 class LabelledModel:
@@ -82,6 +102,7 @@ class LabelledModel:
                 # Filled in on the device: copying one number to a GPU makes the CPU wait for all queued work.
                 t = torch.full((len(x),), t.item(), device=x.device)
             output = self.transformer(x, t, self.labels[rows], return_dict=False)[0]
+        check_output(output, x)
         # A copy, because solvers keep the output, and CUDA graphs write each output to the same memory.
         return output.to(torch.float32, copy=True)
 

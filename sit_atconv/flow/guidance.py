@@ -5,14 +5,13 @@ x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond is the pre
 null class or of the weaker model.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..utils.checks import check_non_negative, is_number, is_whole, plain_numbers
 from .conditioning import LabelledModel
 
 
@@ -39,16 +38,16 @@ class Guidance:
 
     def __post_init__(self):
         scale, interval, channels = self.scale, self.interval, self.channels
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
-            raise ValueError(f"guidance_scale={scale!r} must be a number of at least 0")
-        if not isinstance(interval, (list, tuple)) or len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        check_non_negative("guidance_scale", scale)
+        is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval))
+        if not is_pair or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"guidance_interval={interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
-        if channels is not None and (
-            isinstance(channels, bool) or not isinstance(channels, Integral) or int(channels) < 1
-        ):
+        if channels is not None and (not is_whole(channels) or channels < 1):
             raise ValueError(f"guidance_channels={channels!r} must be a whole number of at least 1, or None")
         if self.model is not None and not isinstance(self.model, torch.nn.Module):
             raise ValueError(f"guidance_model={self.model!r} must be a model, such as SiTTransformer2DModel, or None")
+        for name, value in plain_numbers(vars(self)).items():
+            object.__setattr__(self, name, value)
 
     @property
     def is_active(self) -> bool:
@@ -65,6 +64,26 @@ class Guidance:
             )
         if self.channels is not None and self.channels > config.in_channels:
             raise ValueError(f"guidance_channels={self.channels} must lie in 1…{config.in_channels}")
+        check_same_channels(transformer)
+        if self.is_active and self.model is not None:
+            check_same_channels(self.model, "guidance_model")
+            weaker = getattr(self.model, "config", config)
+            for field in ("in_channels", "num_classes"):
+                if weaker[field] != config[field]:
+                    raise ValueError(
+                        f"guidance_model has {field}={weaker[field]}, but the model that it guides has "
+                        f"{config[field]}; they must agree"
+                    )
+
+
+def check_same_channels(transformer: ModelMixin, name: str = "transformer") -> None:
+    """Raise ValueError unless the output of a `SiTTransformer2DModel` has as many channels as its input."""
+    config = getattr(transformer, "config", {})
+    if config.get("out_channels") not in (None, config.get("in_channels")):
+        raise ValueError(
+            f"{name}: out_channels={config['out_channels']} and in_channels={config['in_channels']} must be equal to "
+            "sample with it; leave out_channels out"
+        )
 
 
 class GuidedModel:
@@ -84,6 +103,7 @@ class GuidedModel:
 
     def __init__(self, transformer: ModelMixin, class_labels: torch.Tensor, guidance: Guidance | None = None):
         self.guidance = guidance or Guidance()
+        self.can_guide = self.guidance.is_active  # `guidance` may be replaced between two calls
         self.weaker = None
         if self.guidance.is_active and self.guidance.model is not None:
             self.weaker = LabelledModel(self.guidance.model, class_labels)
@@ -91,6 +111,11 @@ class GuidedModel:
             null_labels = torch.full_like(class_labels, transformer.null_class)
             class_labels = torch.cat([class_labels, null_labels])  # (2·B,)
         self.model = LabelledModel(transformer, class_labels)
+
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """The networks that are called."""
+        return [model.transformer for model in (self.model, self.weaker) if model is not None]
 
     def prepare(self, times: Sequence[float]) -> None:
         """Compute what time and class do to the network for a whole solve; see `LabelledModel.prepare`."""

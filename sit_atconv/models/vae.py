@@ -3,6 +3,8 @@
 Shapes: B batch, pixels (B, C, S, S) in [−1, 1], latents (B, c, s, s).
 """
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import safe_open
 
 from ..utils.checks import check_choice
+from .finite import check_finite
 from .latent_scaling import denormalize_latents, normalize_latents
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
@@ -44,10 +47,15 @@ def posterior_moments(vae: VAE, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
 
     The latents of a tiny autoencoder have no distribution: they are the mean, and the standard deviation is None.
     """
-    encoded = vae.encode(pixels.to(vae.dtype))
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-    return encoded.latents.float(), None
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        encoded = vae.encode(x)
+        if hasattr(encoded, "latent_dist"):
+            return torch.stack([encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()], 1)
+        return encoded.latents.float()[:, None]
+
+    moments = _in_own_type(vae, compute, pixels)  # (B, 1 or 2, c, s, s)
+    return moments[:, 0], (moments[:, 1] if moments.shape[1] == 2 else None)
 
 
 def encode(vae: VAE, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,8 +73,43 @@ def encode(vae: VAE, pixels: torch.Tensor, noise: torch.Tensor | None = None) ->
 
 
 def decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents as the transformer sees them to pixels, float32."""
-    return vae.decode(denormalize_latents(vae, latents).to(vae.dtype), return_dict=False)[0].float()
+    """Decode latents as the transformer sees them to pixels, float32.
+
+    Raises:
+        NotFiniteError: if pixels are not finite.
+    """
+    latents = denormalize_latents(vae, latents)
+    pixels = _in_own_type(vae, lambda x: vae.decode(x, return_dict=False)[0].float(), latents)
+    check_finite("the images from the VAE", pixels, vae)
+    return pixels
+
+
+_upcast_lock = threading.RLock()
+
+
+def _in_own_type(vae: VAE, compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Compute with a VAE in the type of its weights; images that overflow in float16 are computed again in float32.
+
+    diffusers marks VAEs that may overflow with `force_upcast`, but that is also the default of its config, and float32
+    takes twice the time and memory; so only what did overflow is computed in it. The weights are cast and cast back,
+    which is exact, and under a lock, since other threads may use them.
+    """
+    if vae.dtype != torch.float16:
+        return compute(x.to(vae.dtype))
+    with _upcast_lock:
+        result = compute(x.half())
+        broken = ~result.flatten(1).isfinite().all(1) & x.flatten(1).isfinite().all(1)
+        if broken.any() and not _holds_broken_weights(vae):
+            try:
+                torch.nn.Module.to(vae, torch.float32)  # not diffusers' method, which warns
+                result[broken] = compute(x[broken].float())
+            finally:
+                torch.nn.Module.to(vae, torch.float16)
+    return result
+
+
+def _holds_broken_weights(vae: VAE) -> bool:
+    return not all(parameter.is_meta or parameter.isfinite().all() for parameter in vae.parameters())
 
 
 def check_vae_weights(vae: VAE, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What the ODE and the SDE scheduler share. Their time runs from noise (t=0) to data (t=1)."""
 
+import difflib
 import inspect
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..flow.callbacks import ModelFn
+from ..flow.callbacks import ModelFn, check_output
 from ..flow.interpolants import Interpolant
-from ..utils.checks import check_count, check_eps
+from ..utils.checks import check_count, check_eps, check_known, plain_numbers
+from ..utils.threads import PerThread
 
 
 @dataclass
@@ -33,7 +35,7 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
         unchanged = [
             name for name in self.config.get("_use_default_values", []) if self.config[name] == defaults[name].default
         ]
-        self.register_to_config(_use_default_values=unchanged)
+        self.register_to_config(_use_default_values=unchanged, **plain_numbers(self.config))
         self.interpolant = Interpolant(path, prediction)
         check_eps("train_eps", train_eps)
         check_eps("sample_eps", sample_eps)
@@ -43,10 +45,25 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
                 f"sample_eps=0: prediction={prediction!r} on path={path!r} is not finite at both ends of [0, 1]; use a "
                 "number above 0, or None for the default"
             )
-        self.num_model_calls = 0
+        self._num_model_calls = PerThread(0)
         self.timesteps = torch.empty(0)
         self._grid = torch.empty(0, dtype=torch.float64)
         self._step_index = 0
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        """Make a scheduler from a config, which may be that of another scheduler, and options that take precedence.
+
+        Raises:
+            ValueError: for an option that this scheduler does not have, and for an entry of the config that looks like
+                a misspelt option. Other entries are those of other schedulers, and are kept for them.
+        """
+        if not return_unused_kwargs:
+            options = _option_names(cls)
+            check_known(cls.__name__, [name for name in kwargs if not name.startswith("_")], options)
+            foreign = [name for name in config or () if name not in options and not name.startswith("_")]
+            check_known(f"the config of {cls.__name__}", _misspelt(foreign, options), options)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -59,13 +76,20 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
         """Return the sample as it is, since the network takes x_t unscaled."""
         return sample
 
+    @property
+    def num_model_calls(self) -> int:
+        """The number of network calls of the last solve in this thread."""
+        return self._num_model_calls.get()
+
     def counting_calls(self, model_fn: ModelFn) -> ModelFn:
         """Wrap `model_fn` to count its calls in `num_model_calls`, from 0, and return outputs in the dtype of x."""
-        self.num_model_calls = 0
+        self._num_model_calls.set(0)
 
         def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            self.num_model_calls += 1
-            return model_fn(x, t).to(x.dtype)
+            self._num_model_calls.set(self._num_model_calls.get() + 1)
+            output = model_fn(x, t)
+            check_output(output, x)
+            return output.to(x.dtype)
 
         return counted
 
@@ -90,3 +114,14 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
                     "order, from the first"
                 )
         self.check_state(sample, 1)
+
+
+def _option_names(scheduler_class: type) -> set[str]:
+    return {*inspect.signature(scheduler_class).parameters}
+
+
+def _misspelt(names: list[str], options: set[str]) -> list[str]:
+    """Those names that are nearly options; `prediction_type` of diffusers, which only begins like one, is not."""
+    names = [name for name in names if name != "sampling_eps"]  # of diffusers' ScoreSdeVpScheduler
+    near = [name for name in names if difflib.get_close_matches(name, options, 1, cutoff=0.8)]
+    return [name for name in near if name.rpartition("_")[0] not in options]

@@ -1,8 +1,11 @@
 """The sample grids of a run."""
 
+import sys
+
 import torch
 from accelerate import Accelerator
 
+from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.randomness import image_generator
 from .config import TrainConfig
@@ -24,12 +27,20 @@ def sample_grid(config: TrainConfig, pipeline: SiTPipeline, accelerator: Acceler
     drawn = []
     for first in range(0, rows, accelerator.num_processes):
         label = (first + accelerator.process_index) % rows
-        images = pipeline(
-            [label] * GRID_COLUMNS,
-            guidance_scale=config.sample_guidance_scale,
-            num_inference_steps=config.sample_steps,
-            generator=[image_generator(config.seed, label * GRID_COLUMNS + i) for i in range(GRID_COLUMNS)],
-            output_type="pt",
-        ).images
+        try:
+            images = pipeline(
+                [label] * GRID_COLUMNS,
+                guidance_scale=config.sample_guidance_scale,
+                num_inference_steps=config.sample_steps,
+                generator=[image_generator(config.seed, label * GRID_COLUMNS + i) for i in range(GRID_COLUMNS)],
+                output_type="pt",
+            ).images
+        except NotFiniteError as error:
+            # Black pictures: neither the run nor the other processes, which wait for these, may end because of them.
+            print(f"the samples of class {label} are black: {error}", file=sys.stderr)
+            model = pipeline.transformer.config
+            channels = model.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
+            side = model.sample_size * pipeline.vae_scale_factor
+            images = torch.zeros(GRID_COLUMNS, channels, side, side, device=accelerator.device)
         drawn.append(accelerator.gather(images.contiguous()).cpu())
     return torch.cat(drawn)[: rows * GRID_COLUMNS]

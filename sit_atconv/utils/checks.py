@@ -1,8 +1,36 @@
 """Checks of values from users; each raises a ValueError that names the field, the value and what is allowed."""
 
+import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 import numpy as np
+
+
+def is_whole(value) -> bool:
+    """Whether `value` is a whole number of Python or NumPy; booleans and tensors are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether `value` is a real number of Python or NumPy, NaN and infinity included; booleans and tensors are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def plain_numbers(values: dict) -> dict:
+    """Return the entries of a dictionary that are numbers of NumPy, as numbers of Python, which JSON can hold."""
+    return {name: value.item() for name, value in values.items() if isinstance(value, np.generic)}
+
+
+def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError if an option is not among the known ones; it is named, and so is the nearest known one."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known)}"
+            raise ValueError(f"{owner} has no option {name}; {hint}")
 
 
 def check_choice(field: str, value, choices: Iterable) -> None:
@@ -14,20 +42,26 @@ def check_choice(field: str, value, choices: Iterable) -> None:
 
 def check_positive(field: str, value) -> None:
     """Raise ValueError unless `value` is a number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if not is_number(value) or not value > 0:
         raise ValueError(f"{field}={value!r} must be a number above 0")
 
 
 def check_eps(field: str, value) -> None:
     """Raise ValueError unless `value` is None or can be cut from both ends of the time interval [0, 1]."""
-    if value is not None and not 0 <= value < 0.5:
+    if value is not None and not (is_number(value) and 0 <= value < 0.5):
         raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
 
 
 def check_count(field: str, value) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{field}={value!r} must be a whole number of at least 1")
+
+
+def check_non_negative(field: str, value) -> None:
+    """Raise ValueError unless `value` is a finite number of at least zero."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{field}={value!r} must be a number of at least 0")
 
 
 MAX_PIXEL_DIMENSIONS = 4096  # a covariance of 4096² float64 is 128 MiB

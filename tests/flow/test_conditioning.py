@@ -112,6 +112,19 @@ def test_output_outlives_the_next_call(prepared, tiny_transformer, x):
     assert torch.equal(first, kept)
 
 
+def test_evaluating_by_several_at_once():
+    """The first to leave changes nothing, and the modes from before come back with the last."""
+    model = nn.Sequential(nn.Dropout(), nn.Dropout().eval()).train(True)
+    model[1].eval()
+    first, second = evaluating(model), evaluating(model[0], model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(module.training for module in model.modules())
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
 def test_evaluating_puts_each_module_back_into_its_mode():
     training, evaluated = nn.Dropout().train(), nn.Dropout().eval()
     with pytest.raises(KeyError), evaluating(training, None, evaluated):

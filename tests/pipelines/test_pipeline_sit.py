@@ -1,5 +1,6 @@
 """SiTPipeline from labels to images: what it depends on, what it gives and what it refuses."""
 
+import copy
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
 from sit_atconv.flow import conditioning
+from sit_atconv.models.vae import decode
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -423,25 +425,34 @@ def test_a_vae_with_missing_weights_is_an_error(tiny_pipeline, autoencoder_tiny,
         SiTPipeline.from_pretrained(tmp_path)
 
 
+def quiet_pipeline(tiny_pipeline, scheduler):
+    """A pipeline whose images lie within [0, 1] if the noise is small."""
+    pipe = tiny_pipeline(scheduler)
+    with torch.no_grad():
+        for parameter in pipe.transformer.proj_out.parameters():
+            parameter *= 0.4
+    return pipe
+
+
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_invert_finds_the_noise(solver, tiny_pipeline, assert_close):
-    pipe = tiny_pipeline(InterpolantODEScheduler(solver=solver, rtol=1e-4))
-    noise = torch.randn(2, 3, 8, 8, generator=seeded())
+    pipe = quiet_pipeline(tiny_pipeline, InterpolantODEScheduler(solver=solver, rtol=1e-4))
+    noise = 0.1 * torch.randn(2, 3, 8, 8, generator=seeded())
     images = draw(pipe, latents=noise, num_inference_steps=20) / 2 + 0.5
     assert_close(pipe.invert(images, [0, 3], num_inference_steps=20), noise, 1e-2)
 
 
 def test_invert_undoes_guidance(tiny_pipeline, assert_close):
-    pipe = tiny_pipeline(InterpolantODEScheduler(solver="rk4"))
+    pipe = quiet_pipeline(tiny_pipeline, InterpolantODEScheduler(solver="rk4"))
     guidance = dict(guidance_scale=4.0, guidance_interval=(0.0, 0.5), guidance_channels=2)
-    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = 0.1 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     latents = pipe([0, 3], latents=noise, num_inference_steps=40, output_type="latent", **guidance).images
     found = pipe.invert(latents / 2 + 0.5, [0, 3], num_inference_steps=40, **guidance)
     assert_close(found, noise, 1e-2)
     unguided = pipe.invert(latents / 2 + 0.5, [0, 3], num_inference_steps=40)
     assert (unguided - noise).abs().max() > 5 * (found - noise).abs().max()
     with pytest.raises(ValueError, match="guidance_interval"):
-        pipe.invert(latents, [0, 3], guidance_interval=(0.5, 0.2))
+        pipe.invert(latents / 2 + 0.5, [0, 3], guidance_interval=(0.5, 0.2))
 
 
 def test_invert_encodes_with_the_vae(tiny_pipeline, autoencoder_kl, assert_close):
@@ -452,6 +463,17 @@ def test_invert_encodes_with_the_vae(tiny_pipeline, autoencoder_kl, assert_close
         latents = (mean - 0.25) * 0.5
         velocity = pipe.transformer(latents, 1.0, torch.tensor([2])).sample
     assert_close(pipe.invert(images, 2, num_inference_steps=1), latents - velocity, 1e-5)
+
+
+def test_invert_takes_what_a_pipeline_returns(tiny_pipeline, assert_close):
+    pipe = quiet_pipeline(tiny_pipeline, InterpolantODEScheduler(solver="euler"))
+    noise = 0.1 * torch.randn(2, 3, 8, 8, generator=seeded())
+    for output_type, tolerance in (("pt", 1e-5), ("np", 1e-5), ("pil", 0.1)):
+        images = pipe([0, 3], latents=noise, num_inference_steps=4, output_type=output_type).images
+        expected = pipe.invert(pipe([0, 3], latents=noise, num_inference_steps=4, output_type="pt").images, [0, 3], 4)
+        assert_close(pipe.invert(images, [0, 3], 4), expected, tolerance)
+    single = pipe([3], latents=noise[1:], num_inference_steps=4).images[0]
+    assert pipe.invert(single, 3, 4).shape == (1, 3, 8, 8)
 
 
 def test_invert_refuses_what_it_cannot_do(pipe, tiny_pipeline):
@@ -525,6 +547,72 @@ def test_the_null_class_is_no_label(pipe):
 def test_arguments_that_cannot_be_used(options, message, pipe):
     with pytest.raises(ValueError, match=message):
         pipe([0, 3], **dict(num_inference_steps=1, output_type="pt") | options)
+
+
+def test_numbers_of_numpy(pipe):
+    options = dict(
+        guidance_scale=np.float32(2.0),
+        guidance_interval=(np.float64(0.0), np.float32(0.5)),
+        guidance_channels=np.int64(2),
+        num_inference_steps=np.int64(3),
+        height=np.int32(8),
+        width=np.uint16(16),
+    )
+    plain = {name: value.item() for name, value in options.items() if isinstance(value, np.generic)}
+    expected = draw(pipe, guidance_interval=(0.0, 0.5), **plain)
+    torch.testing.assert_close(draw(pipe, **options), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheduler", [InterpolantODEScheduler(), InterpolantODEScheduler(solver="dopri5")])
+def test_broken_weights_make_no_image(scheduler, tiny_pipeline):
+    pipe = tiny_pipeline(scheduler)
+    with torch.no_grad():
+        pipe.transformer.blocks[1].mlp.fc2.weight[0, 0] = math.nan
+    steps = []
+    for sample in (
+        lambda: draw(pipe, num_inference_steps=50, callback_on_step_end=lambda *_: steps.append(1)),
+        lambda: pipe.invert(torch.rand(2, 3, 8, 8), [0, 3]),
+    ):
+        with pytest.raises(ValueError, match=r"because weights of SiT.*: blocks\.1\.mlp\.fc2\.weight"):
+            sample()
+    assert not steps  # it is noticed after the first step
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_a_vae_that_overflows_in_half_precision(force_upcast, autoencoder_kl, assert_close):
+    """Images that overflow are decoded in float32, the others as they were, and the weights stay as they are."""
+    vae = copy.deepcopy(autoencoder_kl)
+    vae.register_to_config(force_upcast=force_upcast)
+    latents = torch.randn(2, 4, 8, 8, generator=seeded())
+    latents[1] *= 3e5  # above 65504
+    with torch.no_grad():
+        expected = decode(vae, latents)
+        half = vae.half()
+        weights = {name: value.clone() for name, value in half.state_dict().items()}
+        images = decode(half, latents)
+        assert_close(images, expected, 2e-2)
+        torch.testing.assert_close(images[:1], decode(half, latents[:1]), rtol=0, atol=5e-3)
+    assert all(torch.equal(value, weights[name]) for name, value in half.state_dict().items())
+    with torch.no_grad():
+        half.decoder.conv_out.bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"the images from the VAE .*: decoder\.conv_out\.bias"), torch.no_grad():
+        decode(half, latents)
+
+
+@pytest.mark.parametrize("out_channels", [1, 6])
+def test_another_number_of_output_channels_is_refused(out_channels, tiny_pipeline, tiny_transformer):
+    with pytest.raises(ValueError, match=f"out_channels={out_channels} and in_channels=3 must be equal"):
+        draw(tiny_pipeline(out_channels=out_channels))
+    with pytest.raises(ValueError, match=f"guidance_model: out_channels={out_channels}"):
+        draw(tiny_pipeline(), guidance_scale=2.0, guidance_model=tiny_transformer(out_channels=out_channels))
+    with pytest.raises(ValueError, match=r"guidance_model has num_classes=4, .* has 5"):
+        draw(tiny_pipeline(), guidance_scale=2.0, guidance_model=tiny_transformer(num_classes=4))
+
+
+@pytest.mark.parametrize("scheduler", [InterpolantODEScheduler(), InterpolantSDEScheduler()])
+def test_a_network_whose_output_would_be_broadcast(scheduler):
+    with pytest.raises(ValueError, match=r"output has the shape \(2, 1, 4, 4\), but must have .* \(2, 3, 4, 4\)"):
+        scheduler.solve(lambda x, t: x[:, :1], torch.zeros(2, 3, 4, 4), 4)
 
 
 def test_a_model_without_null_class_cannot_be_guided(tiny_pipeline):

@@ -10,8 +10,13 @@ from sit_atconv.utils.checks import (
     check_choice,
     check_count,
     check_eps,
+    check_known,
+    check_non_negative,
     check_pixel_dimensions,
     check_positive,
+    is_number,
+    is_whole,
+    plain_numbers,
 )
 
 
@@ -40,8 +45,35 @@ def test_what_is_no_count(value):
         check_count("batch_size", value)
 
 
-def test_what_is_a_count():
-    check_count("batch_size", 1)
+@pytest.mark.parametrize("value", [1, np.int64(1), np.uint8(200)])
+def test_what_is_a_count(value):
+    check_count("batch_size", value)
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, np.float32("inf"), True, np.True_, "1", None, np.ones(2)])
+def test_what_is_negative_or_no_number(value):
+    with pytest.raises(ValueError, match=r"^scale=.* must be a number of at least 0$"):
+        check_non_negative("scale", value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_positive("rtol", np.float32(0.5))
+    check_non_negative("scale", np.float64(0))
+    check_eps("sample_eps", np.float32(0.25))
+    assert is_whole(np.int32(3))
+    assert not is_whole(np.float32(3))
+    assert not is_number(np.True_)
+    values = plain_numbers({"a": np.float32(0.5), "b": 1, "c": "text", "d": np.int64(7)})
+    assert values == {"a": 0.5, "d": 7}
+    assert [type(value) for value in values.values()] == [float, int]
+
+
+def test_options_that_are_not_known():
+    check_known("Thing", ["size"], ["size", "path"])
+    with pytest.raises(ValueError, match=r"^Thing has no option szie; did you mean size\?$"):
+        check_known("Thing", ["szie"], ["size", "path"])
+    with pytest.raises(ValueError, match=r"^Thing has no option zzz; its options are path, size$"):
+        check_known("Thing", ["path", "zzz"], ["size", "path"])
 
 
 @pytest.mark.parametrize("value", [-1e-9, 0.5, math.nan])

@@ -1,0 +1,77 @@
+"""What is given to a pipeline, as the tensors that it works with.
+
+B images, C channels; images (B, C, H, W) in [0, 1], latents (B, C, h, w).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
+
+
+def latents_from(latents: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the noise that a caller hands over, a tensor or an array of NumPy, as a tensor.
+
+    Raises:
+        ValueError: if it is something else, of another shape, not of floating point, or not finite.
+    """
+    if isinstance(latents, np.ndarray) and latents.dtype.kind == "f":
+        latents = torch.from_numpy(np.ascontiguousarray(latents))
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = getattr(latents, "dtype", type(latents).__name__)
+        raise ValueError(f"latents must be a tensor or an array of floating-point numbers, not {kind}")
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have the shape {shape}")
+    if not latents.isfinite().all():
+        raise ValueError("latents holds NaN or infinity; give finite numbers, or leave it out to draw noise")
+    return latents
+
+
+def images_from(images: Any, channels: int) -> torch.Tensor:
+    """Return images as a tensor (B, channels, H, W) in [0, 1].
+
+    Args:
+        images: what a pipeline returns for output_type "pt", "np" or "pil": (B, C, H, W) or (B, H, W, C) in [0, 1], or
+            pictures of one size; one picture is a batch of one.
+        channels: the number of channels that the model has; pictures are converted to it.
+
+    Raises:
+        ValueError: if the images are of another kind, shape or range.
+    """
+    pictures = images if isinstance(images, (list, tuple)) else [images]
+    if pictures and all(isinstance(picture, Image) for picture in pictures):
+        tensor = _from_pictures(list(pictures), channels)
+    elif isinstance(images, np.ndarray):
+        if images.ndim != 4:
+            raise ValueError(f"images has shape {images.shape}; an array must be (B, H, W, C)")
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    elif isinstance(images, torch.Tensor):
+        tensor = images
+    else:
+        raise ValueError(
+            f"images is a {type(images).__name__}; give a tensor (B, C, H, W), an array (B, H, W, C), or pictures (PIL)"
+        )
+    if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.numel():
+        raise ValueError(f"images has shape {tuple(tensor.shape)}; a tensor must be (B, {channels}, H, W)")
+    if not tensor.is_floating_point():
+        raise ValueError(f"images is {tensor.dtype}; give floating-point numbers in [0, 1], such as images / 255")
+    low, high = tensor.min().item(), tensor.max().item()
+    if not 0 <= low <= high <= 1:  # NaN, too
+        remedy = "(images + 1) / 2" if -1 <= low and high <= 1 else "images / 255" if high <= 255 and low >= 0 else ""
+        raise ValueError(
+            f"images lie in [{low:.3g}, {high:.3g}], but must lie in [0, 1]; "
+            + (f"give {remedy}" if remedy else "give images as output_type='pt' returns them")
+        )
+    return tensor
+
+
+def _from_pictures(pictures: list[Image], channels: int) -> torch.Tensor:
+    if channels not in PIL_MODES:
+        raise ValueError(f"images: no picture has {channels} channels, as this model needs; give a tensor")
+    if len(sizes := sorted({picture.size for picture in pictures})) > 1:
+        raise ValueError(f"images have the sizes {sizes}; invert those of one size at a time")
+    arrays = [np.asarray(picture.convert(PIL_MODES[channels]), dtype=np.float32) / 255 for picture in pictures]
+    return torch.from_numpy(np.stack(arrays)).reshape(len(arrays), *arrays[0].shape[:2], channels).permute(0, 3, 1, 2)
