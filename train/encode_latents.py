@@ -14,6 +14,7 @@ import sys
 from sit_atconv.data import BrokenImageError
 from sit_atconv.training.encode import encode_latents
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
 
 def build_parser() -> OptionParser:
@@ -30,14 +31,14 @@ def build_parser() -> OptionParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. An error ends it with one line and exit code 2."""
-    options = build_parser().parse_args(arguments).as_dict()
+    options = build_parser().parse_options(sys.argv[1:] if arguments is None else arguments)
     options.pop("config")
     try:
         encode_latents(**options)
     except (ValueError, OSError) as error:
         # Every process finds the same mistake, and one reports it. A broken image or a full disk may concern only one.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, (BrokenImageError, OSError)):
-            print(f"encode_latents.py: error: {error}", file=sys.stderr)
+            print(f"encode_latents.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sit_atconv.training.export import export_average
+from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
+from sit_atconv.utils.paths import expand_home
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,14 +25,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--std", type=float, help="relative standard deviation of a power-function average, for post-hoc EMA"
     )
     parser.add_argument("--step", type=int, help="step of the checkpoint or snapshot to use; defaults to the newest")
-    args = parser.parse_args(arguments)
-    try:
-        if args.out.exists():
-            raise ValueError(f"out={str(args.out)!r} exists already; choose another folder")
-        export_average(args.run, args.out, args.average, args.std, args.step)
-    except (ValueError, OSError) as error:
-        print(f"export_average.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with reporting_mistakes("export_average.py"):
+        check_outputs_at_once(sys.argv[1:] if arguments is None else arguments, "out")
+        args = expand_home(vars(parser.parse_args(arguments)))
+        from sit_atconv.training.export import export_average  # only now, since this takes seconds to import
+
+        export_average(args["run"], args["out"], args["average"], args["std"], args["step"])
 
 
 if __name__ == "__main__":

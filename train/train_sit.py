@@ -18,6 +18,7 @@ from sit_atconv.data import BrokenImageError
 from sit_atconv.training.command_line import parse_arguments
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.trainer import Trainer
+from sit_atconv.utils.text import printable
 
 STOPPED = 143  # exit code of a run that was asked to stop, that of a terminated process
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         # Every process finds the same mistake, so one of them reports it; but only one may have met the broken image.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, BrokenImageError):
-            print(f"train_sit.py: error: {error}", file=sys.stderr)
+            print(f"train_sit.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     if finished == config.run_folder and not config.dry_run:
         sys.exit(STOPPED)

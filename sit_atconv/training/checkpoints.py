@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..utils.files import STAGING, remove, sync
 from ..utils.hashing import file_sha256
+from ..utils.text import one_line
 
 MANIFEST, STATE = "manifest.json", "state.json"
 CORRUPT = ".corrupt"  # suffix of a checkpoint that failed its hashes and was set aside
@@ -120,7 +121,7 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
     if broken and good is None:
         raise ValueError("; ".join(broken.values()) + "; no checkpoint is left to continue from")
     for path, reason in broken.items():
-        warnings.warn(f"{reason}; falling back to {good}", stacklevel=2)
+        warnings.warn(f"{one_line(reason)}; falling back to {good}", stacklevel=2)
         aside = path.with_name(path.name + CORRUPT)
         remove(aside)
         path.rename(aside)

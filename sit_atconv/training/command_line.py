@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from itertools import zip_longest
 
 from ..utils.option_parser import OptionParser
 from .config import GROUPS, TrainConfig
@@ -24,7 +23,7 @@ def build_parser() -> OptionParser:
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     """Parse the command line. It takes precedence over --config FILE.yaml, which takes precedence over the defaults.
 
-    Boolean options such as --dry_run need no value.
+    Boolean options such as --dry_run need no value, and ~ is the home folder, in YAML as well.
 
     Args:
         arguments: the command line; sys.argv if None.
@@ -34,10 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
         SystemExit: for unknown options and values of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    switches = {f"--{field.name}" for field in dataclasses.fields(TrainConfig) if field.type is bool}
-    spelled_out = []
-    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
-        spelled_out += [argument, "true"] if argument in switches and following.startswith("--") else [argument]
-    options = build_parser().parse_args(spelled_out).as_dict()
+    switches = [field.name for field in dataclasses.fields(TrainConfig) if field.type is bool]
+    options = build_parser().parse_options(arguments, switches)
     options.pop("config")
     return TrainConfig(**options)

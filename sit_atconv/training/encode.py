@@ -34,6 +34,7 @@ from ..data.latent_shards import (
 from ..models.vae import load_vae, posterior_moments
 from ..utils.checks import check_choice, check_count
 from ..utils.files import folder_lock
+from ..utils.text import one_line, printable
 from .processes import on_main_process, one_process_first
 
 
@@ -210,10 +211,11 @@ class LatentEncoder:
         manifest = finish_folder(self.folder, self.settings)
         size = sum(shard["bytes"] for shard in manifest["shards"])
         seconds = time.perf_counter() - start
-        print(f"{manifest['num_images']} images in {self.folder}, {size / 1e9:.3f} GB, {seconds:.0f} s; train with:")
-        print(f"  accelerate launch train/train_sit.py --data {self.folder} --vae {self.settings['vae']['name']} …")
+        command = f"accelerate launch train/train_sit.py --data {self.folder} --vae {self.settings['vae']['name']} …"
+        size_and_time = f"{size / 1e9:.3f} GB, {seconds:.0f} s"
+        print(printable(f"{manifest['num_images']} images in {self.folder}, {size_and_time}; train with:\n  {command}"))
         for reason in manifest["broken"]:
-            print(f"left out: {reason}", file=sys.stderr)
+            print(f"left out: {one_line(reason)}", file=sys.stderr)
         return manifest
 
 

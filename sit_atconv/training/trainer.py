@@ -15,6 +15,7 @@ from ..data import BrokenImages, too_many_broken
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..sharing.hub import prepare_repository
 from ..utils.image_grid import save_grid
+from ..utils.text import printable
 from .batches import Batches
 from .build import Components, build_components, build_loader, build_pipeline
 from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint
@@ -132,7 +133,7 @@ class Trainer:
             accelerator.distributed_type == DistributedType.FSDP,
             accelerator.mixed_precision,
         )
-        accelerator.print(plan)
+        accelerator.print(printable(plan))
 
     def resume(self) -> None:
         """Restore the newest good checkpoint if the run is resumed.
