@@ -25,7 +25,7 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..sharing.card import write_training_config
 from ..sharing.folder import RECORD_FILE, check_pipeline_folder, read_json, weights_variant
 from ..utils.checks import check_choice
-from ..utils.files import check_new_file
+from ..utils.files import check_new_file, staged
 from ..utils.imagenet import imagenet_labels
 from .inspect import REFERENCE_VAE_CHANNELS, Reference, inspect_reference
 from .layouts import LAYOUTS, REFERENCE_PREDICTIONS, is_pointwise
@@ -199,10 +199,11 @@ def export_checkpoint(folder: str | Path, output: str | Path) -> dict[str, torch
     options = _reference_options(folder, transformer, layout)
     output.parent.mkdir(parents=True, exist_ok=True)
     restored = {name: tensor.contiguous() for name, tensor in restored.items()}
-    if output.suffix == ".pt":
-        torch.save({"ema": restored, "args": options}, output)
-    else:
-        save_file(restored, output, metadata={"args": json.dumps(options)})
+    with staged(output, replace=False) as staging:  # a full disk leaves no half-written file
+        if output.suffix == ".pt":
+            torch.save({"ema": restored, "args": options}, staging)
+        else:
+            save_file(restored, staging, metadata={"args": json.dumps(options)})
     return restored
 
 

@@ -16,7 +16,7 @@ from ..sharing.card import CARD_METRICS
 from ..utils.files import write_atomically
 from ..utils.image_grid import save_grid
 from ..utils.tables import markdown_table
-from ..utils.text import markdown_text, printable
+from ..utils.text import code_block, markdown_text, printable
 from .comparison_plots import Plot, time_unit
 from .evaluated_runs import Run
 from .model_costs import ModelCost
@@ -102,9 +102,7 @@ def render_markdown(comparison: Comparison, pictures: dict[str, Path]) -> str:
         alternative = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)
         parts.append(f"{text}:\n\n![{alternative}]({file.name})")
     if comparison.command:
-        command = printable(comparison.command)
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-        parts += ["## Command", f"{fence}bash\n{command}\n{fence}"]
+        parts += ["## Command", code_block(comparison.command, "bash")]
     return "\n\n".join(parts) + "\n"
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
 from ..utils.tables import markdown_table
+from ..utils.text import code_block, markdown_text, one_line
 from .folder import RECORD_FILE, describe_folder, read_json, weights_variant
 
 CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
@@ -110,21 +111,29 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
     folder = Path(folder)
     metrics = list(read_json(folder / METRICS_FILE).values())
     title = name.rpartition("/")[2]
-    parts = [f"# {title}", "A class-conditional diffusion transformer, SiT with ATConv or attention, for diffusers."]
+    parts = [
+        f"# {markdown_text(title)}",
+        "A class-conditional diffusion transformer, SiT with ATConv or attention, for diffusers.",
+    ]
     if (folder / SAMPLES_FILE).is_file():
         parts.append(f"![Samples]({SAMPLES_FILE})")
     parts += _usage(folder, name)
-    parts += ["## Model", markdown_table(["", ""], describe_folder(folder).items(), text_columns=2)]
+    parts += ["## Model", _facts_table(describe_folder(folder))]
     if record := read_json(folder / RECORD_FILE):
-        parts.append(
-            f"Converted from `{record['checkpoint']}`: layout {record['layout']}, weights {record['weights']}."
-        )
+        layout, weights = (markdown_text(record[key]) for key in ("layout", "weights"))
+        checkpoint = one_line(record["checkpoint"]).replace("`", "'")
+        parts.append(f"Converted from `{checkpoint}`: layout {layout}, weights {weights}.")
     if metrics:
         parts += ["## Metrics", _metrics_table(metrics)]
     if (folder / TRAINING_FILE).is_file():
         training = (folder / TRAINING_FILE).read_text(encoding="utf-8").strip()
-        parts += ["## Training", f"```yaml\n{training}\n```"]
+        parts += ["## Training", code_block(training, "yaml")]
     return f"---\n{_front_matter(title, license, metrics)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _facts_table(facts: dict[str, str]) -> str:
+    """Return the card's table of what the folder holds."""
+    return markdown_table(["", ""], [(name, markdown_text(value)) for name, value in facts.items()], text_columns=2)
 
 
 def _front_matter(title: str, license: str | None, metrics: list[dict]) -> str:
@@ -185,7 +194,7 @@ def _metrics_table(metrics: list[dict]) -> str:
     for metric in metrics:
         settings = ", ".join(f"{key} {metric[key]}" for key in METRIC_SETTINGS if key in metric)
         cells = (CARD_METRICS[metric["metric"]], f"{metric['value']:.4g}", metric["dataset"], settings)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
     return "\n".join(lines)
 
 

@@ -28,6 +28,13 @@ def joined_lines(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", printable(text).strip())
 
 
+def code_block(text: object, language: str = "") -> str:
+    """Text of any lines as a code block of Markdown, which no backticks in it can close."""
+    text = printable(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def markdown_text(text: object) -> str:
     """Text that Markdown shows as it is: no HTML, links, pictures, formulas or cells of a table begin in it."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -226,3 +226,21 @@ def test_a_checkpoint_is_inspected_once(parity_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "restore_state_dict", lambda *_: pytest.fail("restored all weights"))
     convert_checkpoint(parity_dir / "reference_checkpoint.pt", tmp_path / "folder", vae="none")
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
+def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_pipeline, tmp_path, monkeypatch, file):
+    """The same command, which refuses existing files, can be run again."""
+
+    def full(content, target, **options):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    tiny_pipeline().save_pretrained(tmp_path / "folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        patch.setattr("sit_atconv.convert.folder.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            export_checkpoint(tmp_path / "folder", tmp_path / file)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    export_checkpoint(tmp_path / "folder", tmp_path / file)

@@ -107,3 +107,17 @@ def test_the_snippet_names_the_variant_where_there_is_no_other(tiny_pipeline, tm
     assert 'variant="fp16")' in model_card(tmp_path, "x")
     pipe.save_pretrained(tmp_path)
     assert "variant" not in model_card(tmp_path, "x").split("## Model")[0]
+
+
+def test_the_card_shows_text_from_elsewhere_as_it_is(tiny_pipeline, tmp_path):
+    folder = tmp_path / "digits"
+    tiny_pipeline().save_pretrained(folder)
+    write_report(tmp_path / "fid.json", {"fid": 1.5, "reference": "<b>|a", "extractor": "![x](http://y)\x1b"})
+    add_report(folder, tmp_path / "fid.json")
+    write_training_config(folder, {"model": "```\n<script>\n"})
+    text = model_card(folder, "someone/<i>")
+    body = text.partition("\n---\n")[2]
+    assert "# &lt;i&gt;\n" in body
+    assert r"| FID | 1.5 | &lt;b&gt;\|a | extractor ![x\](http://y)\\x1b |" in body
+    assert "````yaml\n" in body and body.rstrip().endswith("\n````")
+    assert "\x1b" not in text
