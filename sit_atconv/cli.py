@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .utils.commands import reporting_mistakes
 from .utils.files import check_new_file, check_new_folder
-from .utils.paths import expand_home
+from .utils.home import expand_home
 from .utils.text import one_line, printable
 
 FIRST_CLASSES = 10  # drawn if none are named

@@ -25,7 +25,7 @@ from ..utils.tables import markdown_table
 from .settings import DTYPES
 from .timing import measure, quartiles
 
-WARMUP = 3
+WARMUP_ROUNDS = 3
 # XL/2 at 256 px; S/2 at 512 px, at 1024 px, and at 256 px in a batch
 SHAPES = [[1, 256, 1152], [1, 1024, 384], [1, 4096, 384], [4, 256, 384]]
 Functions = Mapping[str, Callable[..., torch.Tensor]]
@@ -95,10 +95,10 @@ def bench_shape(shape: list[int], dtype: torch.dtype, device: torch.device, roun
     with torch.no_grad():
         for title, (functions, inputs, options) in groups.items():
             forward = {name: partial(function, *inputs, *options) for name, function in functions.items()}
-            print_times(f"{B}×{N}×{C}: {title}", measure(forward, rounds, WARMUP, device))
+            print_times(f"{B}×{N}×{C}: {title}", measure(forward, rounds, WARMUP_ROUNDS, device))
     for title, (functions, inputs, options) in groups.items():
         both = {name: differentiated(function, inputs, options, upstream) for name, function in functions.items()}
-        print_times(f"{B}×{N}×{C}: {title}, forward + backward", measure(both, rounds, WARMUP, device))
+        print_times(f"{B}×{N}×{C}: {title}, forward + backward", measure(both, rounds, WARMUP_ROUNDS, device))
 
 
 def convolutions(compiled: bool) -> Functions:

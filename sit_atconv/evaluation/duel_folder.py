@@ -11,7 +11,7 @@ import yaml
 
 from ..utils.bounded_text import read_yaml
 from ..utils.files import check_new_folder, write_atomically
-from ..utils.paths import expand_home
+from ..utils.home import expand_home
 from ..utils.text import joined_lines
 from .duel_options import Duel
 from .metric_options import MetricOptions

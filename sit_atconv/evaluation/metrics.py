@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .frechet import fid_infinity, frechet_distance
 from .image_features import ImageFeatures
 from .inception_score import inception_score
-from .kernel import kernel_distance
+from .kernel_distance import kernel_distance
 from .neighbours import density_coverage, precision_recall
 
 

@@ -12,7 +12,7 @@ from ..benchmarks.timing import measure, quartiles
 from ..models.macs import count_macs
 from ..pipelines.pipeline_sit import SiTPipeline
 
-WARMUP = 3
+WARMUP_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def measure_models(
         torch.randint(config.num_classes, (batch_size,), generator=generator).to(device),
     )
     calls = {name: functools.partial(model, *inputs) for name, model in models.items()}
-    times = measure(calls, repeats, WARMUP, device)
+    times = measure(calls, repeats, WARMUP_ROUNDS, device)
     baseline = np.array(next(iter(times.values())))
     return [
         ModelCost(

@@ -14,7 +14,7 @@ from .output_files import SAMPLES_RECORD
 from .records import read_record
 from .reference_statistics import ReferenceStatistics, load_statistics
 from .sampling import SamplingOptions, image_shape, load_pipeline
-from .sources import ImageSource, PipelineSource, ReferenceSource, SampleSource
+from .scored_images import ImageSource, PipelineSource, ReferenceSource, SampleSource
 
 
 def check_folders(samples: str, reference: str) -> None:

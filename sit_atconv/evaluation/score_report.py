@@ -7,7 +7,7 @@ from .extractor import Extractor
 from .feature_statistics import FeatureStatistics
 from .image_features import ImageFeatures
 from .metric_options import MetricOptions
-from .sources import ReferenceSource, SampleSource
+from .scored_images import ReferenceSource, SampleSource
 
 # Reports are comparable if all of these entries are equal.
 MUST_AGREE = (

@@ -17,7 +17,7 @@ from .open_sources import check_folders, check_sources, open_reference, open_sam
 from .reference_statistics import save_statistics
 from .sampling import SamplingOptions
 from .score_report import describe_scores
-from .sources import ReferenceSource
+from .scored_images import ReferenceSource
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..utils.paths import expand_home
+from ..utils.home import expand_home
 
 
 def python_command(launch: str | None) -> list[str]:

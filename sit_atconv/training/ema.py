@@ -15,7 +15,7 @@ from torch import nn
 
 from .sharding import local
 
-WARMUP = 10  # an exponential average starts short: (1 + n) / (WARMUP + n) bounds its decay after n updates
+SHORT_START = 10  # an exponential average starts short: (1 + n) / (SHORT_START + n) bounds its decay after n updates
 
 
 def power_exponent(std: float) -> float:
@@ -31,7 +31,7 @@ def power_exponent(std: float) -> float:
 
 def exponential_weight(decay: float, step: int) -> float:
     """The weight of update `step`, counted from 1, when it enters an exponential average."""
-    return 1 - (0.0 if step == 1 else min(decay, step / (WARMUP + step - 1)))
+    return 1 - (0.0 if step == 1 else min(decay, step / (SHORT_START + step - 1)))
 
 
 def power_weight(std: float, step: int) -> float:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .files import check_new_file, write_report
-from .paths import expand_home
+from .home import expand_home
 from .text import joined_lines, printable
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells report it

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from .bounded_text import check_yaml
-from .paths import expand_home
+from .home import expand_home
 from .text import printable
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from sit_atconv.evaluation.image_features import from_statistics
 from sit_atconv.evaluation.reference_statistics import ReferenceStatistics
+from sit_atconv.evaluation.scored_images import ReferenceSource
 from sit_atconv.evaluation.scores import check_weights_agree
-from sit_atconv.evaluation.sources import ReferenceSource
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sit_atconv.evaluation.frechet import frechet_distance
-from sit_atconv.evaluation.kernel import kernel_distance
+from sit_atconv.evaluation.kernel_distance import kernel_distance
 from sit_atconv.evaluation.neighbours import density_coverage, precision_recall
 
 

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
+from sit_atconv.models.presets import MIXERS
 from sit_atconv.ops import linear_onednn
 from sit_atconv.sharing.onnx import INPUTS, OUTPUT, export_onnx, export_transformer
 
@@ -179,8 +180,9 @@ def test_torchao_quantisation(pipe, folder):
     torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.1)
 
 
-def test_torch_export_leaves_batch_and_grid_free(tiny_transformer):
-    model = tiny_transformer(mixer="hybrid")
+@pytest.mark.parametrize("mixer", [*MIXERS, "hybrid"])
+def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
+    model = tiny_transformer(mixer=mixer)
     exported = export_transformer(model).module()
     with torch.no_grad():
         for size in SIZES:

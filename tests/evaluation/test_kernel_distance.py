@@ -6,7 +6,7 @@ import cleanfid.fid
 import numpy as np
 import pytest
 
-from sit_atconv.evaluation.kernel import kernel_distance
+from sit_atconv.evaluation.kernel_distance import kernel_distance
 
 
 @pytest.mark.parametrize("n", [60, 300])  # subsets: of all images, and drawn

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sit_atconv.utils.paths import expand_home
+from sit_atconv.utils.home import expand_home
 
 
 @pytest.fixture(autouse=True)
