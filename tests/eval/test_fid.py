@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
-from sit_atconv.evaluation import inception, scores, sources
+from sit_atconv.evaluation import inception, scored_images, scores
 from sit_atconv.evaluation.frechet import frechet_distance
 from sit_atconv.evaluation.sampling import SamplingOptions, generate, load_pipeline
 from sit_atconv.utils import commands
@@ -153,7 +153,7 @@ def test_timm_without_a_network(pipeline_folder, monkeypatch, capsys):
 
 
 def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sources, "draw_images", None)  # nothing may be sampled
+    monkeypatch.setattr(scored_images, "draw_images", None)  # nothing may be sampled
     existing = tmp_path / "fid.json"
     existing.write_text("precious")
     empty = tmp_path / "empty"
