@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
-from sit_atconv.utils.paths import expand_home
+from sit_atconv.utils.home import expand_home
 
 
 def main(arguments: list[str] | None = None) -> None:
