@@ -42,8 +42,8 @@ def test_sample_is_a_function_of_the_seed(folder, tmp_path):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--classes", "3"], "class_labels: 3 must lie in 0…2"),
-        (["--classes", "-1"], "class_labels: -1 must lie in 0…2"),
+        (["--classes", "3"], "class_labels: 3 must be between 0 and 2"),
+        (["--classes", "-1"], "class_labels: -1 must be between 0 and 2"),
         (["--classes", "cow"], "unknown name 'cow'"),
         (["--images_per_class", "0"], "images_per_class=0"),
         (["--num_inference_steps", "0"], "num_inference_steps=0"),

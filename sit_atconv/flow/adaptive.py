@@ -146,7 +146,7 @@ def solve_adaptive(
         x_next, velocity_next, difference = _trial_step(velocity_fn, x, velocity, t, t_next, direction * h, tableau)
         error = controller.error_norm(difference, x, x_next)
 
-        accepted = error <= 1  # False for NaN, too
+        accepted = error <= 1  # also False for NaN
         keep = expand_like(accepted.to(x.device), x)
         x = torch.where(keep, x_next, x)
         velocity = torch.where(keep, velocity_next, velocity)

@@ -22,20 +22,20 @@ MODULATION_BYTES = 2**30  # memory limit of the precomputed modulations; beyond 
 
 
 def time_key(t: float | torch.Tensor) -> float:
-    """The value by which a time is known: its float32 rounding, in which the network receives it."""
+    """Return the lookup key of a time: its float32 value, which is what the network receives."""
     return torch.as_tensor(t, dtype=torch.float32).item()
 
 
 _modes_lock = threading.Lock()
-# For each module in eval mode for a while: how many calls, in all threads, need that, and the mode it had before them.
+# For each module that a context holds in eval mode: the number of contexts, in all threads, and the mode before them.
 _modes: "WeakKeyDictionary[torch.nn.Module, tuple[int, bool]]" = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluating(*models: torch.nn.Module | None) -> Iterator[None]:
-    """Put models into eval mode for a while, then back into the mode that each of their modules was in.
+    """Put models into eval mode inside this context, then restore the mode of each of their modules.
 
-    Threads may share models: a module goes back when the last of them has left.
+    Threads may share models: the mode of a module is restored when the last of them has left.
     """
     modules = {module: None for model in models if model is not None for module in model.modules()}  # each one once
     with _modes_lock:
@@ -66,6 +66,9 @@ class LabelledModel:
     def __init__(self, transformer: ModelMixin, labels: torch.Tensor):
         self.transformer = transformer
         self.labels = labels
+        # What `prepare` computes; before that, and if it does not fit, every call computes its own modulations.
+        self.modulations: torch.Tensor | None = None  # (times, unique labels, width)
+        self.index: torch.Tensor | None = None  # of each label in the unique labels
         self.steps: dict[float, int] = {}  # time_key -> index into self.modulations
 
     def prepare(self, times: Sequence[float]) -> None:
@@ -80,7 +83,7 @@ class LabelledModel:
         unique_labels, index = self.labels.unique(return_inverse=True)
         if not self._fits_in_memory(len(keys), len(unique_labels)):
             return
-        self.index = index  # of each label in unique_labels
+        self.index = index
         self.modulations = self.transformer.modulations(torch.tensor(keys, device=self.labels.device), unique_labels)
         self.steps = {key: step for step, key in enumerate(keys)}
 
@@ -95,6 +98,7 @@ class LabelledModel:
         x = x.to(self.transformer.dtype)
         step = self.steps.get(time_key(t)) if self.steps and not t.ndim else None
         if step is not None:
+            assert self.modulations is not None and self.index is not None  # steps are set with them
             modulation = self.modulations[step, self.index[rows]]
             output = self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
         else:

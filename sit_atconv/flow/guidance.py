@@ -1,8 +1,8 @@
 """Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
 (autoguidance, arXiv 2406.02507).
 
-x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond is the prediction for the label, weak that for the
-null class or of the weaker model.
+x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond: prediction for the label; weak: prediction for the
+null class, or of the weaker model.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .conditioning import LabelledModel
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, when, in which channels and by what the prediction of a network is guided.
+    """Strength, time interval, channels and guiding model of guidance.
 
     Error messages use the names that the arguments have in `SiTPipeline`: `scale` is `guidance_scale` there, and so on.
 
@@ -63,7 +63,7 @@ class Guidance:
                 "use guidance_scale=1"
             )
         if self.channels is not None and self.channels > config.in_channels:
-            raise ValueError(f"guidance_channels={self.channels} must lie in 1…{config.in_channels}")
+            raise ValueError(f"guidance_channels={self.channels} must be between 1 and {config.in_channels}")
         check_same_channels(transformer)
         if self.is_active and self.model is not None:
             check_same_channels(self.model, "guidance_model")

@@ -96,7 +96,7 @@ class InterpolantLoss:
     def of_output(
         self, model_output: torch.Tensor, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor
     ) -> torch.Tensor:
-        """The loss (B,) float32 of an output that the network gave for x_t, interpolated between x_0 and x_1."""
+        """Return the loss (B,) float32 of the network's output at x_t, interpolated between x_0 and x_1."""
         error = self._weighted_error(model_output.float(), x_0, x_1.float(), t)
         return error.square().flatten(1).mean(1)
 

@@ -61,7 +61,7 @@ def solve_multistep(
         grid: (steps + 1,) float64 on the CPU, uniform.
         method: one of `MULTISTEP`.
         callback: called as (step, t, x) after each step; see `after_step`. If it replaces the state, the method starts
-            anew from the replacement, since the velocities of earlier steps no longer apply.
+            again from the replacement, since the velocities of earlier steps no longer apply.
 
     Returns:
         The state at grid[-1], or the state at which the callback stopped.

@@ -90,7 +90,7 @@ FIXED_STEP = {
         b   | 1/4 0   3/4
         """,
     ),
-    # Kutta's 3/8 rule, which torchdiffeq calls rk4, too: a smaller error than the classic rule at the same cost.
+    # Kutta's 3/8 rule, which torchdiffeq also calls rk4: a smaller error than the classic rule at the same cost.
     "rk4": read_tableau(
         4,
         """

@@ -1,4 +1,4 @@
-"""What the ODE and the SDE scheduler share. Their time runs from noise (t=0) to data (t=1)."""
+"""Base class of the ODE and SDE schedulers. Time runs from noise (t=0) to data (t=1)."""
 
 import difflib
 import inspect
@@ -110,8 +110,8 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
             same_memory = timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr()
             if same_memory and timestep.data_ptr() != expected.data_ptr():
                 raise ValueError(
-                    f"timestep is not entry {self._step_index} of timesteps, which is the next one; go through them in "
-                    "order, from the first"
+                    f"timestep is not the next one (entry {self._step_index} of scheduler.timesteps); call step() once "
+                    "per timestep, in order"
                 )
         self.check_state(sample, 1)
 

@@ -12,7 +12,8 @@ def ids_by_name(id2label: Mapping[str, str]) -> dict[str, int]:
     """The class id of every name by which a class can be called.
 
     A class may have several names, separated by commas, as in ImageNet: "goldfish, Carassius auratus". The whole text
-    is a name, too, and takes precedence over a part of another. A name that several classes share names none of them.
+    is also a name, and takes precedence over a part of another. A name shared by several classes is ambiguous and left
+    out.
     """
     ids: dict[str, int] = {}
     parts = [(name, int(i)) for i, names in id2label.items() for name in names.split(",")]
@@ -49,7 +50,7 @@ def parse_labels(labels: Any, names: Mapping[str, int], num_classes: int) -> lis
         if isinstance(label, bool) or not isinstance(label, Integral):
             raise ValueError(f"class_labels: {label!r} is neither a whole number nor a name")
         if not 0 <= int(label) < num_classes:
-            raise ValueError(f"class_labels: {label} must lie in 0…{num_classes - 1}")
+            raise ValueError(f"class_labels: {label} must be between 0 and {num_classes - 1}")
         ids.append(int(label))
     if not ids:
         raise ValueError("class_labels is empty; name at least one class")

@@ -84,7 +84,7 @@ def test_guidance_is_checked_against_the_transformer(tiny_transformer):
     Guidance(2.0, channels=3).check(transformer)
     Guidance(1.0, channels=3).check(unconditional)
     Guidance(2.0, model=transformer).check(unconditional)
-    with pytest.raises(ValueError, match=r"guidance_channels=4 must lie in 1…3"):
+    with pytest.raises(ValueError, match=r"guidance_channels=4 must be between 1 and 3"):
         Guidance(channels=4).check(transformer)
     with pytest.raises(ValueError, match=r"guidance_scale=2\.0: .* cannot be guided"):
         Guidance(2.0).check(unconditional)

@@ -509,7 +509,7 @@ def test_labels_that_cannot_be_used(labels, message, pipe):
 
 
 def test_the_null_class_is_no_label(pipe):
-    with pytest.raises(ValueError, match=r"class_labels: 5 must lie in 0…4"):
+    with pytest.raises(ValueError, match=r"class_labels: 5 must be between 0 and 4"):
         pipe(pipe.transformer.null_class, num_inference_steps=1)
 
 

@@ -46,8 +46,8 @@ def test_one_label_is_a_list_of_one(label):
     ("labels", "message"),
     [
         (["c"], "class_labels: unknown name 'c'; known names: a, b"),
-        (2, "class_labels: 2 must lie in 0…1"),
-        (-1, "class_labels: -1 must lie in 0…1"),
+        (2, "class_labels: 2 must be between 0 and 1"),
+        (-1, "class_labels: -1 must be between 0 and 1"),
         (True, "class_labels: True is neither a whole number nor a name"),
         (1.0, "class_labels: 1.0 is neither"),
         ([], "class_labels is empty"),
