@@ -1,8 +1,8 @@
 """Guidance as a function of (x, t), for any solver: classifier-free (arXiv 2207.12598) or by a weaker model
 (autoguidance, arXiv 2406.02507).
 
-x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond: prediction for the label; weak: prediction for the
-null class, or of the weaker model.
+x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond: prediction for the label; weak: prediction for
+the null class, or of the weaker model.
 """
 
 from collections.abc import Sequence
