@@ -35,6 +35,7 @@ def train(config: TrainConfig) -> Path:
         trainer.setup()  # builds everything and finds every mistake before anything is written
         trainer.resume()
         trainer.start()
+        trainer.catch_up()  # with what a kill or a stop left out
         config = trainer.config
         for step, batch in trainer.steps():
             trainer.train_step(step, batch)

@@ -72,11 +72,16 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         raise
     if keep is not None:
-        passing = [path for at, path in checkpoint_steps(folder) if keep_every is None or at % keep_every]
-        for path in passing[:-keep]:
-            if path != target:
-                _discard(path)
+        rotate(folder, keep, keep_every, spared=target)
     return target
+
+
+def rotate(folder: Path, keep: int, keep_every: int | None, spared: Path | None = None) -> None:
+    """Remove old checkpoints, except the `keep` newest ones, those at multiples of `keep_every`, and `spared`."""
+    passing = [path for at, path in checkpoint_steps(folder) if keep_every is None or at % keep_every]
+    for path in passing[:-keep]:
+        if path != spared:
+            _discard(path)
 
 
 def _write(staging: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
@@ -168,6 +173,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"checkpoint {path}: {name} cannot be read: {error}") from error
     return tensors, state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state.json of a checkpoint, of which nothing else is verified.
+
+    Raises:
+        ValueError: if it is missing or has changed since it was written.
+    """
+    entry = _manifest(path)[STATE]
+    try:
+        if file_sha256(path / STATE) != entry["sha256"]:
+            raise ValueError("its SHA-256 differs")
+        return json.loads((path / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path}: {STATE} is missing or has changed since it was written: {error}"
+        ) from error
 
 
 def _manifest(path: Path) -> dict[str, dict[str, Any]]:

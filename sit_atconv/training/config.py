@@ -7,6 +7,7 @@ Whatever depends on files and installed packages is checked and filled in by `re
 import dataclasses
 import importlib.util
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import PRESETS, check_preset
 from ..utils.bounded_text import read_yaml
 from ..utils.checks import check_choice, check_count, check_positive
+from .checkpoints import checkpoint_steps, read_state
 from .ema import profile_weights
 from .fine_tuning import check_objective, pipeline_vae
 
@@ -326,10 +328,32 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def load_options(run: Path) -> dict[str, Any]:
+    """Return the options that a run has saved.
+
+    They are those of the newest checkpoint, which is protected by hashes. config.yaml shows them to people, and is
+    read if there is no checkpoint, or only checkpoints of earlier versions, which do not contain the options.
+
+    Raises:
+        FileNotFoundError: if the folder holds no config.yaml.
+        ValueError: if it is damaged.
+    """
+    for _, checkpoint in reversed(checkpoint_steps(run / "checkpoints")):
+        with suppress(ValueError):  # a damaged checkpoint, which is reported when the run is continued
+            if options := read_state(checkpoint).get("config"):
+                return options
+    options = read_yaml(run / CONFIG)
+    known = {each.name for each in dataclasses.fields(TrainConfig)}
+    if not isinstance(options, dict) or not options.keys() <= known:
+        raise ValueError(f"{run / CONFIG} is damaged, or no configuration of a run; restore it, or remove the folder")
+    return options
+
+
 def load_config(run: Path) -> TrainConfig:
     """Open the configuration that a run has saved. Options that did not exist yet take their defaults.
 
     Raises:
         FileNotFoundError: if the folder holds no config.yaml.
+        ValueError: if it is damaged.
     """
-    return TrainConfig(**read_yaml(run / CONFIG))
+    return TrainConfig(**load_options(run))

@@ -16,12 +16,11 @@ from accelerate import Accelerator
 
 from ..data import ImageDataset
 from ..models.vae import VAE
-from ..utils.bounded_text import read_yaml
 from ..utils.environment import device_name, git_commit, package_versions
-from ..utils.files import LOCK, append_line, check_no_links, folder_lock, write_atomically
+from ..utils.files import LOCK, append_line, check_no_links, folder_lock, remove_staged, write_atomically
 from ..utils.hashing import tensors_sha256
-from .checkpoints import STATE, checkpoint_steps, sweep
-from .config import CONFIG, TrainConfig
+from .checkpoints import STATE, checkpoint_steps, rotate, sweep
+from .config import CONFIG, TrainConfig, load_options
 
 # Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
 # have moved: their content is compared with that of the checkpoint (`describe_data`).
@@ -73,21 +72,33 @@ def prepare_run_folder(config: TrainConfig) -> bool:
     Raises:
         ValueError: if the folder holds something else, if there is nothing to resume, or if the configurations differ.
     """
-    folder = config.run_folder
+    folder, resume = config.run_folder, config.resume
     check_no_links(folder, WRITTEN)
-    checkpoints = checkpoint_steps(folder / "checkpoints")
-    if config.resume == "latest" and not checkpoints:
-        raise ValueError(f"resume=latest: {folder}/checkpoints holds no checkpoint; leave --resume out to start a run")
-    starts_over = config.resume == "auto" and not checkpoints and not _changes(config, folder)
-    if config.resume is None or not checkpoints:
-        if not starts_over and folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise ValueError(
-                f"output_dir={str(folder)!r} holds another run; choose another --output_dir, or continue that run with "
-                "--resume latest"
-            )
+    is_used = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+    if not is_used:
+        if resume == "latest":
+            raise ValueError(f"resume=latest: {folder} holds no checkpoint; leave --resume out to start a run")
         return False
-    if changed := _changes(config, folder):
-        raise ValueError(f"resume={config.resume}: this is another run than the one in {folder}: {'; '.join(changed)}")
+    changed = _changes(config, folder)
+    differences = f" ({'; '.join(changed)})" if changed else ""
+    if not checkpoint_steps(folder / "checkpoints"):
+        if resume == "auto" and not changed:
+            return False
+        remedy = "" if changed else "start that run over with --resume auto, or "
+        raise ValueError(
+            f"output_dir={str(folder)!r} holds another run{differences}, which has no checkpoint; {remedy}choose "
+            "another --output_dir"
+        )
+    if resume is None:
+        remedy = "" if changed else ", or continue that run with --resume latest"
+        raise ValueError(
+            f"output_dir={str(folder)!r} holds another run{differences}; choose another --output_dir{remedy}"
+        )
+    if changed:
+        raise ValueError(
+            f"resume={resume}: this is another run than the one in {folder}{differences}; continue with the options of "
+            "that run, or choose another --output_dir"
+        )
     return True
 
 
@@ -95,9 +106,11 @@ def _changes(config: TrainConfig, folder: Path) -> list[str]:
     """The options in which this run differs from the one in `folder`, for messages."""
     try:
         # options that did not exist yet when the run was started had their defaults in it
-        saved = dataclasses.asdict(TrainConfig()) | read_yaml(folder / CONFIG)
+        saved = dataclasses.asdict(TrainConfig()) | load_options(folder)
     except FileNotFoundError:
         return [f"{folder} holds no {CONFIG}"]
+    except ValueError as error:
+        return [str(error)]
     return [
         f"{name}: {saved[name]!r} -> {value!r}"
         for name, value in dataclasses.asdict(config).items()
@@ -160,6 +173,8 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
 def record_start(config: TrainConfig, accelerator: Accelerator, step: int) -> None:
     """Record that the run starts or continues: its options in config.yaml, and a line in starts.jsonl.
 
+    What a kill has left behind is removed.
+
     Args:
         config: the resolved configuration.
         accelerator: the processes of the run.
@@ -168,7 +183,12 @@ def record_start(config: TrainConfig, accelerator: Accelerator, step: int) -> No
     run = config.run_folder
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     write_atomically(run / CONFIG, text)
-    sweep(run / "checkpoints")
+    for folder in (run / "checkpoints", run / "ema"):
+        sweep(folder)
+    for folder in (run, run / "samples"):
+        if folder.exists():
+            remove_staged(folder)
+    rotate(run / "checkpoints", config.keep_checkpoints, config.keep_every)
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "from_step": step,

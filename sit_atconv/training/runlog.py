@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..utils.files import open_to_append, write_atomically
+from .checkpoints import CORRUPT
 from .step_report import TIME_BINS, StepReport
 
 T = TypeVar("T")
@@ -117,10 +119,19 @@ class MetricsFile:
     Args:
         file: the file to append to.
         start_step: step from which the run continues. Lines of later steps are dropped, since these steps are repeated.
+            If other lines are damaged, the file is kept as metrics.jsonl.corrupt, and a warning says so.
     """
 
     def __init__(self, file: Path, start_step: int):
-        lines = [line for line in read_metrics(file) if line["step"] <= start_step]
+        content = file.read_bytes() if file.exists() else b""
+        lines = read_metrics(file)
+        if len(lines) < content.count(b"\n"):
+            aside = file.with_name(file.name + CORRUPT)
+            write_atomically(aside, content)
+            warnings.warn(
+                f"{file} has damaged lines, which are left out; as it was, it is kept as {aside}", stacklevel=3
+            )
+        lines = [line for line in lines if line["step"] <= start_step]
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
         self._opened = open_to_append(file)
 
@@ -136,11 +147,26 @@ class MetricsFile:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl, without a last line that a kill cut short."""
+    """Read the lines of metrics.jsonl, without a last line that a kill cut short, and without damaged lines."""
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if _is_whole(values):
+            lines.append(values)
     return lines
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether this is a line that `MetricsFile` has written: that of a skipped step, or that of a window."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    numbers = [line.get("grad_norm"), line.get("loss"), *_parts(line.get("loss_by_time"))]
+    is_window = len(numbers) == 2 + TIME_BINS and all(each is None or type(each) in (int, float) for each in numbers)
+    return line.get("skipped") is True or (is_window and {"loss", "grad_norm"} <= line.keys())
+
+
+def _parts(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else []

@@ -37,8 +37,8 @@ from .trackers import scalars, tracker_config, tracker_options, trackers
 class Trainer:
     """One run on one of its processes.
 
-    Call `setup`, `resume` and `start`; then, for each of `steps`, `train_step`, `record_reports` and whatever is due;
-    and `finish` at the end. As a context manager, it closes what it has opened and frees the run folder.
+    Call `setup`, `resume`, `start` and `catch_up`; then, for each of `steps`, `train_step`, `record_reports` and
+    whatever is due; and `finish` at the end. As a context manager, it closes what it has opened and frees the folder.
 
     Args:
         config: the configuration; it is resolved here.
@@ -181,6 +181,17 @@ class Trainer:
         self.reports, self.watch, self._last_logged = StepReports(accelerator.device), Stopwatch(), start_step
         self.learner.model.train()
 
+    def catch_up(self) -> None:
+        """Draw what a kill or a stop has kept a run from drawing after the checkpoint that it continues from."""
+        if not self.is_resumed:
+            return
+        if self.is_main:
+            plot_metrics(self.run / "metrics.jsonl", self.run / "loss.png")
+        if self.is_due(self.step, self.config.sample_every):
+            file = self.sample_file(self.step)
+            if not on_main_process(self.accelerator, file.exists):
+                self.sample(self.step)
+
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The steps that are left, counted from 1, each with this process's batch."""
         self.batches = self._opened.enter_context(closing(Batches(self.loader)))
@@ -276,6 +287,7 @@ class Trainer:
             tensors, learned = self.learner.gather_state()
             state = {
                 "step": step,
+                "config": dataclasses.asdict(config),
                 "data": self.data,
                 "classes": self.components.dataset.classes,
                 "window": dataclasses.asdict(self.window),

@@ -100,7 +100,7 @@ def load_yaml(text: str, source: str | Path) -> Any:
     try:
         return yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as the 30th of February
-        raise ValueError(f"{source} is no YAML of plain values: {error}") from error
+        raise ValueError(f"{source} is no YAML of plain values: {_in_one_line(error)}") from error
 
 
 def read_yaml(file: str | Path) -> Any:
@@ -141,7 +141,11 @@ def check_yaml(text: str, source: str | Path) -> None:
             if anchor is not None:
                 anchors[anchor] = size
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {error}") from error
+        raise ValueError(f"{source} is no YAML: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_expanded(size: tuple[int, int], source: str | Path) -> None:

@@ -272,6 +272,29 @@ def test_torn_log_line_is_no_obstacle(tmp_path):
     assert sorted(losses(tmp_path / "run")) == [2, 4]
 
 
+@pytest.mark.parametrize("content", [b"seed: 1\n", b"data: \xff", b"[1, 2", b""])
+def test_damaged_configuration_is_no_obstacle(tmp_path, content):
+    """The options are in the checkpoint, too, and their hash is compared; config.yaml is written anew."""
+    run(tmp_path / "run", steps=2)
+    file = tmp_path / "run" / "config.yaml"
+    before = file.read_text()
+    file.write_bytes(content)
+    run(tmp_path / "run", "--resume", "latest", steps=2)
+    assert file.read_text() == before.replace("resume: null", "resume: latest")
+
+
+def test_damaged_metrics_are_set_aside(tmp_path):
+    run(tmp_path / "run", steps=6)
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    damaged = lines[0] + lines[1].replace(b'"loss"', b'"lo\xf3s"') + lines[2]
+    file.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl has damaged lines, which are left out; .*\.corrupt"):
+        run(tmp_path / "run", "--resume", "latest", steps=8)
+    assert sorted(losses(tmp_path / "run")) == [2, 6, 8]
+    assert (tmp_path / "run" / "metrics.jsonl.corrupt").read_bytes() == damaged
+
+
 def test_full_disk_stops_the_run_with_the_reason(tmp_path, capsys, monkeypatch):
     run(tmp_path / "run", steps=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))

@@ -65,3 +65,43 @@ def test_run_folder_with_a_link_is_refused_and_nothing_is_written_through_it(nam
         with pytest.raises(ValueError, match=rf"run/{name} is a link, and nothing is written through links"):
             prepare_run_folder(TrainConfig(output_dir=str(run), resume=resume))
     assert victim.read_text() == "precious"
+
+
+def killed_before_its_first_checkpoint(config: TrainConfig) -> None:
+    config.run_folder.mkdir()
+    (config.run_folder / ".lock").touch()
+    (config.run_folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    (config.run_folder / "starts.jsonl").touch()
+
+
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_run_killed_before_its_first_checkpoint_is_started_over_as_its_message_says(resume, tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path / "run"), resume=resume)
+    killed_before_its_first_checkpoint(config)
+    with pytest.raises(ValueError, match="has no checkpoint; start that run over with --resume auto, or ch"):
+        prepare_run_folder(config)
+    assert prepare_run_folder(dataclasses.replace(config, resume="auto")) is False
+
+
+@pytest.mark.parametrize("resume", [None, "latest", "auto"])
+def test_no_remedy_is_named_that_would_be_refused(resume, tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path / "run"), resume=resume)
+    killed_before_its_first_checkpoint(config)
+    with pytest.raises(
+        ValueError, match=r"holds another run \(seed: 0 -> 1\), which has no .*; choose another"
+    ) as error:
+        prepare_run_folder(dataclasses.replace(config, seed=1))
+    assert "--resume" not in str(error.value)
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1\).*; .*choose another --output_dir") as error:
+        prepare_run_folder(dataclasses.replace(config, seed=1))
+    assert "--resume" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"seed: 0\x00", b"[1, 2", b"- seed\n", b"sedd: 0\n", b"\xff"])
+def test_damaged_configuration_without_a_checkpoint_is_named(content, tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path / "run"), resume="auto")
+    killed_before_its_first_checkpoint(config)
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run/config\.yaml .*; choose another --output_dir"):
+        prepare_run_folder(config)

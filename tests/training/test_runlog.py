@@ -77,3 +77,22 @@ def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):
     with Image.open(tmp_path / "loss.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+def test_only_lines_of_this_file_are_read(tmp_path):
+    window = {"step": 2, "loss": 1.0, "loss_by_time": [1.0] * 9 + [None], "grad_norm": 0.5}
+    good = [{"step": 1, "skipped": True}, window, {**window, "loss": None, "grad_norm": None}]
+    bad = [
+        1,
+        [],
+        {},
+        {"step": "2"},
+        {"step": True},
+        {"step": 3},
+        window | {"loss": "x"},
+        window | {"loss_by_time": [1]},
+    ]
+    bad += [{key: value for key, value in window.items() if key != left_out} for left_out in window]
+    text = "".join(json.dumps(line) + "\n" for line in [*good[:1], *bad, *good[1:]])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"[" * 100000 + b"\n\xff\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == good
