@@ -23,9 +23,9 @@ from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models.finite import check_finite
 from sit_atconv.models.latent_scaling import vae_scale_factor
 from sit_atconv.models.vae import check_vae_weights, decode, encode
-from sit_atconv.models.weight_files import replacing_weights
 from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
+from sit_atconv.sharing.saving import locate_folder, updating_pipeline_folder, verifying_components
 from sit_atconv.utils.checks import check_choice, check_count
 from sit_atconv.utils.class_labels import ids_by_name, parse_labels
 from sit_atconv.utils.randomness import check_generator
@@ -82,7 +82,7 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
         `trust_remote_code=True` does not need otherwise, everything but the card is saved.
 
         Args:
-            save_directory: the folder. A model card in it that somebody has edited is kept.
+            save_directory: the folder. After an error it is as it was; an edited model card in it is kept.
             safe_serialization: must be True, since no pickles are written.
             variant: such as "fp16", part of the file names and the `variant` of `from_pretrained`; the weights are
                 saved in the type that they have.
@@ -92,7 +92,7 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
             **hub_options: repo_id, private, token, commit_message, create_pr; see `sit_atconv.sharing.hub.publish`.
 
         Raises:
-            ValueError: if `safe_serialization=False`, or the upload fails.
+            ValueError: if `safe_serialization=False`, the pipeline could not be loaded again, or the upload fails.
             ImportError: if `push_to_hub` or `license` is given and sit-atconv is not installed.
         """
         if not safe_serialization:
@@ -105,8 +105,8 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
             if push_to_hub or license is not None:
                 raise
             write_model_card = None
-        with replacing_weights(Path(save_directory) / "vae", variant):
-            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        with updating_pipeline_folder(self, save_directory, variant) as staging:
+            super().save_pretrained(staging, variant=variant, max_shard_size=max_shard_size)
         if write_model_card is not None:
             write_model_card(save_directory, license=license)
         if push_to_hub:
@@ -153,20 +153,21 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
         return download_pipeline(pretrained_model_name, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "SiTPipeline":
-        """Load a pipeline as diffusers does, but raise an error for missing or unexpected weights, and read no pickles.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, verify_weights: bool = True, **kwargs
+    ) -> "SiTPipeline":
+        """Load a pipeline as diffusers does, but with the installed classes, executing no code of the folder.
 
-        The installed classes are used: no code of the folder, or of the Hub's repository, is executed.
+        Only safetensors are read. `verify_weights` compares them with the SHA-256 that was stored with them, if any.
 
         Raises:
-            ValueError: if weights are missing or unexpected.
+            ValueError: if weights are missing, unexpected or damaged, or there is no such folder.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir() and len(folder.parts) <= 2:
-            folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
-        pipeline = super().from_pretrained(folder, **kwargs)
+        folder = locate_folder(pretrained_model_name_or_path, cls.download, kwargs)
+        with verifying_components(folder, verify_weights, kwargs):
+            pipeline = super().from_pretrained(folder, **kwargs)
         if pipeline.vae is not None and "vae" not in kwargs and "quantization_config" not in kwargs:
             check_vae_weights(pipeline.vae, folder / "vae")
         return pipeline

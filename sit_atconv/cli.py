@@ -63,14 +63,14 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Describe what a pipeline folder holds, without loading its weights.
+    """Describe what a pipeline folder holds, without loading its weights; with --verify, compare their hashes.
 
     Raises:
-        ValueError: if the folder is no pipeline folder, or one of a newer format.
+        ValueError: if the folder is no pipeline folder, one of a newer format, or damaged.
     """
     from .models.presets import preset_name
     from .models.weight_files import stored_variants
-    from .sharing.folder import check_pipeline_folder, describe_folder, read_json
+    from .sharing.folder import check_pipeline_folder, describe_folder, describe_verification, read_json
     from .sharing.installed import edited_sources
     from .sharing.portable import check_format
 
@@ -79,6 +79,7 @@ def info(args: argparse.Namespace) -> None:
     index = read_json(folder / "model_index.json")
     check_format(index)
     edited = edited_sources(folder)
+    verified = {"weights": describe_verification(folder)} if args.verify else {}
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print_facts(
         {
@@ -86,6 +87,7 @@ def info(args: argparse.Namespace) -> None:
             **describe_folder(folder),
             "variants": ", ".join(sorted(variant or "none" for variant in stored_variants(folder / "transformer"))),
             "format": f"{index.get('_format_version', 0)}, of diffusers {index.get('_diffusers_version', 'unknown')}",
+            **verified,
             "code": f"edited: {', '.join(edited)}" if edited else "as it was saved",
             "size": f"{size / 2**20:.1f} MiB",
         }
@@ -150,6 +152,7 @@ def add_sample(command: argparse.ArgumentParser) -> None:
 def add_info(command: argparse.ArgumentParser) -> None:
     """Add the options of `info`."""
     command.add_argument("folder", help="a pipeline folder")
+    command.add_argument("--verify", action="store_true", help="compare all weights with their stored SHA-256")
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:

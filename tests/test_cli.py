@@ -189,3 +189,24 @@ def test_mistakes_in_converting_end_with_one_line(arguments, expected, folder, c
         main(["convert", *(argument.format(folder=folder) for argument in arguments)])
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_info_verifies_the_weights(folder, capsys):
+    main(["info", str(folder), "--verify"])
+    assert re.search(r"^weights +1 files as they were saved$", capsys.readouterr().out, flags=re.MULTILINE)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    copy = file.with_name("diffusion_pytorch_model.fp16.safetensors")
+    copy.write_bytes(file.read_bytes())
+    main(["info", str(folder), "--verify"])
+    assert "1 files as they were saved; 1 without a stored SHA-256" in capsys.readouterr().out
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    for command in (["info", str(folder), "--verify"], ["sample", str(folder), "--out", str(folder.parent / "a.png")]):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert re.fullmatch(r"sit-atconv: error: .* has another SHA-256; .*", last)
+    main(["info", str(folder)])
+    (folder / "transformer" / "weights.json").unlink()
+    main(["info", str(folder), "--verify"])
+    assert "0 files as they were saved; 2 without a stored SHA-256" in capsys.readouterr().out

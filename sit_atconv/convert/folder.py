@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..models.latent_scaling import vae_scale_factor
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
-from ..models.weight_files import weight_patterns
+from ..models.weight_files import verify_weights, weight_patterns
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..sharing.card import write_training_config
@@ -217,11 +218,12 @@ def stored_transformer(folder: str | Path) -> SiTTransformer2DModel:
     folder, variant = Path(folder) / "transformer", weights_variant(folder)
     with torch.device("meta"):
         model = SiTTransformer2DModel.from_config(SiTTransformer2DModel.load_config(folder))
+    verify_weights(folder, variant)
     files = sorted(file for pattern in weight_patterns(variant)[:2] for file in folder.glob(pattern))
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
+        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{str(folder)!r} does not hold this model: {error}") from error
     return model
 

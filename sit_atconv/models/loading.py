@@ -1,12 +1,21 @@
 """Strict loading and saving of a model's folder: safetensors only, and every weight and argument accounted for."""
 
+import functools
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from .weight_files import replacing_weights
+from ..utils.folder_update import updating_folder
+from .weight_files import (
+    is_verifying,
+    publication_rank,
+    record_hashes,
+    superseded_weights,
+    verify_weights,
+)
 
 # The arguments of `from_pretrained` that tell where a config is.
 LOCATION = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
@@ -33,6 +42,42 @@ def check_loaded_weights(loading_info: dict, source: str | Path) -> None:
         raise ValueError(f"{source} does not hold this model; {'; '.join(faults)}")
 
 
+def check_model_can_be_loaded_again(model: ModelMixin) -> None:
+    """Raise ValueError unless the weights of a model have the names and shapes of a fresh model with its config.
+
+    Adapters, parametrisations, wrapped or replaced layers change them, and the folder of such a model could not be
+    loaded again. Weights of a quantized model are stored in forms of their own, which its quantizer checks.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    with torch.device("meta"):  # no weights are initialised in vain
+        fresh = type(model).from_config(dict(model.config))
+    expected = {name: tuple(tensor.shape) for name, tensor in fresh.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = [
+        *(f"{name} is not in a model with its config" for name in found if name not in expected),
+        *(f"{name} is missing" for name in expected if name not in found),
+        *(
+            f"{name} has the shape {found[name]}, not {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+    if not faults:
+        return
+    if any(".base_layer." in name or ".lora_" in name for name in found):
+        remedy = (
+            "call unload_lora(), after fuse_lora() if its effect is to be kept, or save an adapter alone with "
+            "save_lora_adapter(folder)"
+        )
+    elif any("_orig_mod." in name for name in found):
+        remedy = "compile the whole model, or a layer in place with layer.compile(), and not with torch.compile(layer)"
+    else:
+        remedy = "undo what changed its layers, or copy their weights into a new model with a config that fits"
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    raise ValueError(f"this {type(model).__name__} could not be loaded again: {'; '.join(faults[:3])}{more}; {remedy}")
+
+
 class StrictModelMixin(ModelMixin):
     """diffusers' `ModelMixin`, but what it only warns of is an error, and pickles are neither read nor written."""
 
@@ -40,15 +85,22 @@ class StrictModelMixin(ModelMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load a model as diffusers' `from_pretrained` does, from safetensors only.
 
+        The weights in a local folder are compared with the SHA-256 that was stored when they were saved, if there is
+        one, unless `verify_weights=False` is given.
+
         Raises:
-            ValueError: naming the weights that are missing or unexpected, or the config's fields that are not arguments
-                of the model.
+            ValueError: naming the weights that are missing or unexpected, the config's fields that are not arguments of
+                the model, or the files that are not as they were saved.
         """
+        verified = kwargs.pop("verify_weights", is_verifying())
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         location = {name: kwargs[name] for name in LOCATION if name in kwargs}
         config = cls.load_config(pretrained_model_name_or_path, **location)
         check_config_fields(cls, config, pretrained_model_name_or_path)
+        if verified:
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            verify_weights(folder, kwargs.get("variant"))
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         check_loaded_weights(info, pretrained_model_name_or_path)
@@ -62,10 +114,13 @@ class StrictModelMixin(ModelMixin):
         max_shard_size: int | str = "10GB",
         **kwargs,
     ) -> None:
-        """Save a model as diffusers' `save_pretrained` does, as safetensors only.
+        """Save a model as diffusers' `save_pretrained` does, as safetensors only, with their SHA-256.
+
+        An error, such as a full disk, leaves what was in the folder as it was.
 
         Raises:
-            ValueError: for `safe_serialization=False`, or while a LoRA adapter is active.
+            ValueError: for `safe_serialization=False`, or if the model could not be loaded again, such as one with a
+                LoRA adapter.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
@@ -74,5 +129,11 @@ class StrictModelMixin(ModelMixin):
                 "this model has a LoRA adapter and would not load again with it: call fuse_lora() and unload_lora() "
                 "first, or save the adapter alone with save_lora_adapter(folder)"
             )
-        with replacing_weights(save_directory, variant):
-            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        check_model_can_be_loaded_again(self)
+        folder = Path(save_directory)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.absolute().name)
+        superseded = functools.partial(superseded_weights, folder=folder, variant=variant)
+        with updating_folder(folder, superseded, publication_rank) as staging:
+            super().save_pretrained(str(staging), variant=variant, max_shard_size=max_shard_size, **kwargs)
+            record_hashes(staging, folder, superseded(staging))

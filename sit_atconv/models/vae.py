@@ -15,6 +15,7 @@ from safetensors import safe_open
 from ..utils.checks import check_choice
 from .finite import check_finite
 from .latent_scaling import denormalize_latents, normalize_latents
+from .weight_files import verify_weights
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -25,12 +26,13 @@ def load_vae(name_or_path: str) -> VAE:
 
     Raises:
         ValueError: for a folder without an autoencoder, an autoencoder of another class, a name that cannot be fetched,
-            or missing or unexpected weights.
+            or missing, unexpected or damaged weights.
     """
     options = {"subfolder": "vae"} if (Path(name_or_path) / "vae" / "config.json").is_file() else {}
     try:
         config = AutoencoderKL.load_config(name_or_path, **options)
         check_choice(f"vae={name_or_path!r}: its class", config.get("_class_name"), VAE_CLASSES)
+        verify_weights(Path(name_or_path, options.get("subfolder", "")))
         vae, info = VAE_CLASSES[config["_class_name"]].from_pretrained(
             name_or_path, output_loading_info=True, **options
         )

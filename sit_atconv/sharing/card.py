@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
+from ..utils.files import staged, write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import code_block, markdown_text, one_line
 from .folder import RECORD_FILE, describe_folder, read_json, weights_variant
@@ -81,7 +82,7 @@ def add_report(folder: str | Path, report: str | Path) -> None:
         dataset = Path(str(content.get("reference", "unknown"))).name
         settings = {key: content[key] for key in METRIC_SETTINGS if key in content}
         metrics[f"{name} on {dataset}"] = {"metric": name, "value": content[name], "dataset": dataset, **settings}
-    (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder) / METRICS_FILE, metrics)
 
 
 def add_samples(folder: str | Path, picture: str | Path) -> None:
@@ -97,7 +98,8 @@ def add_samples(folder: str | Path, picture: str | Path) -> None:
         raise ValueError(f"samples={str(picture)!r} is no picture: {error}") from error
     target = Path(folder) / SAMPLES_FILE
     if Path(picture).absolute() != target.absolute():
-        shutil.copyfile(picture, target)
+        with staged(target) as staging:
+            shutil.copyfile(picture, staging)
 
 
 def model_card(folder: str | Path, name: str, license: str | None = None) -> str:
@@ -220,7 +222,7 @@ def write_model_card(folder: str | Path, name: str | None = None, license: str |
         if license is None and (found := re.search(r"^license: (\S+)$", text, flags=re.MULTILINE)):
             license = found[1]
     text = model_card(folder, name or Path(folder).absolute().name, license)
-    file.write_text(f"{text}<!-- made by sit-atconv {card_hash(text)} -->\n", encoding="utf-8")
+    write_atomically(file, f"{text}<!-- made by sit-atconv {card_hash(text)} -->\n")
 
 
 def card_hash(text: str) -> str:

@@ -1,20 +1,24 @@
 """What a pipeline folder is, and what it says of itself: read from its JSON files and the headers of its weights."""
 
-import json
 import math
 from pathlib import Path
 
 from safetensors import safe_open
 
 from ..models.latent_scaling import vae_scale_factor
-from ..models.weight_files import stored_variants
+from ..models.weight_files import stored_variants, verify_weights
+from ..utils.bounded_text import read_json_object
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
 
 
 def read_json(file: Path) -> dict:
-    """Return the content of a JSON file, {} if there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Return the content of a JSON file that holds names and values, {} if there is none.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    return read_json_object(file) if file.is_file() else {}
 
 
 def is_pipeline_folder(folder: str | Path) -> bool:
@@ -69,3 +73,17 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
         "classes": f"{model['num_classes']}, {guided}; {names or 'no'} names",
         "scheduler": f"{scheduler['_class_name']}{options and f': {options}'}",
     }
+
+
+def describe_verification(folder: str | Path) -> str:
+    """Compare all weights of a pipeline folder with their hashes, and say how many are as they were saved.
+
+    Raises:
+        ValueError: naming the files that are damaged or missing.
+    """
+    files = sorted(Path(folder).glob("*/*.safetensors"))
+    compared = sum(
+        verify_weights(each, every_variant=True) for each in sorted(Path(folder).glob("*/")) if each.is_dir()
+    )
+    without = len(files) - compared
+    return f"{compared} files as they were saved" + (f"; {without} without a stored SHA-256" if without else "")

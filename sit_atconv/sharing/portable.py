@@ -106,6 +106,16 @@ def _write_source(folder: Path, cls: type) -> list[str]:
     return [stem, cls.__name__]
 
 
+def superseded_sources(staging: Path, folder: Path) -> list[Path]:
+    """Return the code files in `folder` of which `staging` holds other versions."""
+    return [
+        older
+        for file in staging.rglob("*.py")
+        for older in (folder / file.relative_to(staging)).parent.glob("*.py")
+        if FILE_HASH.sub("", older.stem) == FILE_HASH.sub("", file.stem) and older.name != file.name
+    ]
+
+
 def check_format(index: dict) -> None:
     """Raise ValueError if newer code wrote the folder with this index."""
     version = index.get("_format_version", 0)

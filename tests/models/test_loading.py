@@ -1,15 +1,21 @@
-"""Strict loading: what a folder lacks, or holds beyond the model, is an error."""
+"""Strict loading: what a folder lacks, or holds beyond the model, is an error. What is saved can be loaded again."""
+
+import hashlib
+import shutil
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
 from sit_atconv import SiTTransformer2DModel
+from sit_atconv.models.weight_files import HASHES_FILE, stored_hashes, verify_weights
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transformer, tmp_path):
     tiny_transformer().save_pretrained(tmp_path)
+    (tmp_path / HASHES_FILE).unlink()  # the changes are meant
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
 
@@ -25,3 +31,160 @@ def test_missing_and_extra_weights_are_errors(low_cpu_mem_usage, tiny_transforme
     _, info = SiTTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def add_adapter(model):
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["fc1"]), adapter_name="first")
+
+
+def delete_adapter(model):
+    add_adapter(model)
+    model.delete_adapters("first")
+
+
+def compile_block(model):
+    model.blocks[0] = torch.compile(model.blocks[0])
+
+
+def parametrize(model):
+    torch.nn.utils.parametrizations.weight_norm(model.proj_out)
+
+
+def wrap_layer(model):
+    model.proj_out = torch.nn.Sequential(model.proj_out)
+
+
+def widen_layer(model):
+    model.class_embed = torch.nn.Embedding(model.class_embed.num_embeddings + 1, model.class_embed.embedding_dim)
+
+
+def drop_layer(model):
+    model.proj_out.bias = None
+
+
+def change_config(model):
+    model.register_to_config(num_layers=model.config.num_layers + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_adapter, "LoRA adapter"),
+        (delete_adapter, r"base_layer\.weight is not in a model.* more; call unload_lora\(\)"),
+        (compile_block, r"_orig_mod\..* is not in a model.*layer\.compile\(\)"),
+        (parametrize, r"proj_out\.parametrizations\.weight\.original0 is not in a model.*undo"),
+        (wrap_layer, r"proj_out\.0\.weight is not in a model"),
+        (widen_layer, r"class_embed\.weight has the shape .*, not .*undo"),
+        (drop_layer, r"proj_out\.bias is missing"),
+        (change_config, r"blocks\.2\.\S+ is missing"),
+    ],
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_could_not_be_loaded_again_is_not_saved(change, message, exists, tiny_transformer, tmp_path):
+    folder = tmp_path / "model"
+    model = tiny_transformer()
+    if exists:
+        model.save_pretrained(folder)
+    before = files_of(tmp_path)
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(folder)
+    assert files_of(tmp_path) == before
+    assert folder.exists() == exists
+
+
+def test_the_remedies_work(tiny_transformer, tmp_path):
+    expected = tiny_transformer().state_dict()
+    for name, change, remedy in (
+        ("adapter", delete_adapter, lambda model: model.unload_lora()),
+        ("compiled", lambda model: model.blocks[0].compile(), lambda model: model),
+        ("wrapped", wrap_layer, lambda model: setattr(model, "proj_out", model.proj_out[0])),
+    ):
+        model = tiny_transformer()
+        change(model)
+        remedy(model)
+        model.save_pretrained(tmp_path / name)
+        loaded = SiTTransformer2DModel.from_pretrained(tmp_path / name).state_dict()
+        torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+    torch.compile(tiny_transformer()).save_pretrained(tmp_path / "whole")
+    loaded = SiTTransformer2DModel.from_pretrained(tmp_path / "whole").state_dict()
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shards, calls", [(None, 1), ("5KB", 1), ("5KB", 2)])
+def test_a_full_disk_leaves_the_older_model(shards, calls, tiny_transformer, tmp_path, monkeypatch):
+    tiny_transformer(seed=1).save_pretrained(tmp_path, max_shard_size="5KB")
+    before, save, done = files_of(tmp_path), safetensors.torch.save_file, []
+
+    def run_out(tensors, file, *args, **options):
+        done.append(file)
+        if len(done) == calls:
+            raise safetensors.SafetensorError("No space left on device")
+        save(tensors, file, *args, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", run_out)
+    with pytest.raises(safetensors.SafetensorError):
+        tiny_transformer(seed=2).save_pretrained(tmp_path, max_shard_size=shards or "1GB")
+    assert len(done) == calls
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("shards", ["5KB", "1GB"])
+def test_a_flipped_bit_is_found(shards, tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.save_pretrained(tmp_path, max_shard_size=shards)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert stored_hashes(tmp_path) == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert verify_weights(tmp_path) == len(files)
+    content = bytearray(files[-1].read_bytes())
+    content[-5] ^= 1
+    files[-1].write_bytes(content)
+    with pytest.raises(ValueError, match=rf"not as it was saved: {files[-1].name} has another SHA-256; get it again"):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has another SHA-256"):
+        SiTTransformer2DModel.from_pretrained(tmp_path.parent, subfolder=tmp_path.name)
+    SiTTransformer2DModel.from_pretrained(tmp_path, verify_weights=False)
+    (tmp_path / HASHES_FILE).unlink()
+    SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+def test_each_variant_keeps_its_hash(tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.save_pretrained(tmp_path)
+    model.half().save_pretrained(tmp_path, variant="fp16", max_shard_size="5KB")
+    model.save_pretrained(tmp_path, variant="fp16")  # its shards are superseded
+    names = {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"}
+    assert stored_hashes(tmp_path).keys() == names == {file.name for file in tmp_path.glob("*.safetensors")}
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    assert verify_weights(tmp_path, "fp16") == 1
+    SiTTransformer2DModel.from_pretrained(tmp_path, variant="fp16")
+    for options in ({}, {"every_variant": True, "variant": "fp16"}, {"variant": "bf16"}):
+        with pytest.raises(ValueError, match=r"model\.safetensors has another SHA-256"):
+            verify_weights(tmp_path, **options)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    assert verify_weights(tmp_path, "fp16") == 1  # a download fetches one variant
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        verify_weights(tmp_path, every_variant=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 3}', "[" * 100_000])
+def test_damaged_hashes_are_named(content, tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.save_pretrained(tmp_path)
+    (tmp_path / HASHES_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"weights\.json is damaged.*verify_weights=False"):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+    SiTTransformer2DModel.from_pretrained(tmp_path, verify_weights=False)
+    model.save_pretrained(tmp_path)
+    assert verify_weights(tmp_path) == 1
+
+
+def test_a_moved_folder_is_still_verified(tiny_transformer, tmp_path):
+    tiny_transformer().save_pretrained(tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert verify_weights(tmp_path / "b") == 1

@@ -90,6 +90,7 @@ def test_the_folder(tiny_pipeline, tmp_path):
         f"scheduler/{scheduler}.py",
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
+        "transformer/weights.json",
         f"transformer/{transformer}.py",
     }
     assert index["_class_name"] == [pipeline, "SiTPipeline"]
