@@ -33,23 +33,24 @@ def sample(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from .pipelines.pipeline_sit import SiTPipeline
-    from .sharing.folder import weights_variant
-    from .utils.checks import check_choice, check_count
+    from .sharing.folder import not_a_pipeline_folder, weights_variant
+    from .utils.checks import check_count
+    from .utils.class_labels import labels_from_words
     from .utils.environment import pick_device
     from .utils.image_grid import save_grid
     from .utils.randomness import image_generator
 
     check_count("images_per_class", args.images_per_class)
-    check_choice("the ending of out", Path(args.out).suffix.lower(), Image.registered_extensions())
+    if Path(args.out).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"out={args.out!r}: unknown image format; use .png")
     device = pick_device(args.device)
     try:
         pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
     except OSError as error:
-        raise ValueError(f"folder={args.folder!r} is no pipeline folder: {str(error).splitlines()[0]}") from error
+        raise not_a_pipeline_folder(args.folder, str(error).splitlines()[0]) from error
     pipeline.to(device)
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
-    named = [int(name) if name.lstrip("-").isdigit() and name not in pipeline.labels else name for name in args.classes]
-    rows = pipeline.get_label_ids(named or first)
+    rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
     labels = [label for label in rows for _ in range(args.images_per_class)]
     images = pipeline(
         labels,
@@ -66,7 +67,7 @@ def info(args: argparse.Namespace) -> None:
     """Describe what a pipeline folder holds, without loading its weights; with --verify, compare their hashes.
 
     Raises:
-        ValueError: if the folder is no pipeline folder, one of a newer format, or damaged.
+        ValueError: if the folder is not a pipeline folder, one of a newer format, or damaged.
     """
     from .models.presets import preset_name
     from .models.weight_files import stored_variants
@@ -123,7 +124,7 @@ def push(args: argparse.Namespace) -> None:
     """Upload a pipeline folder to the Hub, with a model card that shows metrics and samples.
 
     Raises:
-        ValueError: if the folder is no pipeline folder, or the Hub refuses or cannot be reached.
+        ValueError: if the folder is not a pipeline folder, or the Hub refuses or cannot be reached.
     """
     from .sharing.card import add_report, add_samples
     from .sharing.folder import check_pipeline_folder
@@ -140,13 +141,13 @@ def push(args: argparse.Namespace) -> None:
 def add_sample(command: argparse.ArgumentParser) -> None:
     """Add the options of `sample`."""
     command.add_argument("folder", help="a pipeline folder, or the name of one on the Hub")
-    command.add_argument("--out", default="samples.png", help="the PNG to write, a new file (%(default)s)")
-    command.add_argument("--classes", nargs="+", default=[], help="class ids or names (the first ten)")
-    command.add_argument("--images_per_class", type=int, default=8, help="images per row (%(default)s)")
-    command.add_argument("--guidance_scale", type=float, default=1.0, help="1 is no guidance (%(default)s)")
-    command.add_argument("--num_inference_steps", type=int, help="solver steps (about 50 network calls)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
-    command.add_argument("--device", default="auto", help="such as cpu or cuda (the GPU, if there is one)")
+    command.add_argument("--out", default="samples.png", help="a new PNG file (default: %(default)s)")
+    command.add_argument("--classes", nargs="+", default=[], help="class ids or names (default: the first ten)")
+    command.add_argument("--images_per_class", type=int, default=8, help="images per row (default: %(default)s)")
+    command.add_argument("--guidance_scale", type=float, default=1.0, help="1 disables guidance (default: %(default)s)")
+    command.add_argument("--num_inference_steps", type=int, help="solver steps (default: about 50 network calls)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    command.add_argument("--device", default="auto", help="cpu, cuda, … (default: the GPU, if there is one)")
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
@@ -160,14 +161,16 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s PIPELINE_FOLDER OUTPUT.pt|.safetensors"
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; no code in it runs")
     command.add_argument("output", metavar="OUTPUT", help="the new folder, or the new file")
-    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (EMA, if there is one)")
-    command.add_argument("--vae", help="folder or Hub name; none: pixels (SiT's for 4 channels)")
-    command.add_argument("--layout", choices=("sit", "repa", "dit"), help="family of the model (recognised)")
+    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (default: EMA, if there is one)")
+    command.add_argument(
+        "--vae", help='VAE folder or Hub name; "none" for pixel models (default: SiT\'s VAE for 4 channels)'
+    )
+    command.add_argument("--layout", choices=("sit", "repa", "dit"), help="family of the model (default: inferred)")
     command.add_argument("--num_attention_heads", metavar="N", type=int, help="needed if no preset has this width")
     command.add_argument("--num_classes", metavar="N", type=int, help="shows whether there is a null class")
-    command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents, if nothing shows it (32)")
-    command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (that of its training)")
-    command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score or data (likewise)")
+    command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents (default: inferred, or 32)")
+    command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (default: as trained)")
+    command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score, data (default: as trained)")
     command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
 
 

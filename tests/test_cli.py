@@ -137,7 +137,7 @@ def test_info_says_what_the_folder_holds(folder, capsys):
 def test_what_is_no_pipeline_folder_is_named(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([command, str(tmp_path), *(["someone/model"] if command == "push" else [])])
-    assert "is no pipeline folder" in capsys.readouterr().err
+    assert "is not a pipeline folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["info", "push", "convert"])
@@ -147,7 +147,7 @@ def test_a_folder_of_another_pipeline_is_named(command, folder, tmp_path, capsys
     more = {"info": [], "push": ["someone/model"], "convert": [str(tmp_path / "out.pt")]}[command]
     with pytest.raises(SystemExit):
         main([command, str(folder), *more])
-    assert "no folder of a SiTPipeline, but of DiTPipeline" in capsys.readouterr().err
+    assert "not a folder of a SiTPipeline, but of DiTPipeline" in capsys.readouterr().err
 
 
 def test_folders_with_one_variant_alone(folder, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_convert_both_ways(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nothing.pt", "out"], "nothing.pt is no file"),
+        (["nothing.pt", "out"], "nothing.pt is not a file"),
         (["{folder}", "out.zip"], "ending of output='.zip'"),
         (["{folder}", "out.pt", "--layout", "repa"], "layout: only apply when converting to a folder"),
     ],

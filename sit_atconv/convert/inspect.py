@@ -240,4 +240,4 @@ def _option(args: dict, name: str, kind: Callable[[Any], Any]) -> Any:
     try:
         return None if value is None else kind(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} in the options saved with the weights is no number") from error
+        raise ValueError(f"{name}={value!r} in the options saved with the weights is not a number") from error

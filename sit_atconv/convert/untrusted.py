@@ -67,7 +67,7 @@ def _checked_state(file: Path, state: Any) -> dict[str, torch.Tensor]:
     names: dict[str, str] = {}  # without prefixes -> with them
     for name in state:
         if not isinstance(name, str):
-            raise ValueError(f"{file} holds no state dict: {name!r} is no name of a tensor")
+            raise ValueError(f"{file} holds no state dict: {name!r} is not the name of a tensor")
         if (other := names.setdefault(WRAPPERS.sub("", name), name)) != name:
             raise ValueError(f"{file} holds {other} and {name}, which are one name without the prefixes of DDP")
     return {short: state[name] for short, name in names.items()}
@@ -88,7 +88,7 @@ def plain_values(value: Any, depth: int = 0) -> Any:
 
 def _read(file: Path) -> Any:
     if not file.is_file():
-        raise ValueError(f"{file} is no file; name a .pt or .safetensors file")
+        raise ValueError(f"{file} is not a file; name a .pt or .safetensors file")
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
 
 

@@ -1,4 +1,4 @@
-"""What all image data sets have in common, and the helpers that they share.
+"""What all image data sets have in common, and the functions that they share.
 
 S image side in pixels, C channels. A tensor of pixels is float32 (C, S, S) in [−1, 1]; a label is a class id.
 """

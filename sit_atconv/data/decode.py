@@ -57,7 +57,7 @@ def open_image(file: str | Path | bytes) -> Iterator[Image.Image]:
 
     Raises:
         Exception: of any type, from Pillow, if the file is damaged or has another format.
-        ValueError: if it is no regular file, or has more than `MAX_PIXELS` pixels.
+        ValueError: if it is not a regular file, or has more than `MAX_PIXELS` pixels.
     """
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = io.BytesIO(file) if isinstance(file, bytes) else stack.enter_context(open_regular(file))
@@ -85,7 +85,7 @@ def read_image(file: str | Path | bytes, image_size: int | None = None, name: st
         name: name of the image in error messages. Defaults to the path.
 
     Raises:
-        BrokenImageError: if the file is truncated, is no regular file, has more than `MAX_PIXELS` pixels, an unknown
+        BrokenImageError: if the file is truncated, is not a regular file, has more than `MAX_PIXELS` pixels, an unknown
             format, or values of an unknown range.
     """
     try:

@@ -31,7 +31,7 @@ class FolderDataset(ImageDataset):
         folder = Path(folder)
         source = f"data={str(folder)!r}"
         if not folder.is_dir():
-            raise ValueError(f"{source} is no folder; give 'digits', a folder of images, or another source of data")
+            raise ValueError(f"{source} is not a folder; give 'digits', a folder of images, or another source of data")
         if label not in ("folder", "none"):
             raise ValueError(f"{source}: label={label!r} must be 'folder' or 'none'")
         self.name = folder.resolve().name

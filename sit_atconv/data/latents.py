@@ -145,7 +145,7 @@ def read_manifest(folder: Path) -> dict:
         if (folder / SETTINGS).is_file():
             remedy = "the encoding was interrupted; run train/encode_latents.py again to finish it"
         else:
-            remedy = "it is no folder of latents; give one that train/encode_latents.py wrote"
+            remedy = "it is not a folder of latents; give one that train/encode_latents.py wrote"
         raise ValueError(f"{source} has no readable {MANIFEST}: {remedy}") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{source}: format {manifest.get('format')} of latents is unknown; encode the images anew")

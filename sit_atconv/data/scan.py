@@ -34,7 +34,7 @@ class ImageFolder:
         folder: the folder that was searched.
         files: the images, sorted by path.
         folders: all folders that were entered, without the one that was searched.
-        left_out: each file that is no image here, and each folder that was not entered; and why.
+        left_out: each file that is not an image here, and each folder that was not entered; and why.
     """
 
     folder: Path
@@ -160,7 +160,7 @@ def _is_of_programs(name: str) -> bool:
 
 
 def _why_left_out(entry: os.DirEntry) -> str | None:
-    """Why a file is no image that can be read; None if it is one."""
+    """Why a file is not an image that can be read; None if it is one."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         return TO_NOWHERE
     if not entry.is_file():

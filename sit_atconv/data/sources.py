@@ -16,7 +16,7 @@ from .lmdb_images import LMDBDataset
 from .parquet import HuggingFaceDataset
 from .shards import ShardDataset
 
-SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, or precomputed latents"
+SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, precomputed latents"
 
 
 def open_dataset(source: str | Path, image_size: int | None = None) -> ImageDataset:
@@ -75,7 +75,7 @@ def find_reader(text: str, place: str) -> tuple[Callable[..., ImageDataset], dic
         return LMDBDataset, {"file": path.parent if path.name == "data.mdb" else path}
     if path.is_dir():
         return FolderDataset, {"folder": path}
-    raise ValueError(f"data={text!r} is no folder, and none of the other sources; give {SOURCES}")
+    raise ValueError(f"data={text!r} does not exist, or is not a known kind of source; use one of: {SOURCES}")
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:

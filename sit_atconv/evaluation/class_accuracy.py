@@ -46,7 +46,7 @@ def class_accuracy(
         guidance_scale: scale of classifier-free guidance; 1 disables guidance.
         num_inference_steps: number of solver steps. If None, the default of the pipeline.
         batch_size: number of images per forward pass.
-        grid: a new PNG file for a picture of the first samples, one class per row. If None, there is no picture.
+        grid: a new PNG file for a picture of the first samples, one class per row. If None, no picture is written.
 
     Returns:
         The report: "class_accuracy", the share of samples that are seen as the class they were drawn for; the same
@@ -64,7 +64,7 @@ def class_accuracy(
     classifier, real_accuracy = fit_classifier(dataset)
 
     num_classes = len(dataset.classes)
-    labels = balanced_labels(samples_per_class * num_classes, num_classes)
+    labels = balanced_labels(range(samples_per_class * num_classes), num_classes)
     images = draw_all(pipeline, labels, options)  # (B, H, W, C), the classes take turns
     by_class = images.reshape(samples_per_class, num_classes, *images.shape[1:]).swapaxes(0, 1)
     if grid is not None:

@@ -107,10 +107,10 @@ def load_run(folder: Path) -> Run:
     """Read the training options, reports and training times of a run.
 
     Raises:
-        ValueError: if the folder is no run, or the run was not finished or not evaluated.
+        ValueError: if the folder is not a run, or the run was not finished or not evaluated.
     """
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"run={str(folder)!r} is no run folder of train/train_sit.py: it has no config.yaml")
+        raise ValueError(f"run={str(folder)!r} is not a run folder of train/train_sit.py: it has no config.yaml")
     if not (folder / "pipeline").is_dir():
         raise ValueError(f"run={str(folder)!r} is not finished: it has no pipeline")
     config = read_config(folder / "config.yaml")

@@ -63,5 +63,5 @@ def parse_extractor(name: str) -> tuple[str, str, int | None]:
     if kind not in ("timm", "torchscript") or not target:
         raise ValueError(f"extractor={name!r} is not one of: {NAMES}")
     if at and not (size.isdigit() and int(size) > 0):
-        raise ValueError(f"extractor={name!r}: {size!r} is no image size; write it as {kind}:{target}@224")
+        raise ValueError(f"extractor={name!r}: {size!r} is not an image size; write it as {kind}:{target}@224")
     return kind, target, int(size) if at else None

@@ -96,14 +96,14 @@ def check_covariance(field: str, covariance: np.ndarray) -> None:
         ValueError: if it is not symmetric, or has a negative eigenvalue: distances to it would mean nothing.
     """
     if np.abs(covariance - covariance.T).max() > ROUNDING * np.abs(covariance).max():
-        raise ValueError(f"{field} is not symmetric, so it is no covariance; make the statistics again")
+        raise ValueError(f"{field} is not symmetric, so it is not a covariance; make the statistics again")
     slack = max(ROUNDING * float(np.trace(covariance)), np.finfo(np.float64).tiny)
     try:
         np.linalg.cholesky(covariance + slack * np.eye(len(covariance)))  # much faster than the eigenvalues
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(covariance)[0]
         raise ValueError(
-            f"{field} has the negative eigenvalue {lowest:.4g}, so it is no covariance; make the statistics again"
+            f"{field} has the negative eigenvalue {lowest:.4g}, so it is not a covariance; make the statistics again"
         ) from None
 
 

@@ -35,7 +35,7 @@ def check_extractor(name: str, weights: str | None, outputs: Collection[str] = (
     if kind == "timm":
         check_timm_model("extractor", name, target)
     if kind == "torchscript" and not Path(target).is_file():
-        raise ValueError(f"extractor={name!r}: {target} is no file")
+        raise ValueError(f"extractor={name!r}: {target} is not a file")
     if weights is not None:
         check_weights(kind, weights)
 
@@ -50,7 +50,7 @@ def check_weights(kind: str, weights: str) -> None:
     if kind in owners:
         raise ValueError(f"weights={weights!r}: {owners[kind]}; leave --weights out")
     if not Path(weights).is_file():
-        raise ValueError(f"weights={weights!r} is no file; give the extractor's weights, or leave --weights out")
+        raise ValueError(f"weights={weights!r} is not a file; give the extractor's weights, or leave --weights out")
     if kind.startswith("inception") and Path(weights).name != INCEPTION_FILE:
         raise ValueError(f"weights={weights!r} must be named {INCEPTION_FILE}, the file from {inception_url}")
 
@@ -103,12 +103,14 @@ def build_torchscript(name: str, file: str, size: int | None, device: torch.devi
         device: where the network runs.
 
     Raises:
-        ValueError: if it is no TorchScript file.
+        ValueError: if it is not a TorchScript file.
     """
     try:
         model = torch.jit.load(file, map_location=device).eval()
     except RuntimeError as error:
-        raise ValueError(f"extractor={name!r}: {file} is no TorchScript file: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"extractor={name!r}: {file} is not a TorchScript file: {str(error).splitlines()[0]}"
+        ) from error
     if size is None:
         resize, prepare = "none", lambda image: torch.from_numpy(as_rgb(image)).permute(2, 0, 1).float()
     else:

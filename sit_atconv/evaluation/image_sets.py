@@ -60,7 +60,7 @@ class FolderImages:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(
-                f"{str(folder)!r} is no folder; name a folder of images, a .npz batch, or a data set such as digits"
+                f"{str(folder)!r} is not a folder; name a folder of images, a .npz batch, or a data set such as digits"
             )
         try:
             found = scan_folder(folder)

@@ -19,7 +19,7 @@ def inception_score(probabilities: np.ndarray, num_splits: int = 10) -> tuple[fl
         Mean and standard deviation over the parts.
 
     Raises:
-        ValueError: if numbers are no probabilities, or there are fewer images than parts.
+        ValueError: if numbers are not probabilities, or there are fewer images than parts.
     """
     p = check_features("probabilities", probabilities)
     if (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):

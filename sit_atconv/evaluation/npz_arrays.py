@@ -86,7 +86,7 @@ def list_arrays(file: str | Path, names: Collection[str]) -> dict[str, StoredArr
     """
     file = Path(file)
     if not file.is_file():  # opening a pipe would wait for ever
-        raise ValueError(f"{str(file)!r} is no file")
+        raise ValueError(f"{str(file)!r} is not a file")
     found = {}
     try:
         with zipfile.ZipFile(file) as archive:

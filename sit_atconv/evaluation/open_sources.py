@@ -114,7 +114,7 @@ def open_samples(
         return open_pipeline(samples, options, sampling, device, num_reference)
     if sampling.num_samples is not None:
         raise ValueError(
-            f"num_samples={sampling.num_samples}: {samples!r} is no pipeline folder; all its images are taken"
+            f"num_samples={sampling.num_samples}: {samples!r} is not a pipeline folder; all its images are taken"
         )
     record = read_record(samples)
     if record is not None and not record["complete"]:

@@ -53,7 +53,7 @@ def load_statistics(file: str | Path, extractor: str | None = None) -> Reference
         extractor: the extractor that made the statistics, if the file does not say so.
 
     Raises:
-        ValueError: if the file cannot be read or is damaged, or its arrays do not fit together or are no statistics.
+        ValueError: if the file cannot be read or is damaged, or its arrays do not fit together or are not statistics.
     """
     try:
         stored = list_arrays(file, (*ARRAYS, STAMP, "arr_0"))
@@ -88,7 +88,7 @@ def read_stamp(stored: StoredArray | None) -> dict:
     if stored is None:
         return {}
     if stored.shape != () or stored.dtype.kind != "U" or stored.dtype.itemsize > MAX_STAMP_BYTES:
-        raise ValueError("its record (stamp) is no text; make it again with --save_statistics")
+        raise ValueError("its record (stamp) is not text; make it again with --save_statistics")
     try:
         record = load_json(str(stored.read()), STAMP)
         is_valid = isinstance(record["extractor"], str) and all(

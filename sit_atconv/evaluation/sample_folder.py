@@ -128,7 +128,7 @@ def continue_record(folder: Path, record: dict) -> dict:
     except ValueError as error:
         raise ValueError(f"output={str(folder)!r}: {error}; name a new folder, or remove this one") from error
     if found is None:
-        raise ValueError(f"output={str(folder)!r}: {file} is no record of samples; name a new folder")
+        raise ValueError(f"output={str(folder)!r}: {file} is not a record of samples; name a new folder")
     there, now = image_determining(found), image_determining(record)
     differing = [key for key in now if there.get(key) != now[key]]
     if differing:

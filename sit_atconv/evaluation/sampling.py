@@ -19,7 +19,7 @@ from ..flow.guidance import Guidance
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
-from ..sharing.folder import is_pipeline_folder
+from ..sharing.folder import check_pipeline_folder
 from ..utils.checks import check_choice, check_count
 from ..utils.randomness import image_generator
 
@@ -108,7 +108,7 @@ class SamplingOptions:
     def label_ids(self, indices: Sequence[int], num_classes: int) -> list[int]:
         """The class of each of these images; it does not depend on which other images are drawn."""
         if self.labels == "balanced":
-            return [i % num_classes for i in indices]
+            return balanced_labels(indices, num_classes)
         return [int(np.random.default_rng((self.seed, i)).integers(num_classes)) for i in indices]
 
     def record(self) -> dict:
@@ -137,8 +137,7 @@ def load_pipeline(folder: str | Path, device: torch.device) -> SiTPipeline:
     Raises:
         ValueError: if the folder is missing, incomplete, or holds another kind of pipeline.
     """
-    if not is_pipeline_folder(folder):
-        raise ValueError(f"{str(folder)!r} is no pipeline folder: it has no {SiTPipeline.config_name}")
+    check_pipeline_folder(folder)
     try:
         pipeline = SiTPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -154,9 +153,9 @@ def image_shape(pipeline: SiTPipeline) -> tuple[int, int, int]:
     return size, size, channels
 
 
-def balanced_labels(num_samples: int, num_classes: int) -> list[int]:
-    """Class ids 0, 1, …, num_classes − 1, 0, 1, …: the classes take turns."""
-    return [i % num_classes for i in range(num_samples)]
+def balanced_labels(indices: Sequence[int], num_classes: int) -> list[int]:
+    """The class ids of these images if classes take turns: 0, 1, …, num_classes − 1, 0, 1, …"""
+    return [i % num_classes for i in indices]
 
 
 def draw_images(

@@ -59,7 +59,7 @@ def compare_samplers(
         ValueError: naming the argument that cannot be used.
     """
     check_count("num_images", num_images)
-    labels = balanced_labels(num_images, pipeline.transformer.config.num_classes)
+    labels = balanced_labels(range(num_images), pipeline.transformer.config.num_classes)
     config = dict(pipeline.scheduler.config)
     calls = 0
 

@@ -89,13 +89,13 @@ def add_samples(folder: str | Path, picture: str | Path) -> None:
     """Add a grid of samples to a pipeline folder.
 
     Raises:
-        ValueError: if the file is no picture.
+        ValueError: if the file is not a picture.
     """
     try:
         with Image.open(picture) as opened:
             opened.verify()
     except OSError as error:
-        raise ValueError(f"samples={str(picture)!r} is no picture: {error}") from error
+        raise ValueError(f"samples={str(picture)!r} is not a picture: {error}") from error
     target = Path(folder) / SAMPLES_FILE
     if Path(picture).absolute() != target.absolute():
         with staged(target) as staging:

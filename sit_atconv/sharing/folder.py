@@ -26,14 +26,19 @@ def is_pipeline_folder(folder: str | Path) -> bool:
     return (Path(folder) / "model_index.json").is_file()
 
 
+def not_a_pipeline_folder(folder: str | Path, reason: str) -> ValueError:
+    """Return the error for a folder, or a name on the Hub, that holds no pipeline; the reason ends the message."""
+    return ValueError(f"folder={str(folder)!r} is not a pipeline folder: {reason}")
+
+
 def check_pipeline_folder(folder: str | Path) -> None:
     """Raise ValueError unless this is the folder of a SiTPipeline."""
     if not is_pipeline_folder(folder):
-        raise ValueError(f"folder={str(folder)!r} is no pipeline folder: it has no model_index.json")
+        raise not_a_pipeline_folder(folder, "it has no model_index.json")
     name = read_json(Path(folder) / "model_index.json").get("_class_name")
     name = name[-1] if isinstance(name, list) and name else name
     if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
-        raise ValueError(f"folder={str(folder)!r} is no folder of a SiTPipeline, but of {name}")
+        raise ValueError(f"folder={str(folder)!r} is not a folder of a SiTPipeline, but of {name}")
 
 
 def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:

@@ -77,7 +77,7 @@ def publish(
         The address of the upload.
 
     Raises:
-        ValueError: if the folder is no pipeline folder, or the Hub refuses or cannot be reached.
+        ValueError: if the folder is not a pipeline folder, or the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
     check_pipeline_folder(folder)

@@ -45,7 +45,7 @@ def load_json(text: str, source: str | Path) -> Any:
         source: where it comes from, for the message.
 
     Raises:
-        ValueError: if it is no JSON, or nested too deeply.
+        ValueError: if it is not JSON, or nested too deeply.
     """
     try:
         value = json.loads(text)
@@ -94,13 +94,13 @@ def load_yaml(text: str, source: str | Path) -> Any:
         source: where it comes from, for the message.
 
     Raises:
-        ValueError: if it is no YAML, or one that is too large, nested too deeply, or contains itself.
+        ValueError: if it is not YAML, or one that is too large, nested too deeply, or contains itself.
     """
     check_yaml(text, source)
     try:
         return yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as the 30th of February
-        raise ValueError(f"{source} is no YAML of plain values: {_in_one_line(error)}") from error
+        raise ValueError(f"{source} is not YAML of plain values: {_in_one_line(error)}") from error
 
 
 def read_yaml(file: str | Path) -> Any:
@@ -141,7 +141,7 @@ def check_yaml(text: str, source: str | Path) -> None:
             if anchor is not None:
                 anchors[anchor] = size
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {_in_one_line(error)}") from error
+        raise ValueError(f"{source} is not YAML: {_in_one_line(error)}") from error
 
 
 def _in_one_line(error: Exception) -> str:

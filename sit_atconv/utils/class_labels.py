@@ -26,6 +26,16 @@ def ids_by_name(id2label: Mapping[str, str]) -> dict[str, int]:
     return ids
 
 
+def labels_from_words(words: Sequence[str], names: Mapping[str, int]) -> list[int | str]:
+    """Return the labels that the words of a command line stand for: names as they are, other numbers as ids.
+
+    Args:
+        words: the words.
+        names: the class id of every known name; it takes precedence over a number that is written the same way.
+    """
+    return [int(word) if word.lstrip("-").isdigit() and word not in names else word for word in words]
+
+
 def parse_labels(labels: Any, names: Mapping[str, int], num_classes: int) -> list[int]:
     """Turn class ids or names into ids.
 

@@ -36,7 +36,7 @@ def check_new_folder(field: str, folder: str | Path) -> None:
     """
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f"{field}={str(folder)!r} is no folder; name another")
+        raise ValueError(f"{field}={str(folder)!r} is not a folder; name another")
     if folder.is_dir() and (others := sorted(each.name for each in folder.iterdir() if not is_leftover(each.name))):
         raise ValueError(f"{field}={str(folder)!r} holds other files ({others[0]!r}); name a new folder")
     check_writable(field, folder / LOCK)
@@ -76,13 +76,13 @@ def open_regular(file: str | Path) -> BinaryIO:
     """Open a file for reading, if it is one: a pipe, socket or device would block, or never end.
 
     Raises:
-        ValueError: if it is no regular file.
+        ValueError: if it is not a regular file.
         OSError: if it cannot be opened.
     """
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{str(file)!r} is no regular file, but a folder, pipe, socket or device; name a file")
+        raise ValueError(f"{str(file)!r} is not a regular file, but a folder, pipe, socket or device; name a file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -197,7 +197,7 @@ def open_in_place(file: Path, flags: int) -> int:
         raise ValueError(f"{file} is a link, and nothing is written through links; remove it") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{file} is no regular file, but a pipe, a device or the like; remove it")
+        raise ValueError(f"{file} is not a regular file, but a pipe, a device or the like; remove it")
     return descriptor
 
 

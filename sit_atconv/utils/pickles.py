@@ -27,7 +27,7 @@ def check_pickle(stream: io.BytesIO | bytes, source: str | Path, max_operations:
         The functions and classes that it would import, such as "collections.OrderedDict".
 
     Raises:
-        ValueError: if it is no pickle, too long, or nests containers too deeply.
+        ValueError: if it is not a pickle, too long, or nests containers too deeply.
     """
     objects = _Objects()
     # One more than allowed, to tell a pickle that is too long from one that just fits.

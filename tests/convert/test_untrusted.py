@@ -148,7 +148,7 @@ def test_options_come_as_plain_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["module.a", "a"], "holds module.a and a, which are one name"), ([1], "1 is no name")]
+    ("names", "message"), [(["module.a", "a"], "holds module.a and a, which are one name"), ([1], "1 is not the name")]
 )
 def test_names_that_cannot_be_told_apart(names, message, tmp_path):
     torch.save(dict.fromkeys(names, torch.ones(1)), tmp_path / "file.pt")
@@ -157,5 +157,5 @@ def test_names_that_cannot_be_told_apart(names, message, tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         read_checkpoint(tmp_path / "nothing.pt")

@@ -65,9 +65,9 @@ def test_fingerprint_tells_data_apart(folder):
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
-    with pytest.raises(ValueError, match="missing' is no folder"):
+    with pytest.raises(ValueError, match="missing' does not exist"):
         open_dataset(tmp_path / "missing", 8)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="not a known kind of source"):
         open_dataset(tmp_path / "b_cat" / "wide.png", 8)
     with pytest.raises(ValueError, match="image_size must be given"):
         open_dataset(folder)

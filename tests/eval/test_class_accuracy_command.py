@@ -96,8 +96,8 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
     few = save_classes(tmp_path / "few", {"a": 8, "b": 3})
     digits = (pipeline_folder, "--reference", "digits")
     cases = [
-        ((str(tmp_path / "missing"), "--reference", "digits"), "missing' is no pipeline folder"),
-        ((pipeline_folder, "--reference", "missing"), "'missing' is no folder"),
+        ((str(tmp_path / "missing"), "--reference", "digits"), "missing' is not a pipeline folder"),
+        ((pipeline_folder, "--reference", "missing"), "'missing' does not exist"),
         ((*digits, "--output", str(existing)), f"output={str(existing)!r} exists; name another"),
         ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} exists; name another"),
         ((*digits, "--samples_per_class", "0"), "samples_per_class=0"),
@@ -109,7 +109,7 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
         ((pair, "--reference", "digits"), "images of digits are 8×8×1, the pipeline's 8×8×3"),
         ((large, "--reference", few), "compared up to 4096"),
         ((pair, "--reference", few), "class 'b' of few has 3 images; 4 are needed"),
-        ((pipeline_folder.replace("pipeline", "x"), "--reference", "digits"), "no pipeline folder"),
+        ((pipeline_folder.replace("pipeline", "x"), "--reference", "digits"), "not a pipeline folder"),
         ((save("five", digit_pipeline("01234", num_classes=5)), "--reference", "digits"), "10 classes, the pipeline 5"),
         ((save("reversed", digit_pipeline("9876543210")), "--reference", "digits"), "class '9' is 9 in digits, but 0"),
     ]

@@ -307,8 +307,8 @@ def test_options_of_the_command_line_are_numbers(in_process, tmp_path, capsys):
 
 def test_folders_that_are_no_runs(tmp_path, capsys):
     for arguments, part in (
-        ([str(tmp_path / "a"), str(tmp_path / "b")], "is no run folder"),
-        ([str(tmp_path)], "is no run folder"),
+        ([str(tmp_path / "a"), str(tmp_path / "b")], "is not a run folder"),
+        ([str(tmp_path)], "is not a run folder"),
     ):
         with pytest.raises(SystemExit):
             compare.main([*arguments, "--output", str(tmp_path / "report")])

@@ -24,4 +24,4 @@ def test_command_line(tiny_pipeline, tmp_path, capsys, monkeypatch):
 def test_missing_folder(tmp_path, capsys):
     with pytest.raises(SystemExit):
         samplers.main([str(tmp_path)])
-    assert "no pipeline folder" in capsys.readouterr().err
+    assert "not a pipeline folder" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_other_files_are_refused_and_kept(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds other files \('notes.txt'\)"):
         check_output(duel(tmp_path))
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         check_output(duel(tmp_path / "notes.txt"))
 
 

@@ -22,7 +22,7 @@ def test_torchscript_extractor(tmp_path):
     resized = build_extractor(f"torchscript:{tmp_path / 'net.pt'}@16", None, CPU)
     assert resized.embed(resized.prepare(image)[None])["features"].shape == (1, 3 * 4 * 4)
     (tmp_path / "broken.pt").write_text("no network")
-    with pytest.raises(ValueError, match="is no TorchScript file"):
+    with pytest.raises(ValueError, match="is not a TorchScript file"):
         build_extractor(f"torchscript:{tmp_path / 'broken.pt'}", None, CPU)
 
 
@@ -47,5 +47,5 @@ def test_extractor_names():
         check_extractor("pixels", None, {"features", "spatial"})
     with pytest.raises(ValueError, match="has no classes"):
         check_extractor("pixels", None, {"features", "probabilities"})
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         check_extractor("torchscript:missing.pt", None)

@@ -134,7 +134,7 @@ def test_other_compressions_are_refused(tmp_path, method):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(ValueError, match=r"pipe\.npz' is no file"):
+    with pytest.raises(ValueError, match=r"pipe\.npz' is not a file"):
         BatchImages(tmp_path / "pipe.npz")
 
 

@@ -45,7 +45,7 @@ def with_eigenvalue(lowest: float, F: int = 5) -> np.ndarray:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sigma": with_eigenvalue(-31)}, "sigma has the negative eigenvalue -31, so it is no covariance"),
+        ({"sigma": with_eigenvalue(-31)}, "sigma has the negative eigenvalue -31, so it is not a covariance"),
         ({"sigma": with_eigenvalue(-0.01)}, "sigma has the negative eigenvalue -0.01"),
         ({"sigma": -np.eye(5)}, "sigma has the negative eigenvalue -1"),
         ({"sigma": np.triu(np.ones((5, 5)))}, "sigma is not symmetric"),
@@ -67,7 +67,7 @@ def with_eigenvalue(lowest: float, F: int = 5) -> np.ndarray:
         ({"stamp": np.array("[" * 100_000)}, r"its record \(stamp\) is damaged"),
         ({"stamp": np.array('{"weights": "00"}')}, r"its record \(stamp\) is damaged"),
         ({"stamp": np.array('{"extractor": "pixels", "weights": 5}')}, r"its record \(stamp\) is damaged"),
-        ({"stamp": np.zeros(3)}, r"its record \(stamp\) is no text"),
+        ({"stamp": np.zeros(3)}, r"its record \(stamp\) is not text"),
     ],
 )
 def test_what_is_no_statistics_is_refused(tmp_path, changes, expected):

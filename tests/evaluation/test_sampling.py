@@ -26,7 +26,7 @@ def digit_pipeline(tiny_transformer):
 @pytest.mark.parametrize("scheduler", [InterpolantODEScheduler, InterpolantSDEScheduler])
 def test_generated_image_depends_on_seed_and_index_alone(digit_pipeline, scheduler):
     pipeline = digit_pipeline(scheduler())
-    labels = balanced_labels(11, 10)
+    labels = balanced_labels(range(11), 10)
 
     def draw(batch_size: int, seed: int = 0, count: int = 11) -> np.ndarray:
         options = SamplingOptions(seed=seed, batch_size=batch_size, guidance_scale=1.5, num_inference_steps=4)

@@ -97,7 +97,7 @@ def test_a_report_without_metrics_is_refused(content, tiny_pipeline, tmp_path):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ValueError, match="report="):
         add_report(tmp_path / "folder", tmp_path / "report.json")
-    with pytest.raises(ValueError, match="is no picture"):
+    with pytest.raises(ValueError, match="is not a picture"):
         add_samples(tmp_path / "folder", tmp_path / "report.json")
 
 

@@ -297,7 +297,7 @@ def test_config_file_and_command_line(tmp_path):
         (["--model.depth", "3"], "depth"),
         (["--path", "cubic"], "cubic"),
         (["--max_steps", "0"], "max_steps=0"),
-        (["--data", "nowhere"], "data='nowhere' is no folder"),
+        (["--data", "nowhere"], "data='nowhere' does not exist"),
         (["--batch_size", "2000"], "batch_size=2000 exceeds the 1797 images"),
         (["--preset", "SiT-S/4", "--model.patch_size", "3"], "image_size=8 must be divisible by 3"),
         (["--image_size", "16"], "image_size=16"),

@@ -169,7 +169,7 @@ def test_new_folders(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"^output='.*' holds other files \('notes.txt'\); name a new folder$"):
         check_new_folder("output", tmp_path)
-    with pytest.raises(ValueError, match=r"notes.txt' is no folder; name another"):
+    with pytest.raises(ValueError, match=r"notes.txt' is not a folder; name another"):
         check_new_folder("output", tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"cannot be written: .*notes.txt is not a folder"):
         check_new_folder("output", tmp_path / "notes.txt" / "inner")
@@ -328,7 +328,7 @@ def test_nothing_is_appended_through_a_link(write, foreign, victim):
 
 def test_a_pipe_is_not_waited_for(foreign):
     os.mkfifo(foreign / "log.jsonl")
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         append_line(foreign / "log.jsonl", "line")
 
 
