@@ -32,7 +32,7 @@ def updating_folder(
     """
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder; name another")
+        raise ValueError(f"{str(folder)!r} is not a folder; name another")
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

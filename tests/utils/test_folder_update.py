@@ -97,7 +97,7 @@ def test_an_error_at_any_renaming_is_undone(links, error, tmp_path, monkeypatch)
 
 def test_what_stands_in_the_way_is_named_and_nothing_is_touched(tmp_path):
     (tmp_path / "file").write_text("text")
-    with pytest.raises(ValueError, match="file' is no folder; name another"), updating_folder(tmp_path / "file"):
+    with pytest.raises(ValueError, match="file' is not a folder; name another"), updating_folder(tmp_path / "file"):
         pass
     for name, message in (("a.txt/inner", r"a\.txt' is a folder"), ("other", r"other' is a file")):
         folder = tmp_path / name.partition("/")[0]
