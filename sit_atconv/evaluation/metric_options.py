@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..utils.checks import check_choice, check_count
+from ..utils.checks import check_choice, check_count, check_non_negative
 from .extractor import parse_extractor
 from .features import check_extractor, torchscript_program
 from .metrics import METRICS
@@ -102,8 +102,7 @@ class MetricOptions:
             raise ValueError(
                 f"bootstrap={self.bootstrap}: an interval of fid needs that metric and 20 resamples or more"
             )
-        if self.metric_seed < 0:
-            raise ValueError(f"metric_seed={self.metric_seed} must be at least 0")
+        check_non_negative("metric_seed", self.metric_seed)
         check_extractor(self.extractor, self.weights, self.outputs)
         if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
             raise ValueError(

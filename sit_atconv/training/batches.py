@@ -28,7 +28,7 @@ class Batches(Iterator[dict[str, Any]]):
     an update. That is switched off until `close`; the death shows when a batch does not come.
 
     Args:
-        loader: the loader; its workers are started at once.
+        loader: the loader; its workers are started immediately.
 
     Attributes:
         failure: which data worker died and how, or None.

@@ -22,8 +22,8 @@ from ..utils.files import STAGING, remove, sync
 from ..utils.hashing import file_sha256
 from ..utils.text import one_line
 
-MANIFEST, STATE = "manifest.json", "state.json"
-CORRUPT = ".corrupt"  # suffix of a checkpoint that failed its hashes and was set aside
+CHECKPOINT_MANIFEST, STATE = "manifest.json", "state.json"
+CORRUPT = ".corrupt"  # suffix of a checkpoint whose hashes did not match and which was set aside
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name of the tensor
 
@@ -60,11 +60,13 @@ def save_checkpoint(
     target = folder / f"step-{step:08d}"
     staging = folder / f"{STAGING}{target.name}"
     sweep(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)  # or a power cut could lose the name of the folder, and all checkpoints with it
     try:
         _check_space(folder, sum(value.nbytes for part in tensors.values() for value in part.values()))
         _write(staging, step, tensors, state)
-        if target.exists():  # one that failed its hashes, or the same step before the run resumed from an older one
+        if target.exists():  # a damaged checkpoint, or this step from before the run resumed from an older one
             _discard(target)
         staging.rename(target)
         sync(folder)
@@ -89,26 +91,26 @@ def _write(staging: Path, step: int, tensors: Tensors, state: Mapping[str, Any])
     staging.mkdir()
     for part, values in tensors.items():
         _save_tensors(values, staging / f"{part}.safetensors")
-    (staging / STATE).write_text(json.dumps(state, indent=2))
+    (staging / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     written = sorted(staging.iterdir())
     with ThreadPoolExecutor() as pool:
         files = dict(zip((file.name for file in written), pool.map(_hash_and_sync, written), strict=True))
-    (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2))
-    for path in (staging / MANIFEST, staging):
+    (staging / CHECKPOINT_MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2), encoding="utf-8")
+    for path in (staging / CHECKPOINT_MANIFEST, staging):
         sync(path)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed saves have left behind."""
+    """Remove staging folders that killed saves left behind."""
     for leftover in folder.glob(f"{STAGING}*"):
         remove(leftover)
 
 
-def newest_good_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose files are as they were written, or None if there is no checkpoint.
+def recover_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that passes verification, or None if there is none, and set aside newer ones.
 
-    A warning names each newer checkpoint that is damaged. It is renamed to step-….corrupt, which keeps it but excludes
-    it from rotation.
+    A warning names each newer checkpoint, which is damaged. It is renamed to step-….corrupt, which keeps it but
+    excludes it from rotation.
 
     Raises:
         ValueError: if there are checkpoints but all are damaged, naming the damaged file of each.
@@ -167,7 +169,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     for name in _manifest(path):
         try:
             if name == STATE:
-                state = json.loads((path / name).read_text())
+                state = json.loads((path / name).read_text(encoding="utf-8"))
             else:
                 tensors[name.removesuffix(".safetensors")] = load_file(path / name)
         except (OSError, SafetensorError, ValueError) as error:
@@ -185,7 +187,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         if file_sha256(path / STATE) != entry["sha256"]:
             raise ValueError("its SHA-256 differs")
-        return json.loads((path / STATE).read_text())
+        return json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint {path}: {STATE} is missing or has changed since it was written: {error}"
@@ -194,15 +196,15 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
+        files = json.loads((path / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))["files"]
         well_formed = STATE in files and all(
             re.fullmatch(r"[\w.-]+\.(safetensors|json)", name) and {"bytes", "sha256"} <= entry.keys()
             for name, entry in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {path}: {MANIFEST} is missing or cannot be read: {error}") from error
+        raise ValueError(f"checkpoint {path}: {CHECKPOINT_MANIFEST} is missing or cannot be read: {error}") from error
     if not well_formed:
-        raise ValueError(f"checkpoint {path}: {MANIFEST} does not list the files of a checkpoint")
+        raise ValueError(f"checkpoint {path}: {CHECKPOINT_MANIFEST} does not list the files of a checkpoint")
     return files
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a training run, in groups that --help shows as well.
+"""The configuration of a training run, grouped as in --help.
 
 Constructing a `TrainConfig` reads nothing from the disk, so the config.yaml of any run can be opened on any machine.
 Whatever depends on files and installed packages is checked and filled in by `resolve_config`, before a run starts.
@@ -6,7 +6,6 @@ Whatever depends on files and installed packages is checked and filled in by `re
 
 import dataclasses
 import importlib.util
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..data import source_name
 from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import PRESETS, check_preset
 from ..utils.bounded_text import read_yaml
-from ..utils.checks import check_choice, check_count, check_positive
+from ..utils.checks import check_choice, check_count, check_non_negative, check_positive
 from .checkpoints import checkpoint_steps, read_state
 from .ema import profile_weights
 from .fine_tuning import check_objective, pipeline_vae
@@ -57,7 +56,7 @@ class ModelConfig:
 
     Args:
         init_from: a pipeline folder whose transformer is fine-tuned. Its architecture and its VAE are taken over. If
-            the classes differ, their embeddings are initialized anew; the embedding of "no class" is kept.
+            the classes differ, their embeddings are newly initialized; the embedding of "no class" is kept.
         preset: name of a preset that sets model size, patch size and mixer, such as SiT-ATConv-S/2. Defaults to
             SiT-ATConv-Nano/2.
         mixer: the layer that mixes tokens: "atconv", "attention", "hybrid", or a list with one of the first two for
@@ -276,10 +275,10 @@ class TrainConfig(
             check_preset(self.preset)
             self.mixer = self.mixer or PRESETS[self.preset]["mixer"]
         elif self.preset or self.mixer or self.model.keys() - {"class_dropout_prob"}:
-            raise ValueError(
-                f"init_from={self.init_from!r} decides what the model looks like; leave out preset={self.preset!r}, "
-                f"mixer={self.mixer!r} and everything in model={self.model} except class_dropout_prob"
-            )
+            given = {"preset": self.preset, "mixer": self.mixer}
+            given |= {f"model.{name}": value for name, value in self.model.items() if name != "class_dropout_prob"}
+            named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+            raise ValueError(f"init_from={self.init_from!r} sets the architecture; remove: {named}")
         self._check_values()
         if self.output_dir is None:
             mixer = self.mixer if isinstance(self.mixer, str) else "finetuned" if self.init_from else "mixed"
@@ -297,8 +296,7 @@ class TrainConfig(
         if self.max_grad_norm is not None:
             check_positive("max_grad_norm", self.max_grad_norm)
         for name in NON_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
+            check_non_negative(name, getattr(self, name))
         profile_weights(self.ema_decays, self.ema_stds)
 
     @property

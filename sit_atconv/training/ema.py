@@ -1,4 +1,4 @@
-"""Moving averages of the weights: several exponential and power-function profiles at once.
+"""Moving averages of the weights: several exponential and power-function profiles side by side.
 
 The power-function profile of EDM2 (arXiv 2312.02696, Section 3) weights the parameters of time τ by τ^γ. Its length is
 given as σ_rel, the standard deviation of the profile relative to the training so far, so that 0.10 means the same for a
@@ -25,7 +25,7 @@ def power_exponent(std: float) -> float:
         ValueError: unless 0 < std < 0.2886, the deviation of the plain mean (γ = 0).
     """
     if not 0 < std < 12**-0.5:
-        raise ValueError(f"std={std} must lie between 0 and {12**-0.5:.4f}, the deviation of the plain mean")
+        raise ValueError(f"std={std} must be between 0 and {12**-0.5:.4f}, the deviation of the plain mean")
     return float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max())
 
 

@@ -32,7 +32,7 @@ from ..data.latent_shards import (
     write_shard,
 )
 from ..models.vae import load_vae, posterior_moments
-from ..utils.checks import check_choice, check_count
+from ..utils.checks import check_choice, check_count, check_non_negative
 from ..utils.files import folder_lock
 from ..utils.text import one_line, printable
 from .processes import on_main_process, one_process_first
@@ -57,7 +57,7 @@ def encode_latents(
         vae: an AutoencoderKL or AutoencoderTiny, as a folder or a name on the Hub.
         output_dir: folder for the latents, new or begun by the same command.
         image_size: side of the images in pixels.
-        flip: whether to encode the mirrored images, too, for training with --horizontal_flip true.
+        flip: whether to also encode the mirrored images, for training with --horizontal_flip true.
         dtype: type of the stored latents: float32, float16 or bfloat16. The last two round, and halve the size.
         shard_size: number of images per file.
         batch_size: number of images that each process passes through the VAE at a time.
@@ -75,8 +75,7 @@ def encode_latents(
     check_count("shard_size", shard_size)
     check_count("batch_size", batch_size)
     for name, value in (("num_workers", num_workers), ("max_broken_images", max_broken_images)):
-        if value < 0:
-            raise ValueError(f"{name}={value} must be a number of at least 0")
+        check_non_negative(name, value)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # on CPUs, processes only find each other so
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")

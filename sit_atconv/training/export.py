@@ -19,7 +19,7 @@ from .state import AVERAGE_PREFIX, AVERAGES
 
 def average_names(run: Path, checkpoint: Path) -> list[str]:
     """The names of the averages in a checkpoint, such as decay-0.999. The first one is the pipeline's."""
-    state = json.loads((checkpoint / STATE).read_text())
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if AVERAGES not in state:  # a checkpoint of an earlier version; config.yaml has the same order
         config = load_config(run)
         return list(profile_weights(config.ema_decays, config.ema_stds))
@@ -74,7 +74,7 @@ def export_average(
         weights = reconstruct(run / "ema", std, step)
     else:
         weights = load_file(average_file(run, checkpoint, average))
-    state = json.loads((checkpoint / STATE).read_text())
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     transformer = SiTTransformer2DModel(**state["transformer"])
     transformer.load_state_dict(weights)
     config = load_config(run)

@@ -69,7 +69,8 @@ class Learner:
     def update(self, step: int, report: StepReport) -> StepReport:
         """Update weights and averages with the accumulated gradient.
 
-        If a loss or the gradient is not finite on some process, the update is masked on all of them, not branched on.
+        If a loss or the gradient is not finite on some process, the update is masked on all of them, because an
+        `if` would have to wait for the GPU.
 
         Args:
             step: number of the step, counted from 1.

@@ -4,7 +4,7 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images, C channels of size S × S as
 features of the encoder.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class Objective:
     Args:
         loss_fn: the interpolant and its loss.
         model: the transformer, or an `AlignedTransformer` if there is an encoder.
-        class_dropout_prob: probability with which a label is replaced by the null class.
+        class_dropout_prob: probability that a label is replaced by the null class.
         vae: encodes pixels; None if the model is trained on pixels.
         encoder: the target of the alignment; None without REPA.
     """
@@ -57,13 +57,17 @@ class Objective:
         """Compute the losses of a batch, whose tensors are on the device of the model."""
         x_1 = self.latents(batch)  # (B, C, S, S)
         t = self.loss_fn.time_from_normal(batch["time"])  # (B,)
-        x_t = self.loss_fn.interpolant.interpolate(batch["noise"], x_1, t)
         class_dropout = batch["dropout"] < self.class_dropout_prob  # (B,)
-        output = self.model(x_t, t, batch["label"], class_dropout=class_dropout, return_dict=False)
-        diffusion = self.loss_fn.of_output(output[0], batch["noise"], x_1, t)
+        outputs: list[Any] = []
+
+        def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            outputs.append(self.model(x_t, t, batch["label"], class_dropout=class_dropout, return_dict=False))
+            return outputs[0][0]
+
+        diffusion = self.loss_fn(predict, x_1, batch["noise"], t)
         if self.encoder is None:
             return Losses(diffusion, t, torch.zeros_like(diffusion))
-        return Losses(diffusion, t, alignment_loss(output.projected, self.encoder(batch["x"])))
+        return Losses(diffusion, t, alignment_loss(outputs[0].projected, self.encoder(batch["x"])))
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -38,7 +38,7 @@ def set_sharded_precision(accelerator: Accelerator) -> None:
 def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: torch.amp.GradScaler | None) -> None:
     """Make AdamW's update if `applied` is 1, and none if it is 0, without waiting for the GPU.
 
-    This is the mechanism with which fused kernels skip overflows of fp16. The gradients must have been unscaled.
+    This is how fused kernels skip overflows of fp16. The gradients must have been unscaled.
 
     Args:
         optimizer: the prepared optimizer.

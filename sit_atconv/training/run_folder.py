@@ -158,7 +158,7 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
     Raises:
         ValueError: naming what differs.
     """
-    state = json.loads((checkpoint / STATE).read_text())
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     saved = state["data"]
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
         raise ValueError(

@@ -90,7 +90,7 @@ class Stopwatch:
         self._start += time.perf_counter() - start
 
     def read(self, images: int) -> dict[str, float]:
-        """Return images per second and the share of time spent waiting for data, and start anew.
+        """Return images per second and the share of time spent waiting for data since the last call.
 
         Args:
             images: number of images since the last reading.

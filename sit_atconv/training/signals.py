@@ -1,4 +1,4 @@
-"""Stop signals: the first one asks a run to stop with a checkpoint, a repeated one ends it at once."""
+"""Stop signals: the first one asks a run to stop with a checkpoint, a repeated one terminates it."""
 
 import ctypes
 import os
@@ -10,19 +10,19 @@ import time
 
 # A terminal sends HUP when it is closed. Slurm warns with USR1, which also reports a dead launcher.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-ECHO_SECONDS = 3.0  # a terminal, srun and the launcher may each pass on one and the same request
+ECHO_SECONDS = 3.0  # a terminal, srun and the launcher may each forward the same request
 
 
 class StopSignals:
-    """Turn the first stop signal into a request; the same signal once more ends the process at once.
+    """Turn the first stop signal into a request; a repeat of the same signal terminates the process.
 
     Within `ECHO_SECONDS` a repeated signal counts as an echo of the first, even if a person pressed Ctrl-C twice. A
     signal of another kind does not end the run, because schedulers send several kinds one after the other, and SIGUSR1
     never does. SIGHUP stays ignored if it was ignored before, as under nohup.
 
-    Python runs signal handlers between two lines of the main thread, which never happens while that thread waits for a
-    process that is gone. Therefore a separate thread reads the signals. On exit, this context manager restores the
-    previous handlers.
+    Python runs signal handlers only between instructions of the main thread, so not while that thread is blocked
+    waiting for a dead process. A separate thread therefore reads the signals. On exit, this context manager restores
+    the previous handlers.
 
     Attributes:
         requested: whether a stop was requested.

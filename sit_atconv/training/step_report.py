@@ -16,7 +16,7 @@ class StepReport:
     Args:
         stop: () number of processes that ask the run to stop.
         alignment: () mean alignment loss of REPA over the batch.
-        loss_sums: (TIME_BINS,) sum of the losses whose time lies in each bin.
+        loss_sums: (TIME_BINS,) sum of the losses whose time falls into each bin.
         loss_counts: (TIME_BINS,) number of these losses.
         applied: () 1 if the update was applied, 0 if it was skipped because something was not finite.
         grad_norm: () norm of the gradient before clipping.
@@ -58,7 +58,7 @@ class StepReports:
     """Bring the reports to the host, in order, without making it wait for the GPU.
 
     On a GPU, the report of a step is read after the next step has been queued, by every process alike; on a CPU it is
-    read at once.
+    read immediately.
     """
 
     def __init__(self, device: torch.device):

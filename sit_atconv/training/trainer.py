@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import BrokenImages, too_many_broken
@@ -18,7 +19,7 @@ from ..utils.image_grid import save_grid
 from ..utils.text import printable
 from .batches import Batches
 from .build import Components, build_components, build_loader, build_pipeline
-from .checkpoints import checkpoint_steps, newest_good_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_steps, recover_checkpoint, save_checkpoint
 from .config import TrainConfig, resolve_config
 from .finish import print_next_steps, save_pipeline, upload
 from .learner import Learner
@@ -56,13 +57,16 @@ class Trainer:
     """
 
     components: Components
+    data: dict[str, Any]  # the description of the data set by `describe_data`
     learner: Learner
+    loader: DataLoader
     batches: Batches
     broken_images: BrokenImages
     stop: StopSignals
     progress: tqdm
     reports: StepReports
     watch: Stopwatch
+    _last_logged: int  # step of the last line of metrics.jsonl
 
     def __init__(self, config: TrainConfig):
         config = resolve_config(config)
@@ -94,7 +98,7 @@ class Trainer:
             self._opened.close()
 
     def setup(self) -> None:
-        """Build everything and find everything that can be wrong. Nothing is written yet.
+        """Build all components and check everything that can be checked before anything is written.
 
         Raises:
             ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
@@ -106,7 +110,7 @@ class Trainer:
         if self.is_resumed:
             on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
             folder = self.run / "checkpoints"
-            self._checkpoint = on_main_process(accelerator, lambda: newest_good_checkpoint(folder))
+            self._checkpoint = on_main_process(accelerator, lambda: recover_checkpoint(folder))
         on_main_process(accelerator, dataset.verify)
         self.data = on_main_process(accelerator, lambda: describe_data(dataset, vae))
         if self._checkpoint is not None:
@@ -148,7 +152,7 @@ class Trainer:
         self.accelerator.print(f"continuing {self.run} from step {self.step}")
 
     def start(self) -> None:
-        """Lock the run folder, record the start in it, and open everything that is open while the run trains.
+        """Lock the run folder, record the start, and open the metrics file, the signal handlers and the progress bar.
 
         Raises:
             ValueError: if another process writes to the folder, or if the run met too many broken images before.
@@ -157,7 +161,7 @@ class Trainer:
         self.loader = build_loader(config, self.components, accelerator, start_step)
         broken = None if config.dry_run else self.run / "broken_images.txt"
         self.broken_images = BrokenImages(broken, config.max_broken_images)
-        self.check_broken_images()  # a run that they have stopped may be resumed with the same limit
+        self.check_broken_images()  # a run stopped by broken images must not restart with the same limit
         if not config.dry_run:
             if not self.is_resumed:
                 on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
@@ -251,7 +255,7 @@ class Trainer:
         return bool(report.stop)
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so many steps, and after the last one, happens after this step."""
+        """Whether an action that runs every `every` steps and after the last step is due."""
         return step % every == 0 or step == self.config.max_steps
 
     def log(self, step: int) -> None:
@@ -340,7 +344,7 @@ class Trainer:
             self.check_workers()
         if config.dry_run:
             self._opened.close()
-            accelerator.print(f"dry run: one step with {self.smallest_batch} images is done, nothing was written")
+            accelerator.print(f"dry run finished: one step with {self.smallest_batch} images; nothing was written")
             return self.run
         if self.step < config.max_steps:
             accelerator.print(f"\nstopped after step {self.step}; continue with the same command and --resume latest")
@@ -350,7 +354,7 @@ class Trainer:
         weights = self.learner.gather_average()
         on_main_process(accelerator, lambda: self._save_pipeline(weights))
         accelerator.end_training()
-        if self.is_main and config.push_to_hub is not None:  # the others need not wait: a barrier has a time limit
+        if self.is_main and config.push_to_hub is not None:  # no barrier: an upload may outlast its time limit
             print(f"uploaded: {upload(self.run / 'pipeline', config.push_to_hub)}")
         return self.run / "pipeline"
 

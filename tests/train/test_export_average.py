@@ -50,7 +50,7 @@ def test_pipeline_holds_the_average_asked_for(run, tmp_path, options, file):
     "options, expected",
     [
         (["--average", "decay-0.7"], "tracks decay-0.5, decay-0.9, std-0.05, std-0.1"),
-        (["--std", "0.5"], "std=0.5 must lie between"),
+        (["--std", "0.5"], "std=0.5 must be between"),
         (["--step", "5"], r"checkpoints [3, 6]"),
         (["--std", "0.1", "--average", "decay-0.5"], "two different things"),
     ],

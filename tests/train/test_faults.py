@@ -318,7 +318,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path, processes):
 def test_second_run_moves_no_checkpoint_of_the_first(tmp_path, monkeypatch, processes):
     """Before it holds the lock, a resumed run does not even look for broken checkpoints, which it would set aside."""
     run(tmp_path / "run", steps=2)
-    monkeypatch.setattr(trainer, "newest_good_checkpoint", lambda folder: pytest.fail("looked before it locked"))
+    monkeypatch.setattr(trainer, "recover_checkpoint", lambda folder: pytest.fail("looked before it locked"))
 
     def second(rank: int) -> None:
         with pytest.raises(ValueError, match="another process is writing to it"):

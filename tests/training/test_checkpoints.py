@@ -18,8 +18,8 @@ import torch
 from sit_atconv.training import checkpoints
 from sit_atconv.training.checkpoints import (
     checkpoint_steps,
-    newest_good_checkpoint,
     read_checkpoint,
+    recover_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -142,19 +142,19 @@ def test_damage_is_found_and_the_previous_checkpoint_taken(tmp_path, name, damag
         verify_checkpoint(tmp_path / "step-00000002")
     expected = "step-00000002: .*falling back to .*step-00000001"
     with pytest.warns(UserWarning, match=expected) as warned:
-        assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+        assert recover_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert name in str(warned[0].message) or name == "manifest.json"  # a changed hash names the file it is of
     # out of the way of rotation, but not lost
     assert names(tmp_path) == ["step-00000001", "step-00000002.corrupt"]
-    assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert recover_checkpoint(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_no_good_checkpoint_is_an_error_that_names_the_files(tmp_path):
-    assert newest_good_checkpoint(tmp_path) is None
+    assert recover_checkpoint(tmp_path) is None
     for step in (1, 2):
         (save(tmp_path, step) / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"step-00000002: model.safetensors is missing; .*step-00000001: model"):
-        newest_good_checkpoint(tmp_path)
+        recover_checkpoint(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -206,7 +206,7 @@ def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100))
     with pytest.raises(OSError, match="the disk is full"):
         save(tmp_path, 2, keep=1)
-    assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert recover_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert names(tmp_path) == ["step-00000001"]
 
 

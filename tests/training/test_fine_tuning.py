@@ -74,9 +74,9 @@ def test_fine_tuning_without_classes_goes_on_from_the_null_embedding(trained, na
 @pytest.mark.parametrize(
     "options, expected",
     [
-        ({"preset": "SiT-S/2"}, "decides what the model looks like"),
-        ({"mixer": "attention"}, "decides what the model looks like"),
-        ({"model": {"num_layers": 3}}, "decides what the model looks like"),
+        ({"preset": "SiT-S/2"}, "sets the architecture; remove: preset='SiT-S/2'$"),
+        ({"mixer": "attention"}, "remove: mixer='attention'$"),
+        ({"model": {"num_layers": 3}}, "remove: model.num_layers=3$"),
         ({"path": "gvp"}, "path=gvp: .* was trained with linear"),
     ],
 )

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
-from sit_atconv.training.checkpoints import newest_good_checkpoint, read_checkpoint, save_checkpoint
+from sit_atconv.training.checkpoints import read_checkpoint, recover_checkpoint, save_checkpoint
 from sit_atconv.training.ema import WeightAverages
 from sit_atconv.training.sharding import whole
 from sit_atconv.training.state import gather_average, gather_state, restore_state
@@ -135,7 +135,7 @@ def test_sharded_by_fsdp2_on_two_processes_and_back(tmp_path, tiny_transformer):
         child.join(60)
         child.kill()
     assert [child.exitcode for child in children] == [0, 0]
-    path = newest_good_checkpoint(tmp_path)
+    path = recover_checkpoint(tmp_path)
     assert path == tmp_path / "step-00000003"
     last.restore(path)
     reference.step(3)
