@@ -34,7 +34,7 @@ from .calls import CallStateMixin, StepCallback, check_callback, solve_finite
 from .inputs import images_from, latents_from
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-DEFAULT_NETWORK_CALLS = 50  # with which the midpoint method is within a fifth of a grey level (docs/samplers.md)
+DEFAULT_NETWORK_CALLS = 50  # at which the midpoint method's error is about a fifth of a grey level
 
 
 class SiTPipeline(CallStateMixin, DiffusionPipeline):
@@ -78,8 +78,8 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
     ) -> None:
         """Save weights, configs, the code that loads them, and a model card (README.md).
 
-        The card and uploads need the package sit-atconv. Without it, which a pipeline that was loaded with
-        `trust_remote_code=True` does not need otherwise, everything but the card is saved.
+        The card and uploads need the package sit-atconv. If it is not installed (pipelines loaded with
+        `trust_remote_code=True` do not need it), everything but the card is saved.
 
         Args:
             save_directory: the folder. After an error it is as it was; an edited model card in it is kept.
@@ -194,7 +194,7 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
     def get_labels_or_count(
         self, class_labels: int | str | list[int | str] | torch.Tensor | None, batch_size: int | None
     ) -> list[int]:
-        """The ids of `class_labels`; if None, `batch_size` times the only id of a model without classes.
+        """Return the ids of `class_labels`. If None (models without classes only), return one id per image.
 
         Raises:
             ValueError: if a label is unknown, both arguments are given, or the model has classes and labels are None.

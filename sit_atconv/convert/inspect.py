@@ -1,4 +1,4 @@
-"""Infer a reference model from its tensors; the options of its training tell what the tensors do not show."""
+"""Infer a reference model from its tensors and, where they do not determine it, from the saved training options."""
 
 import math
 from collections.abc import Callable
@@ -34,13 +34,13 @@ class Reference:
     prediction: str
     learn_sigma: bool
     sample_size_known: bool
-    image_size: int | None = None  # in pixels, if only the options show the size; the VAE makes it one in latent pixels
+    image_size: int | None = None  # in pixels, if known only from the options; `set_vae` converts it
     weights: str = "only"
     vae: str = "none"
     assumed: tuple[str, ...] = ()  # of layout, path and prediction, those that nothing in the file showed
 
     def set_vae(self, name: str, scale_factor: int) -> None:
-        """Record the VAE; with its pixels per latent pixel, the size of images becomes that of the latents."""
+        """Record the VAE, and convert an image side in pixels to latent pixels by its scale factor."""
         self.vae = name
         if self.image_size is not None:
             self.config["sample_size"] = self.image_size // scale_factor
@@ -80,18 +80,18 @@ def inspect_reference(
     prediction: str | None = None,
     name: str = "",
 ) -> Reference:
-    """Infer the model from its tensors; the options of its training tell what they do not show.
+    """Infer the model from its tensors and, where they do not determine it, from the saved training options.
 
     Args:
         state_dict: tensors under the reference's names.
         args: options of the training, as far as they are known.
-        layout: see `LAYOUTS`; if None, it is recognised.
+        layout: see `LAYOUTS`. If None, inferred from the tensors, `args` and `name`.
         num_attention_heads: number of heads; needed for attention of a width that no preset has.
-        num_classes: number of classes, which shows whether there is a null class. If None, and `args` do not tell, the
-            last row of the label table is the null class.
-        sample_size: side of the input; if None, the position embedding or `args` tell, else it is 32.
-        path: path of the training; if None, `args` tell, else it is that of the layout.
-        prediction: what the network predicts; likewise.
+        num_classes: number of classes, which determines whether there is a null class. If None, taken from `args`; by
+            default, the last row of the label table is the null class.
+        sample_size: side of the input. If None, taken from the position embedding or `args`, or 32.
+        path: path of the training. If None, taken from `args`, or the default of the layout.
+        prediction: what the network predicts. If None, taken from `args`, or the default of the layout.
         name: name of the file, which may show the layout.
 
     Raises:
@@ -188,7 +188,7 @@ def _sample_size(state_dict: StateDict, args: dict, sample_size: int | None) -> 
     if POSITION_EMBEDDING in state_dict:
         shown = _grid_side(state_dict[POSITION_EMBEDDING]) * patch_size
         if sample_size not in (None, shown):
-            raise ValueError(f"sample_size={sample_size}, but the position embedding is one of {shown}")
+            raise ValueError(f"sample_size={sample_size}, but the position embedding is for size {shown}; leave it out")
         return shown, None
     image_size = _option(args, "image_size", int) or _option(args, "resolution", int)
     if sample_size is not None or not image_size:

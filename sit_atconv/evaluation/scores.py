@@ -33,7 +33,7 @@ def evaluate(
     Args:
         samples: a pipeline folder, which is sampled; or images: a folder, searched with its sub-folders, a .npz batch,
             or a data set such as digits.
-        reference: real images likewise; or a .npz file of statistics, ours or ADM's.
+        reference: real images, in the same forms, or a .npz file of statistics (from this toolkit or ADM).
         options: what is measured. If None, FID with Inception's features.
         sampling: how a pipeline is sampled. If None, with the default options.
         device: device of the pipeline and the extractor, such as cpu or cuda; "auto" is the accelerator if there is
@@ -54,7 +54,7 @@ def evaluate(
     picked_device = pick_device(device)
     real_source = open_reference(reference, options)
     if statistics_file is not None and real_source.images is None:
-        raise ValueError(f"save_statistics={statistics_file!r}: {reference!r} holds statistics already")
+        raise ValueError(f"save_statistics={statistics_file!r}: {reference!r} holds statistics; leave it out")
     sample_source = open_samples(samples, options, sampling, picked_device, real_source.count)
     check_sources(options, sample_source, real_source)
     extractor = build_extractor(options.extractor, options.weights, picked_device, options.outputs)
@@ -89,7 +89,8 @@ def check_weights_agree(reference: ReferenceSource, extractor: Extractor) -> Non
     if reference.images is None and made_with not in (None, here):
         raise ValueError(
             f"reference={reference.name!r} was made with other weights of {extractor.name} (SHA-256 "
-            f"{made_with[:12]}…, here {(here or 'none')[:12]}…)"
+            f"{made_with[:12]}…, here {(here or 'none')[:12]}…); compute the statistics again, or pass the matching "
+            "--weights"
         )
 
 

@@ -1,9 +1,9 @@
-"""Make one self-contained file of a module: what it uses of this package is put in its place.
+"""Make a self-contained copy of a module by inlining what it imports from this package.
 
 The code in a pipeline folder can import neither this package, which may not be installed, nor its sibling files, which
-do not load from the Hub. So the modules that it imports from are merged into one file, dependencies first. Of their
-statements only those are taken that are needed: definitions that are used, directly or by other definitions, and
-statements that do more than define names, such as calls, or functions that a function of this package decorates.
+do not load from the Hub. So the modules that it imports from are merged into one file, dependencies first. Only the
+statements that are needed are included: definitions that are used, directly or by other definitions, and statements
+that do more than define names, such as calls, or functions that a function of this package decorates.
 
 The statements of a module keep their order and the comments above them. Imports of other packages move to the top.
 """
@@ -95,7 +95,7 @@ def _read_module(module_name: str, bundle: Bundle) -> None:
     """Add the statements of a module to the bundle, those of the modules that it imports from before them."""
     if module_name in bundle.modules:
         return
-    bundle.modules[module_name] = []  # a circle of imports ends here
+    bundle.modules[module_name] = []  # stops circular imports
     statements = _split(module_name)
     rest = [each for each in statements if not isinstance(each.node, (ast.Import, ast.ImportFrom))]
     used = {name for statement in rest for name in statement.used}
@@ -157,7 +157,7 @@ def _check_inner_imports(module_name: str, node: ast.stmt) -> None:
 
 
 def _check_order(module_name: str, statements: list[Statement], bundle: Bundle) -> None:
-    """Raise ValueError if an import stands below a statement with an effect, which it would come before."""
+    """Raise ValueError if an import follows a statement with side effects: moving it up would change the order."""
     effect = None
     for statement in statements:
         if effect is not None and isinstance(statement.node, (ast.Import, ast.ImportFrom)):
@@ -225,7 +225,7 @@ def _has_effect(node: ast.stmt, bundle: Bundle) -> bool:
     """Whether a statement does more than define names, so that it is needed even if nothing refers to it."""
     for inner in _executed([node]):
         if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            # A function of ours may register what it decorates.
+            # A decorator from this package may register the function.
             decorators = {part for decorator in inner.decorator_list for part in ast.walk(decorator)}
             if any(isinstance(part, ast.Name) and bundle.owners.get(part.id) in bundle.modules for part in decorators):
                 return True

@@ -1,14 +1,15 @@
 """Pipeline folders that load anywhere: the source of each class travels beside its weights, in a self-contained file.
 
-`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs nothing of this package, and with the
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then works without this package, and with the
 package installed `SiTPipeline.from_pretrained(folder)` uses the installed classes. diffusers finds the code by
 `"_class_name": [module, class]` in model_index.json with `module.py` at the root, and `name: [module, class]` with
 `name/module.py` for a component; a file that imports its siblings would not load from the Hub.
 
-diffusers keeps the modules of all local folders in one namespace and runs a file of the same name over the one before.
+diffusers keeps modules of all local folders in one namespace, where a file replaces an earlier one of the same name.
 So the name of each file ends with a hash of its content: code of two versions stays apart in one process.
 
-This module travels, too, so that a loaded pipeline can be saved again. What only the package can do stays there.
+This module is copied into the folder as well, so that a loaded pipeline can be saved again; functions that need the
+package are not.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def installed_function(module: str, name: str, purpose: str) -> Callable:
         return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"sit-atconv is not installed, or in a version that does not fit; install it to {purpose}"
+            f"sit-atconv is not installed, or its version lacks this function; install or update it to {purpose}"
         ) from error
 
 
@@ -121,6 +122,6 @@ def check_format(index: dict) -> None:
     version = index.get("_format_version", 0)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"this folder has the format {version}, and only formats up to {FORMAT_VERSION} are known here; update "
+            f"this folder uses format {version}, but this version reads formats up to {FORMAT_VERSION}; update "
             "sit-atconv, or load it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)"
         )

@@ -1,4 +1,4 @@
-"""What the commands have in common: output files are checked at once, mistakes end with one line, text is printable.
+"""What the commands have in common: output files are checked first, mistakes end with one line, text is printable.
 
 This file imports nothing that takes long, so that a command can use it before PyTorch and diffusers are imported.
 """
@@ -40,7 +40,7 @@ def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> I
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:
     """The values that a command line gives to an option, as --option VALUE or --option=VALUE, with ~ expanded.
 
-    It is not parsed for that: parsers are built from classes and functions that take seconds to import.
+    The command line is not parsed yet, because building the parser imports slow modules.
     """
     values = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):

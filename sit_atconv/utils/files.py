@@ -15,7 +15,13 @@ from typing import BinaryIO, TextIO
 STAGING = ".staging-"  # starts the names under which files and folders are written before they get their own
 LOCK = ".lock"  # the file in a folder that `folder_lock` locks
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
-WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # of some file systems
+WITHOUT_LINKS = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+}  # errors on file systems without hard links
 
 
 def check_new_file(field: str, file: str | Path | None) -> None:
@@ -23,8 +29,8 @@ def check_new_file(field: str, file: str | Path | None) -> None:
     if file is None:
         return
     file = Path(file)
-    if os.path.lexists(file):  # a link to nowhere is something, too
-        raise ValueError(f"{field}={str(file)!r} exists; name another, or remove that one first")
+    if os.path.lexists(file):  # a broken link counts as existing
+        raise ValueError(f"{field}={str(file)!r} already exists; choose another name or remove it")
     check_writable(field, file)
 
 
@@ -43,7 +49,7 @@ def check_new_folder(field: str, folder: str | Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name is a staged file or a lock of this package, which nobody misses."""
+    """Whether a file of this name is a staged file or a lock of this package, which may be deleted."""
     of_earlier_versions = name.startswith(".") and name.endswith(".part")
     return name.startswith(STAGING) or name == LOCK or of_earlier_versions
 

@@ -14,7 +14,7 @@ from .text import printable
 
 
 class OptionParser(ArgumentParser):
-    """A jsonargparse parser that knows ~ and switches, and whose messages cannot steer the terminal.
+    """A jsonargparse parser that expands ~ and accepts switches without a value; its messages are safe to print.
 
     Configuration files that would take the machine's memory or stack are refused.
 

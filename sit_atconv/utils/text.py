@@ -2,13 +2,13 @@
 
 import re
 
-# What a terminal obeys instead of showing it: control characters, marks that reverse the direction of writing, other
-# line breaks than "\n", and the stand-ins for bytes of a file name that are no text.
+# Characters that a terminal interprets instead of displaying: control characters, marks that reverse the direction of
+# writing, line breaks other than "\n", and the stand-ins for bytes of a file name that are not text.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
-    r"""Text that a terminal or a report can show: what would be obeyed or hidden is written as an escape, such as \x1b.
+    r"""Text that a terminal or a report can show: what it would interpret or hide becomes an escape, such as \x1b.
 
     Everything that a command prints passes through this function if any part of it may come from a file: names of
     files, tensors, classes and runs, configurations, error messages of libraries. A file from somebody else can thus

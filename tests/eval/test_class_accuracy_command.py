@@ -98,8 +98,8 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
     cases = [
         ((str(tmp_path / "missing"), "--reference", "digits"), "missing' is not a pipeline folder"),
         ((pipeline_folder, "--reference", "missing"), "'missing' does not exist"),
-        ((*digits, "--output", str(existing)), f"output={str(existing)!r} exists; name another"),
-        ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} exists; name another"),
+        ((*digits, "--output", str(existing)), f"output={str(existing)!r} already exists; choose another name"),
+        ((*digits, "--grid", str(existing)), f"grid={str(existing)!r} already exists; choose another name"),
         ((*digits, "--samples_per_class", "0"), "samples_per_class=0"),
         ((*digits, "--num_inference_steps", "0"), "num_inference_steps=0"),
         ((*digits, "--seed", "-1"), "seed=-1"),

@@ -45,7 +45,7 @@ def test_existing_outputs_are_refused_at_once(tmp_path, script, option):
     file.write_text("mine")
     for spelling in ([f"--{option}", str(file)], [f"--{option}=~/there.npz"]):
         message = refusal(tmp_path, script, "SAMPLES", "--reference", "REAL", *spelling)
-        assert f"{option}={str(file)!r} exists; name another, or remove that one first" in message
+        assert f"{option}={str(file)!r} already exists; choose another name or remove it" in message
     assert file.read_text() == "mine"
 
 

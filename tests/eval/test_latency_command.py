@@ -234,7 +234,7 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch, capsys):
 def test_existing_output_is_kept(tmp_path, capsys):
     with pytest.raises(SystemExit):
         latency.main([*SMALL, "--output", str(tmp_path)])
-    assert "exists; name another" in capsys.readouterr().err
+    assert "already exists; choose another name" in capsys.readouterr().err
 
 
 def test_a_vae_of_other_latents_is_refused(tmp_path, monkeypatch, capsys):

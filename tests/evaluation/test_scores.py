@@ -121,7 +121,7 @@ def test_statistics_file_gives_the_same_scores(folders, network, tmp_path):
         evaluate(folders["a"], file, extractor="pixels")
     with pytest.raises(ValueError, match="they are of image_size=None, not 16"):
         evaluate(folders["a"], file, extractor=network, image_size=16)
-    with pytest.raises(ValueError, match="exists; name another"):
+    with pytest.raises(ValueError, match="already exists; choose another name"):
         evaluate(folders["a"], folders["b"], file, extractor=network)
     only_moments = str(tmp_path / "moments.npz")
     evaluate(folders["a"], folders["b"], only_moments, extractor=network)

@@ -87,7 +87,7 @@ def test_run_of_a_tracker_that_is_not_here_and_without_decays(tmp_path, monkeypa
 def test_nothing_is_overwritten(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         export_average.main([str(run), "--out", str(tmp_path)])
-    assert "exists; name another" in capsys.readouterr().err
+    assert "already exists; choose another name" in capsys.readouterr().err
 
 
 def test_home_is_expanded_and_text_from_files_is_shown(tmp_path, capsys, monkeypatch):
@@ -96,7 +96,7 @@ def test_home_is_expanded_and_text_from_files_is_shown(tmp_path, capsys, monkeyp
     (tmp_path / "there").mkdir()
     for arguments, message in (
         (["~/no\x1b[2Jrun", "--out=~/new"], f"{tmp_path}/no\\x1b[2Jrun"),
-        (["~/run", "--out=~/there"], f"out='{tmp_path}/there' exists; name another"),
+        (["~/run", "--out=~/there"], f"out='{tmp_path}/there' already exists; choose another name"),
     ):
         with pytest.raises(SystemExit) as stopped:
             export_average.main(arguments)

@@ -179,7 +179,7 @@ def test_new_files(tmp_path):
     check_new_file("output", None)
     check_new_file("output", tmp_path / "not" / "there" / "yet.json")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^output='.*file' exists; name another, or remove that one first$"):
+    with pytest.raises(ValueError, match=r"^output='.*file' already exists; choose another name or remove it$"):
         check_new_file("output", tmp_path / "file")
     with pytest.raises(ValueError, match=r"^output='.*inner' exists"):
         (tmp_path / "folder" / "inner").mkdir(parents=True)
