@@ -6,7 +6,9 @@ S image side in pixels, C channels. A tensor of pixels is float32 (C, S, S) in [
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from torch.utils.data import Dataset
 from ..utils.checks import check_count
 from ..utils.files import write_atomically
 from .decode import read_image
+
+MAX_LABEL = 2**63 - 1  # of int64
+WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 class ImageDataset(Dataset):
@@ -136,17 +141,24 @@ def class_names(field: str, values: list, names: list[str] | None = None) -> tup
         ValueError: if numbers and text are mixed, if an id is negative or has no name, or if more than half of the ids
             up to the largest one are unused.
     """
-    try:
-        labels = np.array([int(value) for value in values], np.int64)
-        if any(isinstance(value, float) for value in values):
-            raise ValueError
-    except (TypeError, ValueError):
-        if not all(isinstance(value, str) for value in values):
+    numbers = [whole_number(value) for value in values]
+    ids = [number for number in numbers if number is not None]
+    if len(ids) < len(values):
+        texts = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
+        if not all(isinstance(text, str) for text in texts):
+            odd = next(text for text, number in zip(texts, numbers, strict=True) if number is None)
             raise ValueError(
-                f"{field}: labels must all be whole numbers or all be names; change them, or add '?label=none'"
-            ) from None
-        found, labels = np.unique(np.array(values), return_inverse=True)
-        return [str(name) for name in found], labels.astype(np.int64)
+                f"{field}: labels must all be whole numbers or all be names, but one is {str(odd)[:40]!r}; change "
+                "them, or add '?label=none'"
+            )
+        found = {name: label for label, name in enumerate(sorted(set(texts)))}
+        return list(found), np.array([found[text] for text in texts], np.int64)
+    if large := [value for value in ids if not -MAX_LABEL <= value <= MAX_LABEL]:
+        raise ValueError(
+            f"{field}: label {str(large[0])[:40]} is too large for a class id; number the classes from 0, name them, "
+            "or add '?label=none'"
+        )
+    labels = np.array(ids, np.int64)
     if labels.min() < 0:
         raise ValueError(
             f"{field}: label {labels.min()} is below 0, which marks images without a class; add '?label=none' to train "
@@ -155,13 +167,26 @@ def class_names(field: str, values: list, names: list[str] | None = None) -> tup
     present = len(np.unique(labels))
     if names is None and labels.max() >= 2 * present:
         raise ValueError(
-            f"{field}: labels reach {labels.max()}, but there are only {present} classes; number them from 0"
+            f"{field}: labels reach {labels.max()}, but there are only {present} classes; number them from 0, or give "
+            "names"
         )
     if names is not None and labels.max() >= len(names):
         raise ValueError(
             f"{field}: labels reach {labels.max()}, but only {len(names)} classes have names; name all of them"
         )
     return list(names or map(str, range(labels.max() + 1))), labels
+
+
+def whole_number(value: object) -> int | None:
+    """Return a label as a whole number, also one that is written as text; None if it is none.
+
+    Of numbers with hundreds of digits, which Python refuses to print, it returns `MAX_LABEL` + 1.
+    """
+    if isinstance(value, Integral):
+        return int(value) if int(value).bit_length() < 256 else MAX_LABEL + 1
+    if isinstance(value, (str, bytes)) and WHOLE_NUMBER.fullmatch(text := os.fsdecode(value)):
+        return int(text) if len(text) < 80 else MAX_LABEL + 1
+    return None
 
 
 def check_image_size(source: str, image_size: int | None) -> int:

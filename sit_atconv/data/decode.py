@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..utils.files import open_regular
 from ..utils.text import one_line
@@ -68,6 +68,8 @@ def open_image(file: str | Path | bytes) -> Iterator[Image.Image]:
             image = stack.enter_context(Image.open(without_large_texts(stream), formats=READABLE))
         except Image.DecompressionBombError as error:
             raise ValueError(f"{error} Make the image smaller") from error
+        except UnidentifiedImageError as error:
+            raise ValueError(f"it has none of the formats that are read: {', '.join(READABLE)}") from error
         if (count := image.width * image.height) > MAX_PIXELS:
             raise ValueError(
                 f"{image.width}×{image.height} are {count} pixels, more than the {MAX_PIXELS} that are read, and may "

@@ -19,6 +19,7 @@ from diffusers import ModelMixin
 from safetensors.torch import save
 
 from ..models.latent_scaling import latent_shift, vae_scale_factor
+from ..utils.bounded_text import read_json_object
 from ..utils.files import STAGING, write_atomically
 from ..utils.hashing import tensors_sha256
 from .base import ImageDataset
@@ -106,7 +107,7 @@ def check_folder(folder: Path, settings: dict) -> bool:
     """
     for name in (MANIFEST, SETTINGS):
         if (folder / name).is_file():
-            found = json.loads((folder / name).read_text())
+            found = read_json_object(folder / name)
             if changes := differences(found, settings):
                 raise ValueError(
                     f"output_dir={str(folder)!r} holds other latents: {'; '.join(changes)}; choose another folder"

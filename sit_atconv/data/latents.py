@@ -4,6 +4,7 @@ c latent channels, s latent side.
 """
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,25 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from ..models.latent_scaling import normalize_latents
+from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
 from .base import ImageDataset, cached_index, hash_of
 from .latent_shards import FORMAT, MANIFEST, SETTINGS, describe_vae, differences
 
 THREADS = 8  # that hash shards at the same time
+
+# What a manifest must hold, and each of its shards.
+FIELDS = {
+    "name": str,
+    "source": str,
+    "classes": list,
+    "image_size": int,
+    "channels": int,
+    "vae": dict,
+    "latents": dict,
+    "shards": list,
+}
+SHARD_FIELDS = {"file": str, "images": int, "bytes": int, "sha256": str}
 
 
 class LatentsDataset(ImageDataset):
@@ -49,8 +64,22 @@ class LatentsDataset(ImageDataset):
         self._open: dict[int, Any] = {}
         sizes = [shard["images"] for shard in manifest["shards"]]
         self._starts = np.cumsum([0, *sizes])
-        parts = [self._shard(number).get_tensor("label").numpy() for number, size in enumerate(sizes) if size]
+        parts = [self._read_labels(number, size) for number, size in enumerate(sizes) if size]
         self.labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _read_labels(self, number: int, size: int) -> np.ndarray:
+        """Return the class ids of the images in a shard; raise ValueError if it holds others than the manifest says."""
+        name = self.manifest["shards"][number]["file"]
+        try:
+            labels = self._shard(number).get_tensor("label").numpy()
+        except Exception as error:  # of safetensors
+            raise ValueError(f"data={self.source!r}: {name} cannot be read: {error}; copy the folder again") from error
+        if labels.shape != (size,) or labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(
+                f"data={self.source!r}: the labels in {name} are not those of {size} images of {self.num_classes} "
+                "classes; copy the folder again, or encode the images anew"
+            )
+        return labels
 
     @property
     def reference(self) -> str:
@@ -136,24 +165,59 @@ def read_manifest(folder: Path) -> dict:
     """Read the manifest of a complete folder of latents.
 
     Raises:
-        ValueError: if there is no manifest, its format is unknown, or a shard is missing or has another size.
+        ValueError: if there is no manifest, its format is unknown, it is damaged or names files outside of the folder,
+            or a shard is missing or has another size.
     """
     source = f"data={str(folder)!r}"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json_object(folder / MANIFEST)
     except (OSError, ValueError) as error:
         if (folder / SETTINGS).is_file():
             remedy = "the encoding was interrupted; run train/encode_latents.py again to finish it"
-        else:
+        elif isinstance(error, FileNotFoundError):
             remedy = "it is not a folder of latents; give one that train/encode_latents.py wrote"
+        else:
+            remedy = f"{error}; give a folder that train/encode_latents.py wrote, or copy it again"
         raise ValueError(f"{source} has no readable {MANIFEST}: {remedy}") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{source}: format {manifest.get('format')} of latents is unknown; encode the images anew")
+    check_fields(manifest, FIELDS, f"{source}: {MANIFEST}")
+    check_fields(manifest["latents"], {"std": bool, "flip": bool}, f"{source}: {MANIFEST}, latents")
+    check_fields(manifest["vae"], {"name": str}, f"{source}: {MANIFEST}, vae")
+    if not all(isinstance(name, str) for name in manifest["classes"]):
+        raise ValueError(f"{source}: {MANIFEST} is damaged: classes are no names; copy the folder again")
     for shard in manifest["shards"]:
-        file = folder / shard["file"]
-        if not file.is_file() or file.stat().st_size != shard["bytes"]:
-            raise ValueError(
-                f"{source}: {shard['file']} is missing or does not have the size recorded in {MANIFEST}; copy the "
-                "folder again, or encode the images anew"
-            )
+        check_fields(shard, SHARD_FIELDS, f"{source}: {MANIFEST}, shards")
+        check_shard(folder, shard, source)
     return manifest
+
+
+def check_fields(entry: object, fields: dict[str, type], where: str) -> None:
+    """Raise ValueError unless an entry of a manifest has these fields, of these types."""
+    values = entry if isinstance(entry, dict) else {}
+    if wrong := [name for name, kind in fields.items() if not isinstance(values.get(name), kind)]:
+        raise ValueError(
+            f"{where} is damaged: {', '.join(wrong)} are missing or of another type; copy the folder again"
+        )
+
+
+def check_shard(folder: Path, shard: dict, source: str) -> None:
+    """Check that a shard lies in the folder, as a file of its own of the recorded size.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    name = shard["file"]
+    if not re.fullmatch(r"shard-[0-9]+\.safetensors", name):
+        raise ValueError(
+            f"{source}: {MANIFEST} names the shard {name!r}, but shards are called shard-00000.safetensors and lie in "
+            "the folder itself; use a folder that train/encode_latents.py wrote"
+        )
+    file = folder / name
+    if file.is_symlink():
+        raise ValueError(f"{source}: {name} is a link; replace it by the file it points to (cp -rL copies so)")
+    if not file.is_file() or file.stat().st_size != shard["bytes"]:
+        raise ValueError(
+            f"{source}: {name} is missing or does not have the size recorded in {MANIFEST}; copy the folder again, or "
+            "encode the images anew"
+        )

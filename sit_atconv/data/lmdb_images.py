@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from ..utils.pickles import check_pickle
-from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number
+from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number, whole_number
 from .decode import BrokenImageError
+from .lmdb_file import check_whole
 
 META_KEYS = {b"length", b"__len__", b"__keys__", b"__classes__", b"num-samples", b"num_samples"}
 NUMBERED = re.compile(rb"(.*?)(\d+)", re.DOTALL)
@@ -59,6 +60,7 @@ class LMDBDataset(EncodedDataset):
         self._file = file
         stored = file / "data.mdb" if file.is_dir() else file
         try:
+            check_whole(stored, field)
             self._stored_bytes = stored.stat().st_size
             stamp = [self._stored_bytes, stored.stat().st_mtime_ns]
             key = json.dumps([str(file.resolve()), stamp, image_size, size, label])
@@ -138,18 +140,20 @@ class LMDBDataset(EncodedDataset):
     ) -> list | None:
         """Return the labels of the images at `keys`, from keys of their own, from pickled pairs, or from folders."""
         if label_keys:
-            return [bytes(transaction.get(key)).decode() for key in label_keys]
+            return [bytes(transaction.get(key)).decode("utf-8", "backslashreplace") for key in label_keys]
         _, first = self._unpack(transaction.get(keys[0]), keys[0])  # with an error for pickles that hold no images
         if label == "none":
             return None
         if first is not None:
-            return [self._unpack(transaction.get(key), key)[1] for key in keys]
+            return [plain_label(self._unpack(transaction.get(key), key)[1]) for key in keys]
         if all(b"/" in key for key in keys):
             return [key.rpartition(b"/")[0].decode("latin-1") for key in keys]
         return None
 
-    def _unpack(self, value: Any, key: bytes) -> tuple[bytes, int | str | None]:
+    def _unpack(self, value: Any, key: bytes) -> tuple[bytes, Any]:
         """Return the image file and the label, or None, of a value."""
+        if value is None or len(value) > self._stored_bytes:
+            raise BrokenImageError(f"{self.source}, key {key.decode('latin-1')}: the LMDB is damaged; copy it again")
         if value[:1] != b"\x80":  # a pickle's first byte; no image file starts with it
             return bytes(value), None
         try:
@@ -180,6 +184,15 @@ class LMDBDataset(EncodedDataset):
     def fingerprint(self) -> str:
         keys = b"\n".join(self._keys).decode("latin-1")
         return hash_of(super().fingerprint(), keys, self._stored_bytes)
+
+
+def plain_label(label: Any) -> Any:
+    """Return a label of a pickle as a value that JSON can represent; what is no label becomes the name of its type."""
+    if (number := whole_number(label)) is not None:
+        return number
+    if isinstance(label, bytes):
+        return label.decode("utf-8", "backslashreplace")
+    return label if label is None or isinstance(label, (str, float)) else [type(label).__name__]
 
 
 _OPEN: dict[Path, tuple] = {}  # file -> (process, environment, transaction): a process may open a file only once

@@ -52,6 +52,7 @@ class HuggingFaceDataset(EncodedDataset):
             ) from error
         self.source = source
         self.image_size = check_image_size(f"data={source!r}", image_size)
+        self._folder = Path(name) if name is not None and Path(name).is_dir() else None
         if name is not None:
             self.name = Path(name).name
             data = load_quietly(source, name, config, split=split, revision=revision)
@@ -96,13 +97,22 @@ class HuggingFaceDataset(EncodedDataset):
         value = self._data[int(index)][self._column]
         if isinstance(value, dict):
             data, path = value.get("bytes"), value.get("path")
-            value = Path(path).read_bytes() if data is None and path and Path(path).is_file() else data
+            value = data
+            if data is None and isinstance(path, str) and Path(path).is_file():
+                value = Path(path).read_bytes()
         if not isinstance(value, bytes):
             raise BrokenImageError(f"{self.origin(index)} holds no encoded image")
         return value
 
     def origin(self, index: int) -> str:
         return f"row {index} of {self.source}"
+
+    def check_output(self, field: str, folder: Path) -> None:
+        if self._folder is not None and folder.resolve().is_relative_to(self._folder.resolve()):
+            raise ValueError(
+                f"{field}={str(folder)!r} lies inside data={self.source!r}, whose files are found at any depth; name a "
+                "folder outside"
+            )
 
     def fingerprint(self) -> str:
         table = self._data.data

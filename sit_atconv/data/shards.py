@@ -11,15 +11,21 @@ gs://, …) through fsspec.
 import json
 import re
 import tarfile
+from collections import Counter
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Any
 
 import fsspec
 import numpy as np
 from tqdm.auto import tqdm
 
-from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number
+from ..utils.bounded_text import load_json
+from ..utils.text import one_line
+from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number, whole_number
 from .decode import IMAGE_EXTENSIONS, BrokenImageError
+from .scan import WITHOUT_ENDING
 
 MAX_LABEL_BYTES = 65536
 THREADS = 16  # that index shards at the same time
@@ -60,10 +66,11 @@ class ShardDataset(EncodedDataset):
             found = pool.map(lambda shard: read_index(source, shard, image, label), self.shards)
             indices = list(tqdm(found, "reading shards", len(self.shards), leave=False, disable=None))
         sizes = [len(index["names"]) for index in indices]
+        self._left_out = [f".{extension}" for index in indices for extension in index["left_out"]]
         if not sum(sizes):
             raise ValueError(
                 f"data={source!r}: the shards hold no images ({', '.join(IMAGE_EXTENSIONS)}); for another extension, "
-                "add '?image=EXTENSION'"
+                f"add '?image=EXTENSION' ({len(self._left_out)} samples without: {count_endings(self._left_out)})"
             )
         self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
         self._names = [name for index in indices for name in index["names"]]
@@ -82,6 +89,14 @@ class ShardDataset(EncodedDataset):
             unlabelled = self.origin(values.index(None))
             raise ValueError(f"{field}: {unlabelled} has no label, but others have one; add it, or add '?label=none'")
         return class_names(field, values)
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._left_out:
+            return super().notes
+        count = len(self._left_out)
+        what = f"{count} sample{'s' * (count != 1)} without an image left out: {count_endings(self._left_out)}"
+        return [what, *super().notes]
 
     def encoded(self, index: int) -> bytes:
         offset, size = map(int, self._places[index])
@@ -106,6 +121,12 @@ class ShardDataset(EncodedDataset):
         groups = [shards[i : i + self.mix] for i in range(0, len(shards), self.mix)]
         parts = [np.concatenate([np.arange(starts[i], starts[i + 1]) for i in group]) for group in groups]
         return np.concatenate([generator.permutation(part) for part in parts])
+
+
+def count_endings(names: list[str]) -> str:
+    """Count the last endings of names, such as "18 .heic, 2 without ending"."""
+    counts = Counter(f".{name.rpartition('.')[2]}" if name.strip(".") else WITHOUT_ENDING for name in names)
+    return one_line(", ".join(f"{count} {ending}" for ending, count in counts.most_common(8)))
 
 
 def expand_shards(source: str) -> list[str]:
@@ -146,7 +167,9 @@ def read_index(source: str, shard: str, image: str | None, label: str | None) ->
         filesystem, path = fsspec.core.url_to_fs(shard)
         info = filesystem.info(path)
         stamp = [info["size"], str(info.get("mtime") or info.get("ETag") or info.get("LastModified") or "")]
-        key = json.dumps([filesystem.unstrip_protocol(path), stamp, image, label])
+        if info.get("type", "file") != "file":
+            raise ValueError("it is not a regular file, but a folder, pipe, socket or device; name a file")
+        key = json.dumps(["first dot", filesystem.unstrip_protocol(path), stamp, image, label])
         index = cached_index(key, lambda: index_shard(filesystem, path, image, label))
     except (OSError, ImportError, tarfile.TarError, ValueError) as error:
         raise ValueError(f"data={source!r}: shard {shard} cannot be read: {error}") from error
@@ -156,36 +179,80 @@ def read_index(source: str, shard: str, image: str | None, label: str | None) ->
 def index_shard(filesystem: fsspec.AbstractFileSystem, path: str, image: str | None, label: str | None) -> dict:
     """Return the names, places (offset, bytes) and labels of the samples in a shard, from the headers of its members.
 
+    As in WebDataset, the first dot of a file name ends the name of the sample: scan.v2.png belongs to the sample
+    "scan", which may also hold scan.v2.cls or scan.cls.
+
     Raises:
         ValueError: if a sample has several images, a label cannot be read, or the shard is truncated.
     """
-    label, _, key = (label or "").partition(":")
-    samples: dict[str, dict] = {}
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}  # name -> extension -> member
     with filesystem.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as members:
         for member in members:
             folder, _, file = member.name.rpartition("/")
-            stem, _, extension = file.partition(".")  # the first dot divides, as in WebDataset
+            stem, _, extension = file.partition(".")
             if not member.isreg() or not stem:  # a folder or a link; a hidden file
                 continue
-            name = f"{folder}/{stem}" if folder else stem
+            sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
             extension = extension.lower()
-            sample = samples.setdefault(name, {"place": None, "label": None})
-            if extension == image or (image is None and f".{extension}" in IMAGE_EXTENSIONS):
-                if sample["place"] is not None:
-                    raise ValueError(f"sample {name} has several images; name the extension: '?image=jpg'")
-                sample["place"] = [member.offset_data, member.size]
-            elif label != "none" and extension == (label or "cls"):
-                sample["label"] = read_label(members, member, key)
+            if extension in sample and f".{extension}".endswith(IMAGE_EXTENSIONS):
+                raise ValueError(f"it holds several images called {member.name}; rename them")
+            sample[extension] = member
         # tarfile takes a truncated header for the end of the archive, but a complete archive ends with empty blocks.
         opened.seek(members.offset)
         if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError("it is truncated")
-    complete = {name: sample for name, sample in samples.items() if sample["place"] is not None}
-    return {
-        "names": list(complete),
-        "places": [sample["place"] for sample in complete.values()],
-        "labels": [sample["label"] for sample in complete.values()],
-    }
+        index: dict[str, list] = {"names": [], "places": [], "labels": [], "left_out": []}
+        for name, files in samples.items():
+            if (found := find_image(name, files, image)) is None:
+                index["left_out"].append(max(files))
+                continue
+            index["names"].append(name)
+            index["places"].append([files[found].offset_data, files[found].size])
+            index["labels"].append(find_label(members, files, found, label))
+    return index
+
+
+def find_image(name: str, files: Collection[str], image: str | None) -> str | None:
+    """Return the extension of a sample's image among those of its files; None if there is none.
+
+    Args:
+        name: name of the sample, for the message.
+        files: the extensions, such as "png" and "v2.cls".
+        image: the extension that the user asked for, or its end.
+
+    Raises:
+        ValueError: if the sample has several images.
+    """
+    if image in files:
+        return image
+    endings = IMAGE_EXTENSIONS if image is None else (f".{image}",)
+    images = [extension for extension in files if f".{extension}".endswith(endings)]
+    if len(images) > 1:
+        raise ValueError(
+            f"sample {name} has several images ({', '.join(images)}), since the first dot ends the name of a sample; "
+            f"name one extension: '?image={images[0]}', or rename the files"
+        )
+    return images[0] if images else None
+
+
+def find_label(members: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], image: str, label: str | None) -> Any:
+    """Return the label of a sample: of v2.cls for the image v2.png, or else of cls. None if it has none.
+
+    Args:
+        members: the shard.
+        files: the files of the sample, by extension.
+        image: extension of the image.
+        label: extension of the label, "json:KEY", "none", or None for "cls".
+    """
+    wanted, _, key = (label or "cls").partition(":")
+    if wanted == "none":
+        return None
+    beside = f"{image.rpartition('.')[0]}.{wanted}".lstrip(".")
+    others = [extension for extension in files if extension.endswith(f".{wanted}")]
+    for extension in (beside, wanted, *(others if len(others) == 1 else [])):
+        if extension in files:
+            return read_label(members, files[extension], key)
+    return None
 
 
 def read_label(members: tarfile.TarFile, member: tarfile.TarInfo, key: str = "") -> int | str:
@@ -201,7 +268,8 @@ def read_label(members: tarfile.TarFile, member: tarfile.TarInfo, key: str = "")
     try:
         value = opened.read().decode().strip()
         if key:
-            value = json.loads(value)[key]
-        return int(value) if re.fullmatch(r"-?\d+", str(value)) else str(value)
+            value = load_json(value, member.name)[key]
+        number = whole_number(str(value))
+        return str(value) if number is None else number
     except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the label {member.name} cannot be read: {error!r}") from error

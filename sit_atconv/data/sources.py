@@ -1,12 +1,12 @@
 """`open_dataset`: from one string to a data set."""
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from ..utils.bounded_text import read_json_object
 from .base import ImageDataset
 from .digits import DigitsDataset
 from .folder import FolderDataset
@@ -120,8 +120,8 @@ def is_tar(place: str) -> bool:
 def is_latents_folder(path: Path) -> bool:
     """Return whether the path is a complete folder of precomputed latents."""
     try:
-        return (path / MANIFEST).is_file() and "latents" in json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError, RecursionError, TypeError):
+        return "latents" in read_json_object(path / MANIFEST)
+    except (OSError, ValueError):
         return False
 
 

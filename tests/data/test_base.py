@@ -1,6 +1,8 @@
 """What all image data sets share: classes from labels, fingerprints, and the cache of indices."""
 
 import json
+from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -78,3 +80,31 @@ def test_without_a_writable_cache_the_index_is_built_each_time(tmp_path, monkeyp
     for _ in range(2):
         assert cached_index("a", lambda: built.append(None) or {"n": 1}) == {"n": 1}
     assert len(built) == 2
+
+
+@pytest.mark.parametrize("large", [2**63, -(2**64), 10**30, "9" * 30, b"9" * 30, "9" * 5000])
+def test_labels_beyond_64_bits(large):
+    with pytest.raises(ValueError, match="is too large for a class id"):
+        class_names("data", [0, large])
+
+
+@pytest.mark.parametrize("odd", [None, [1], {"a": 1}, 0.5, float("inf"), Decimal("1.5"), date(2026, 1, 1)])
+def test_labels_of_odd_types(odd):
+    with pytest.raises(ValueError, match="all be whole numbers or all be names, but one is"):
+        class_names("data", [0, odd])
+    with pytest.raises(ValueError, match="all be whole numbers or all be names, but one is"):
+        class_names("data", ["cat", odd])
+
+
+def test_labels_as_bytes_and_long_names():
+    assert class_names("data", [b"cat", "dog\0", "dog"])[0] == ["cat", "dog", "dog\0"]
+    assert class_names("data", [np.int64(1), b" 0 ", True])[1].tolist() == [1, 0, 1]
+    labels = class_names("data", ["a"] * 100_000 + ["b" * 60_000])[1]  # an array of such texts would take 24 GB
+    assert labels.sum() == 1
+
+
+def test_classes_without_images_are_named():
+    digits = DigitsDataset()
+    assert digits.notes == []
+    digits.classes, digits.labels = class_names("data", [1, 2, 1, 2])
+    assert digits.notes == ["1 of 3 classes have no image, but will be sampled: 0"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -109,3 +110,69 @@ def test_evaluation_names_the_images_of_latents(latents, photos):
     assert dataset.reference == str(photos)
     with pytest.raises(ValueError, match="no images; give the images that they were made of"):
         dataset.image(0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../shard-00000.safetensors", "/etc/hostname", "inner/shard-00000.safetensors", "shard-0.safetensors\n", "", "."],
+)
+def test_shards_outside_of_their_folder_are_refused(latents, tmp_path, name):
+    shutil.copytree(latents, tmp_path / "copy")
+    shutil.copy(latents / "shard-00000.safetensors", tmp_path)
+    manifest = json.loads((latents / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = name
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json names the shard .* lie in the folder itself"):
+        open_dataset(tmp_path / "copy")
+
+
+def test_shards_that_are_links_or_pipes_are_refused(latents, tmp_path):
+    shutil.copytree(latents, tmp_path / "copy")
+    file = tmp_path / "copy" / "shard-00000.safetensors"
+    file.unlink()
+    file.symlink_to(latents / "shard-00000.safetensors")
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors is a link; replace it"):
+        open_dataset(tmp_path / "copy")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors is missing"):
+        open_dataset(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "change", [{"shards": 5}, {"classes": [1]}, {"latents": {}}, {"vae": None}, {"image_size": "a"}]
+)
+def test_damaged_manifests_are_named(latents, tmp_path, change):
+    shutil.copytree(latents, tmp_path / "copy")
+    file = tmp_path / "copy" / "manifest.json"
+    manifest = json.loads(file.read_text()) | change
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json.* is damaged: .*; copy the folder again"):
+        open_dataset(f"latents:{tmp_path / 'copy'}")
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"no readable manifest\.json: .* deep"):
+        open_dataset(f"latents:{tmp_path / 'copy'}")
+
+
+def test_labels_that_are_not_those_of_the_manifest(latents, tmp_path):
+    shutil.copytree(latents, tmp_path / "copy")
+    file = tmp_path / "copy" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"classes": ["cat"]}))
+    with pytest.raises(
+        ValueError, match=r"the labels in shard-0000\d\.safetensors are not those of [0-9]+ images of 1 classes"
+    ):
+        open_dataset(tmp_path / "copy")
+
+
+def test_latents_are_not_written_through_links(photos, vae, tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is a link, and nothing is written through links"):
+        encode.encode_latents(**options(photos, vae, folder))
+    (folder / ".lock").unlink()
+    (folder / f".staging-{os.getpid()}-encoding.json").symlink_to(tmp_path / "victim")
+    encode.encode_latents(**options(photos, vae, folder))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not any(file.is_symlink() for file in folder.iterdir())

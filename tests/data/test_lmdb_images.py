@@ -12,7 +12,10 @@ from sit_atconv.data import (
     is_image_folder,
     open_dataset,
 )
+from sit_atconv.data.lmdb_file import check_whole
 from sit_atconv.data.lmdb_images import open_transaction
+
+lmdb = pytest.importorskip("lmdb")
 
 
 def test_lmdb_of_images_by_number(database):
@@ -105,3 +108,73 @@ def test_a_forked_process_opens_the_file_anew(database, monkeypatch):
     second = open_transaction(path)
     assert second is not first
     assert bytes(second.get(b"0")) == png("red")
+
+
+def test_a_truncated_lmdb_is_refused_before_it_is_mapped(database):
+    """Reading behind the end of a mapped file would end the process by SIGBUS."""
+    path = database({str(i).encode(): bytes(9000) + str(i).encode() for i in range(40)}, subdir=False)
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 3 * 4096, 2 * 4096, 4097):
+        path.write_bytes(whole[:size])
+        with pytest.raises(
+            ValueError, match=rf"is truncated: it has {size} bytes, but refers to [0-9]+; copy it again"
+        ):
+            open_dataset(path, 4)
+    for size in (4096, 100, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"is truncated|cannot be opened as an LMDB"):
+            open_dataset(path, 4)
+    path.write_bytes(whole + bytes(4096))
+    assert len(open_dataset(path, 4)) == 40
+
+
+def test_an_lmdb_that_ends_before_pages_that_are_free_is_whole(tmp_path):
+    """Pages that a transaction has freed again may never be written."""
+    path = tmp_path / "images.lmdb"
+    images = {str(i).encode(): png(COLOURS[i % 6]) * 100 for i in range(60)}
+    with lmdb.open(str(path), subdir=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            for key, value in (images | {b"z": bytes(50_000)}).items():
+                transaction.put(key, value)
+        for _ in range(4):  # later transactions reuse what earlier ones have freed
+            with environment.begin(write=True) as transaction:
+                transaction.delete(b"z")
+                transaction.put(b"0", images[b"0"])
+        pages = environment.info()["last_pgno"] + 1
+    content = path.read_bytes()
+    for cut in range(1, 40):
+        path.write_bytes(content[: (pages - cut) * 4096])
+        try:
+            check_whole(path, "data")
+        except ValueError:
+            break
+    assert 1 < cut < 40
+    path.write_bytes(content[: (pages - cut + 1) * 4096])
+    dataset = open_dataset(path, 4)
+    assert colours_of(dataset) == [COLOURS[i % 6] for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    "label", [2**63, "9" * 100, 1 << 20_000, (1, 2), {b"a": 1}, float("inf"), None, [b"x"]], ids=range(8)
+)
+def test_labels_of_pickles_that_are_none(database, label):
+    path = database({b"0": pickle.dumps((png("red"), 0)), b"1": pickle.dumps((png("red"), label))})
+    with pytest.raises(ValueError, match=r"too large for a class id|all be whole numbers or all be names, but one is"):
+        open_dataset(path, 4)
+
+
+def test_labels_and_keys_that_are_no_text(database):
+    entries = {b"image-%d" % i: png(COLOURS[i]) for i in range(2)} | {b"label-0": b"\xff", b"label-1": b"cat"}
+    assert open_dataset(database(entries), 4).classes == [r"\xff", "cat"]
+    large = {str(10**30 + i).encode(): png(COLOURS[i]) for i in range(3)}  # beyond 64 bits, in order
+    assert colours_of(open_dataset(database(large), 4)) == COLOURS[:3]
+    large = {b"9" * 200 + b"-" + str(i).encode(): png(COLOURS[i]) for i in range(3)}
+    assert colours_of(open_dataset(database(large), 4)) == COLOURS[:3]
+    pairs = {str(i).encode(): pickle.dumps((png("red"), [b"cat", b"dog"][i])) for i in range(2)}
+    assert open_dataset(database(pairs), 4).classes == ["cat", "dog"]
+
+
+def test_nested_pickles_are_refused(database):
+    nested = b"\x80\x04)" + b"\x85" * 10**5 + b"."
+    with pytest.raises(BrokenImageError, match="key 0"):
+        open_dataset(database({b"0": nested}), 4)

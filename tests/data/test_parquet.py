@@ -1,5 +1,8 @@
 """Hugging Face data sets and parquet files: columns, splits, and what is refused."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from pictures import COLOURS, colours_of, png
 
@@ -102,3 +105,31 @@ def test_a_data_set_that_cannot_be_fetched():
     pytest.importorskip("datasets")
     with pytest.raises(ValueError, match=r"data='hf:nobody/nothing' cannot be loaded"):
         open_dataset("hf:nobody/nothing", 8)
+
+
+def test_odd_columns_end_with_one_line(parquet):
+    images = [{"bytes": png("red"), "path": None}] * 2
+    for labels in (
+        np.array([2**63, 1], np.uint64),
+        [1.5, 2.5],
+        [[1], [2]],
+        [{"a": 1}, {"a": 2}],
+        [None, 1],
+        [None, None],
+    ):
+        folder = parquet({"image": images, "label": labels})
+        with pytest.raises(
+            ValueError, match=r"too large for a class id|all be whole numbers or all be names, but one is"
+        ):
+            open_dataset(folder, 4)
+    assert open_dataset(parquet({"image": images, "label": [b"cat\xff", b"dog"]}), 4).classes == [r"cat\xff", "dog"]
+    for values in ([5, 6], ["a", "b"], [[1], [2]], [{"bytes": None, "path": "/none"}] * 2, [{"path": 5}] * 2, [0.5, 1]):
+        with pytest.raises(BrokenImageError, match=r"row 0 of .* holds no encoded image"):
+            open_dataset(parquet({"image": values}), 4).image(0)
+
+
+def test_classes_without_images_are_named_in_the_plan(parquet):
+    dataset = open_dataset(parquet({"image": [png("red")] * 2, "label": [1, 2]}), 4)
+    assert dataset.notes == ["1 of 3 classes have no image, but will be sampled: 0"]
+    with pytest.raises(ValueError, match=r"output_dir=.* lies inside data="):
+        dataset.check_output("output_dir", Path(dataset.source) / "run")

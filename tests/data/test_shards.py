@@ -1,5 +1,6 @@
 """WebDataset shards: what is found, how they are mixed, and what is refused."""
 
+import os
 import tarfile
 
 import fsspec
@@ -100,3 +101,55 @@ def test_shards_that_cannot_be_used(shards, tmp_path):
     write_tar(file, [("a.png", b"nothing"), ("a.cls", b"1")])
     with pytest.raises(BrokenImageError, match=r"a in .*train-001\.tar cannot be read"):
         open_dataset(shards, 4).image(2)
+
+
+def test_names_with_dots(tmp_path):
+    """The first dot ends the name of a sample, as in WebDataset; the last ending says what a file is."""
+    members = []
+    for i, (image, label) in enumerate(
+        [("scan.v2.png", "scan.v2.cls"), ("b.v2.png", "b.cls"), ("c.png", "c.v2.cls"), ("d.left.eye.PNG", "d.x.cls")]
+    ):
+        members += [(image, png(COLOURS[i])), (label, str(i).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    dataset = open_dataset(tmp_path / "a.tar", 4)
+    assert (colours_of(dataset), dataset.labels.tolist()) == (COLOURS[:4], [0, 1, 2, 3])
+    assert dataset.notes == []
+    assert dataset.origin(3).startswith("d in ")
+    # the label of the image itself takes precedence over that of the sample
+    write_tar(tmp_path / "a.tar", [("a.v1.png", png("red")), ("a.cls", b"0"), ("a.v1.cls", b"1"), ("a.v2.cls", b"7")])
+    assert open_dataset(tmp_path / "a.tar", 4).labels.tolist() == [1]
+
+
+def test_several_images_of_one_name(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.v1.png", png("red")), ("a.v2.png", png("blue")), ("a.v2.cls", b"0")])
+    with pytest.raises(ValueError, match=r"sample a has several images \(v1\.png, v2\.png\).*'\?image=v1\.png'"):
+        open_dataset(tmp_path / "a.tar", 4)
+    assert colours_of(open_dataset(f"{tmp_path}/a.tar?image=v2.png", 4)) == [(0, 0, 255)]
+    write_tar(tmp_path / "a.tar", [("a.png", png("red")), ("a.PNG", png("blue"))])
+    with pytest.raises(ValueError, match=r"several images called a\.PNG; rename"):
+        open_dataset(tmp_path / "a.tar", 4)
+
+
+def test_samples_without_images_are_counted(tmp_path):
+    members = [("a.png", png("red")), ("README", b""), ("b.txt", b""), ("c.heic", b""), ("d.v2.heic", b""), (".e", b"")]
+    write_tar(tmp_path / "a.tar", members)
+    summary = "2 .heic, 1 without ending, 1 .txt"
+    assert open_dataset(tmp_path / "a.tar", 4).notes == [f"4 samples without an image left out: {summary}"]
+    with pytest.raises(ValueError, match="hold no images"):
+        open_dataset(f"{tmp_path}/a.tar?image=webp", 4)
+
+
+@pytest.mark.parametrize("label", [b"9" * 30, b"-" + b"9" * 30, b"9" * 5000])
+def test_labels_of_shards_beyond_64_bits(tmp_path, label):
+    write_tar(tmp_path / "a.tar", [("a.png", png("red")), ("a.cls", label)])
+    with pytest.raises(ValueError, match="is too large for a class id"):
+        open_dataset(tmp_path / "a.tar", 4)
+
+
+def test_deep_json_and_pipes(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.png", png("red")), ("a.json", b"[" * 60_000)])
+    with pytest.raises(ValueError, match=r"a\.json cannot be read"):
+        open_dataset(f"{tmp_path}/a.tar?label=json:kind", 4)
+    os.mkfifo(tmp_path / "b.tar")
+    with pytest.raises(ValueError, match=r"b\.tar cannot be read: it is not a regular file"):
+        open_dataset(tmp_path / "b.tar", 4)
