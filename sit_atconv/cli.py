@@ -33,7 +33,7 @@ def sample(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from .pipelines.pipeline_sit import SiTPipeline
-    from .sharing.folder import not_a_pipeline_folder, weights_variant
+    from .sharing.folder import reading_folder, weights_variant
     from .utils.checks import check_count
     from .utils.class_labels import labels_from_words
     from .utils.environment import pick_device
@@ -44,10 +44,8 @@ def sample(args: argparse.Namespace) -> None:
     if Path(args.out).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"out={args.out!r}: unknown image format; use .png")
     device = pick_device(args.device)
-    try:
+    with reading_folder(args.folder):
         pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
-    except OSError as error:
-        raise not_a_pipeline_folder(args.folder, str(error).splitlines()[0]) from error
     pipeline.to(device)
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
     rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
@@ -71,7 +69,7 @@ def info(args: argparse.Namespace) -> None:
     """
     from .models.presets import preset_name
     from .models.weight_files import stored_variants
-    from .sharing.folder import check_pipeline_folder, describe_folder, describe_verification, read_json
+    from .sharing.folder import check_pipeline_folder, describe_folder, describe_verification, read_json, reading_folder
     from .sharing.installed import edited_sources
     from .sharing.portable import check_format
 
@@ -81,11 +79,15 @@ def info(args: argparse.Namespace) -> None:
     check_format(index)
     edited = edited_sources(folder)
     verified = {"weights": describe_verification(folder)} if args.verify else {}
+    with reading_folder(folder):
+        described = {
+            "preset": preset_name(read_json(folder / "transformer" / "config.json")) or "none",
+            **describe_folder(folder),
+        }
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print_facts(
         {
-            "preset": preset_name(read_json(folder / "transformer" / "config.json")) or "none",
-            **describe_folder(folder),
+            **described,
             "variants": ", ".join(sorted(variant or "none" for variant in stored_variants(folder / "transformer"))),
             "format": f"{index.get('_format_version', 0)}, of diffusers {index.get('_diffusers_version', 'unknown')}",
             **verified,
@@ -106,13 +108,14 @@ def convert(args: argparse.Namespace) -> None:
     else:
         check_new_file("output", args.output)
     from .convert import convert_checkpoint, export_checkpoint
-    from .sharing.folder import is_pipeline_folder
+    from .sharing.folder import is_pipeline_folder, reading_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
     if is_pipeline_folder(args.checkpoint):
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: only apply when converting to a folder; leave them out here")
-        state_dict = export_checkpoint(args.checkpoint, args.output)
+        with reading_folder(args.checkpoint):
+            state_dict = export_checkpoint(args.checkpoint, args.output)
         print(printable(f"{len(state_dict)} tensors under the reference's names in {args.output}"))
         return
     reference = convert_checkpoint(args.checkpoint, args.output, **options)

@@ -210,3 +210,56 @@ def test_info_verifies_the_weights(folder, capsys):
     (folder / "transformer" / "weights.json").unlink()
     main(["info", str(folder), "--verify"])
     assert "0 files as they were saved; 2 without a stored SHA-256" in capsys.readouterr().out
+
+
+DEEP = '{"a": ' * 100_000 + "1" + "}" * 100_000
+DAMAGE = [
+    ("model_index.json", "{"),
+    ("model_index.json", "[]"),
+    ("model_index.json", DEEP),
+    ("transformer/config.json", DEEP),
+    ("transformer/config.json", "3"),
+    ("transformer/config.json", "{}"),
+    ("transformer/config.json", '{"num_layers": "two", "mixer": 3}'),
+    ("transformer/diffusion_pytorch_model.safetensors", "text"),
+    ("transformer/weights.json", DEEP),
+    ("scheduler/scheduler_config.json", "[" * 5000),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE)
+@pytest.mark.parametrize("command", ["sample", "info", "convert"])
+def test_damaged_folders_end_with_one_line(command, name, content, folder, tmp_path, capsys):
+    (folder / name).write_text(content)
+    out = {"sample": ["--out", str(tmp_path / "a.png")], "info": ["--verify"], "convert": [str(tmp_path / "a.pt")]}
+    with pytest.raises(SystemExit) as stopped:
+        main([command, str(folder), *out[command]])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sit-atconv: error: ")
+    assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize("command", ["sample", "info"])
+@pytest.mark.parametrize("name", ["no/such/folder/at/all", "/no/such", "./none", "~/none", "none"])
+def test_mistyped_paths_end_with_one_line(command, name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, name, *(["--out", str(tmp_path / "a.png")] if command == "sample" else [])])
+    assert stopped.value.code == 2
+    assert "is not a pipeline folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--guidance_scale", "nan"],
+        ["--guidance_scale", "inf"],
+        ["--seed", "-1"],
+        ["--images_per_class", "-3"],
+        ["--classes", "9" * 5000],
+    ],
+)
+def test_options_that_no_sampling_can_use_end_with_one_line(options, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(folder), "--out", str(tmp_path / "a.png"), "--num_inference_steps", "1", *options])
+    assert stopped.value.code == 2
+    assert "sit-atconv: error: " in capsys.readouterr().err

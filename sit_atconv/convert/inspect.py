@@ -17,6 +17,7 @@ from .weights import last_layer_halves
 
 StateDict = dict[str, torch.Tensor]
 
+MAX_OPTION = 10**6  # numbers of classes, pixels or heads above this are mistakes
 DEFAULT_CLASS_DROPOUT = 0.1  # of SiT, DiT and REPA
 DEFAULT_SAMPLE_SIZE = 32  # latent pixels, of 256×256 images
 REFERENCE_VAE_CHANNELS, REFERENCE_VAE_FACTOR = 4, 8
@@ -237,7 +238,15 @@ def _path_and_prediction(
 def _option(args: dict, name: str, kind: Callable[[Any], Any]) -> Any:
     """Return a number from the options of a training, where it may be a text; None if it is not there."""
     value = args.get(name)
+    if value is None:
+        return None
     try:
-        return None if value is None else kind(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r} in the options saved with the weights is not a number") from error
+        number = kind(value)
+        if not 0 <= number < MAX_OPTION:  # nor NaN
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name}={value!r} in the options saved with the weights is not a number in [0, {MAX_OPTION}); give its "
+            "state dict alone, and what its tensors do not show by options"
+        ) from error
+    return number

@@ -6,7 +6,7 @@ and `argparse.Namespace`, in which training scripts keep their options, are unpi
 
 import argparse
 import contextlib
-import json
+import io
 import pickle
 import pickletools
 import re
@@ -20,10 +20,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ..utils.bounded_text import load_json
+from ..utils.pickles import check_pickle
+
 ALLOWED_TYPES: list[Callable | tuple[Callable, str]] = [argparse.Namespace]
 WEIGHTS = ("ema", "model")  # names in training scripts' files; the first one takes precedence
+MAX_PICKLE_BYTES = 2**24  # 16 MiB; a tensor takes some 200 bytes
+LEGACY_PICKLES = 5  # in a file from before PyTorch 1.6
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MAX_DEPTH = 8  # of containers in options; deeper ones, such as one that contains itself, are cut off
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DistributedDataParallel and torch.compile
+
+
+class CraftedFileError(ValueError):
+    """A file that would take memory out of proportion to its size."""
 
 
 def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[str, torch.Tensor], dict, str]:
@@ -70,7 +80,42 @@ def _checked_state(file: Path, state: Any) -> dict[str, torch.Tensor]:
             raise ValueError(f"{file} holds no state dict: {name!r} is not the name of a tensor")
         if (other := names.setdefault(WRAPPERS.sub("", name), name)) != name:
             raise ValueError(f"{file} holds {other} and {name}, which are one name without the prefixes of DDP")
+    _check_tensors(file, state)
     return {short: state[name] for short, name in names.items()}
+
+
+def _check_tensors(file: Path, state: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError unless all tensors are plain ones of finite numbers, which the file really holds."""
+    if others := [f"{name} ({kind})" for name, tensor in state.items() if (kind := _unusual_kind(tensor))]:
+        raise ValueError(
+            f"{file}: weights must be dense tensors of {', '.join(str(each)[6:] for each in FLOATS)}, unlike "
+            f"{', '.join(others[:10])}; convert them with PyTorch and save the state dict again"
+        )
+    # A tensor may show one number as many, and two tensors the same numbers.
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if needed > 2 * file.stat().st_size:
+        raise CraftedFileError(
+            f"{file} was refused: its tensors have {needed} bytes, and the file {file.stat().st_size}, so that it "
+            "repeats numbers; save contiguous copies of the tensors"
+        )
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{file}: {', '.join(broken[:10])} {'hold' if len(broken) > 1 else 'holds'} NaN or infinity, so the model "
+            "makes no images; use an earlier checkpoint"
+        )
+
+
+def _unusual_kind(tensor: torch.Tensor) -> str | None:
+    """Return in what a tensor differs from a plain one of real numbers in memory, None if in nothing."""
+    if tensor.layout != torch.strided:
+        return f"{tensor.layout}".removeprefix("torch.")
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.device.type != "cpu":
+        return f"on the device {tensor.device.type}"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return type(tensor).__name__
+    return None if tensor.dtype in FLOATS else str(tensor.dtype).removeprefix("torch.")
 
 
 def plain_values(value: Any, depth: int = 0) -> Any:
@@ -96,16 +141,20 @@ def _read_safetensors(file: Path) -> dict:
     try:
         with safe_open(file, "pt") as opened:
             args = (opened.metadata() or {}).get("args", "{}")
-        return {"state_dict": load_file(file), "args": json.loads(args)}
+        return {"state_dict": load_file(file), "args": load_json(args, f"{file}: the args in its metadata")}
     except Exception as error:
         raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
 
 
 def _read_pickle(file: Path) -> Any:
+    is_zip = zipfile.is_zipfile(file)
     try:
+        names = check_pickle(_pickle_bytes(file), "it") if is_zip else _check_pickles(file)
+        if "bytearray" in {name.rpartition(".")[2] for name in names}:  # PyTorch allows it, and so any amount of memory
+            raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
         with safe_globals(ALLOWED_TYPES):
             # Mapped into memory, so that the state of an optimizer, which is not needed, is not read.
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         # PyTorch's message is not passed on, because it recommends the unsafe way.
         raise ValueError(
@@ -113,8 +162,25 @@ def _read_pickle(file: Path) -> Any:
             "tensor nor a plain value and could run code. If you trust the file, load it yourself and save its state "
             "dict with safetensors"
         ) from error
+    except CraftedFileError:
+        raise
     except Exception as error:  # reading a damaged file may raise anything
-        raise ValueError(f"{file} is damaged, or no checkpoint of PyTorch") from error
+        reason = f": {error}" if type(error) is ValueError else ""
+        raise ValueError(f"{file} is damaged, or no checkpoint of PyTorch{reason}") from error
+
+
+def _check_pickles(file: Path) -> list[str]:
+    """Check the pickles in a file from before PyTorch 1.6: a number, the protocol, the system, the objects, their keys.
+
+    The numbers of the tensors follow, which are not pickled.
+    """
+    with file.open("rb") as opened:
+        stream = io.BytesIO(opened.read(MAX_PICKLE_BYTES))
+    size, names = stream.getbuffer().nbytes, check_pickle(stream, "it")
+    for _ in range(LEGACY_PICKLES - 1):
+        if stream.tell() < size:
+            names += check_pickle(stream, "it")
+    return names
 
 
 def _refused_names(file: Path, error: pickle.UnpicklingError) -> list[str]:
@@ -145,7 +211,27 @@ def named_globals(file: Path) -> list[str]:
 
 
 def _pickle_bytes(file: Path) -> bytes:
+    """Return the pickle in a file of torch.save, whose other parts are the numbers of its tensors.
+
+    Raises:
+        CraftedFileError: if parts are compressed, or larger than the file, and so could take any amount of memory.
+    """
     if not zipfile.is_zipfile(file):
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return opened.read(MAX_PICKLE_BYTES)
     with zipfile.ZipFile(file) as archive:
-        return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        members = archive.infolist()
+        if compressed := [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]:
+            raise CraftedFileError(
+                f"{file} was refused: {compressed[0]} in it is compressed, as torch.save never does it; load the file "
+                "yourself, if you trust it, and save its state dict with safetensors"
+            )
+        pickles = [member for member in members if member.filename.endswith("data.pkl")]
+        if sum(member.file_size for member in members) > file.stat().st_size:
+            raise CraftedFileError(f"{file} was refused: its parts are larger than the file; get the file again")
+        if sum(member.file_size for member in pickles) > MAX_PICKLE_BYTES:
+            raise CraftedFileError(
+                f"{file} was refused: what describes its tensors has more than {MAX_PICKLE_BYTES} bytes; save its "
+                "state dict alone"
+            )
+        return b"".join(archive.read(member) for member in pickles)

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
+from ..utils.bounded_text import read_json as read_json_file
 from ..utils.files import staged, write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import code_block, markdown_text, one_line
@@ -71,7 +72,7 @@ def add_report(folder: str | Path, report: str | Path) -> None:
         ValueError: if the report cannot be read, or holds no metric that the card knows.
     """
     try:
-        content = json.loads(Path(report).read_text(encoding="utf-8"))
+        content = read_json_file(report)
     except (OSError, ValueError) as error:
         raise ValueError(f"report={str(report)!r} cannot be read: {error}") from error
     names = [name for name in CARD_METRICS if isinstance(content, dict) and isinstance(content.get(name), float)]

@@ -1,6 +1,8 @@
 """What a pipeline folder is, and what it says of itself: read from its JSON files and the headers of its weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
@@ -10,6 +12,23 @@ from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
+
+
+@contextmanager
+def reading_folder(folder: str | Path) -> Iterator[None]:
+    """Name the folder in errors of what is read from it: somebody else wrote it, and it may hold anything.
+
+    Raises:
+        ValueError: in place of any error in this context.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip() or "no reason given"
+        if isinstance(error, ValueError) and text.startswith("folder="):
+            raise
+        reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+        raise not_a_pipeline_folder(folder, reason) from error
 
 
 def read_json(file: Path) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ..models.weight_files import weight_patterns
+from ..utils.bounded_text import read_bounded
 from .portable import FILE_HASH, source_hash
 
 # The modules of the classes in portable folders, by the name of the file there.
@@ -44,7 +45,11 @@ def edited_sources(folder: str | Path) -> list[str]:
     """List the code files of a portable folder that were edited after they were saved."""
     edited = []
     for file in sorted(Path(folder).glob("**/*.py")):
-        if (saved := FILE_HASH.search(file.stem)) and saved[1] != source_hash(file.read_text(encoding="utf-8")):
+        try:
+            is_edited = (saved := FILE_HASH.search(file.stem)) and saved[1] != source_hash(read_bounded(file))
+        except (OSError, ValueError):  # a pipe, a link to nowhere, bytes that are no text: nothing that was saved
+            is_edited = True
+        if is_edited:
             edited.append(str(file.relative_to(folder)))
     return edited
 

@@ -139,6 +139,12 @@ def test_what_does_not_fit_is_named(name, edit, message, reference_state):
         ("atconv", {"args": {"path_type": "straight"}}, "path_type in the options .*='straight'"),
         ("atconv", {"args": {"prediction": "x"}}, "prediction in the options .*='x'"),
         ("atconv", {"args": {"image_size": "large"}}, "image_size='large' in the options"),
+        ("atconv", {"args": {"image_size": float("inf")}}, "image_size=inf in the options"),
+        ("atconv", {"args": {"resolution": float("nan")}}, "resolution=nan in the options"),
+        ("atconv", {"args": {"num_classes": -(10**30)}}, "num_classes=-1000000000000000000000000000000 in the options"),
+        ("atconv", {"args": {"class_dropout_prob": float("inf")}}, "class_dropout_prob=inf in the options"),
+        ("sa", {"args": {"num_heads": "inf"}}, "num_heads='inf' in the options"),
+        ("sa", {"args": {"num_heads": [4]}}, r"num_heads=\[4\] in the options"),
     ],
 )
 def test_options_that_do_not_fit(name, options, message, reference_state):

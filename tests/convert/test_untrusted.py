@@ -1,10 +1,13 @@
 """Files of unknown origin: what is in them comes out, and nothing in them runs."""
 
 import argparse
+import copy
 import json
 import os
 import pathlib
 import pickle
+import tracemalloc
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -154,6 +157,101 @@ def test_names_that_cannot_be_told_apart(names, message, tmp_path):
     torch.save(dict.fromkeys(names, torch.ones(1)), tmp_path / "file.pt")
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / "file.pt")
+
+
+KINDS = {
+    "int64": torch.ones(2, dtype=torch.int64),
+    "bool": torch.ones(2, dtype=torch.bool),
+    "complex64": torch.ones(2, dtype=torch.complex64),
+    "float8_e4m3fn": torch.ones(2).to(torch.float8_e4m3fn),
+    "sparse_coo": torch.eye(2).to_sparse(),
+    "sparse_csr": torch.eye(2).to_sparse_csr(),
+    "on the device meta": torch.ones(2, device="meta"),
+    "quantized": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_of_other_kinds_are_named(kind, tmp_path):
+    torch.save({"model": RAW | {"odd.weight": KINDS[kind]}}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=rf"dense tensors of float64.*odd\.weight \({kind}\); convert them"):
+        read_checkpoint(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_broken_weights_are_named(value, dtype, ending, tmp_path):
+    state = {"whole": torch.ones(5, dtype=dtype), "broken": torch.full((5,), value, dtype=dtype)}
+    file = tmp_path / f"file.{ending}"
+    (torch.save if ending == "pt" else save_file)(state, file)
+    with pytest.raises(ValueError, match=r"file\.\w+: broken holds NaN or infinity"):
+        read_checkpoint(file)
+
+
+def rewrite(file, data: bytes | None = None, compression=zipfile.ZIP_STORED):
+    """Write a file of torch.save anew, with another pickle or another compression."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, data if data is not None and name.endswith("data.pkl") else content)
+
+
+def test_compressed_parts_are_refused_before_they_are_read(tmp_path):
+    file = tmp_path / "bomb.pt"
+    torch.save({"a": torch.zeros(2_500_000)}, file)
+    rewrite(file, compression=zipfile.ZIP_DEFLATED)
+    assert file.stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb\.pt was refused: .*data\.pkl in it is compressed"):
+        read_checkpoint(file)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    file = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("bomb/data.pkl", b"x" * 10_000)
+        for i in range(10):
+            archive.filelist.append(copy.copy(archive.filelist[0]))
+            archive.filelist[-1].filename = f"bomb/data/{i}"
+    with pytest.raises(ValueError, match="its parts are larger than the file"):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_nested_tuples_cannot_end_the_process(as_zip, tmp_path):
+    file, nested = tmp_path / "deep.pt", b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
+    torch.save(RAW, file)
+    if as_zip:
+        rewrite(file, nested)
+    else:
+        file.write_bytes(nested)
+    with pytest.raises(ValueError, match=r"deep\.pt is damaged.*nests containers more than"):
+        read_checkpoint(file)
+
+
+def test_nothing_larger_than_the_file_is_made(tmp_path):
+    file = tmp_path / "large.pt"
+    torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, file)
+    with pytest.raises(ValueError, match="its tensors have 4000000000000 bytes"):
+        read_checkpoint(file)
+    numbers = torch.ones(10_000)
+    torch.save({f"a{i}": numbers for i in range(100)}, file)
+    with pytest.raises(ValueError, match="it repeats numbers"):
+        read_checkpoint(file)
+    torch.save({"model": RAW, "opt": bytearray(8)}, file, pickle_protocol=2)
+    rewrite(file, b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x01\x85R.")
+    with pytest.raises(ValueError, match=r"it holds .*bytearray"):
+        read_checkpoint(file)
+
+
+def test_deep_options_in_the_metadata(tmp_path):
+    save_file(RAW, tmp_path / "file.safetensors", metadata={"args": "[" * 100_000 + "]" * 100_000})
+    with pytest.raises(ValueError, match="args in its metadata nests lists and dictionaries more than"):
+        read_checkpoint(tmp_path / "file.safetensors")
 
 
 def test_a_missing_file(tmp_path):

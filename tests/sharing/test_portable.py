@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.sharing.installed import edited_sources
 from sit_atconv.sharing.portable import FORMAT_VERSION, source_hash
 
 
@@ -352,3 +353,14 @@ def test_pickles_are_neither_written_nor_read(tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="safe_serialization=False"):
         pipe.transformer.save_pretrained(tmp_path / "other", safe_serialization=False)
     assert not (tmp_path / "other").exists()
+
+
+def test_code_that_is_no_file_is_not_waited_for(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    os.mkfifo(tmp_path / "transformer" / "pipe_01234567.py")
+    (tmp_path / "nowhere_01234567.py").symlink_to(tmp_path / "none")
+    (tmp_path / "bytes_01234567.py").write_bytes(b"\xff\xff")
+    expected = ["bytes_01234567.py", "nowhere_01234567.py", "transformer/pipe_01234567.py"]
+    assert edited_sources(tmp_path) == expected
+    with pytest.warns(UserWarning, match=r"pipe_01234567\.py in .* was edited"):
+        SiTPipeline.from_pretrained(tmp_path)
