@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 from ..training.config import TrainConfig
 from ..utils.bounded_text import load_yaml
 from ..utils.checks import check_count
+from ..utils.text import joined_lines
 from .metric_options import MetricOptions
 from .sampling import SamplingOptions
 
@@ -58,11 +61,13 @@ class Duel:
 
     def __post_init__(self) -> None:
         self._check_own_options()
-        # Options of the command line arrive as text.
-        self.train = parse_text_values(self.train, TrainConfig)
-        self.models = {name: parse_text_values(options, TrainConfig) for name, options in self.models.items()}
-        self.sampling = parse_text_values(self.sampling, SamplingOptions)
-        self.metrics = parse_text_values(self.metrics, MetricOptions)
+        # Options of the command line arrive as text, and an empty block of a YAML file as None.
+        self.train = parse_text_values(self.train or {}, TrainConfig)
+        self.models = {name: parse_text_values(options or {}, TrainConfig) for name, options in self.models.items()}
+        self.sampling = without_nulls(parse_text_values(self.sampling or {}, SamplingOptions))
+        self.metrics = without_nulls(parse_text_values(self.metrics or {}, MetricOptions))
+        if isinstance(metrics := self.metrics.get("metrics"), list):
+            self.metrics["metrics"] = ",".join(map(str, metrics))
         for name, options in (("train", self.train), *self.models.items()):
             check_training_options(name, options)
         check_options("sampling", self.sampling, SamplingOptions)
@@ -77,6 +82,8 @@ class Duel:
         if len(self.models) < 2:
             raise ValueError(f"models={list(self.models)}: a duel needs at least two models")
         for name in self.models:
+            if not isinstance(name, str):
+                raise ValueError(f"models: YAML reads the name {name!r} as a {type(name).__name__}; put it in quotes")
             if not re.fullmatch(r"[\w.+-]+", name) or re.search(r"-seed\d+$", name):
                 raise ValueError(
                     f"models: {name!r} must consist of letters, digits, '.', '+', '-' and '_', and not end in -seedS"
@@ -119,6 +126,11 @@ def parse_text_values(options: dict[str, Any], known: type) -> dict[str, Any]:
     }
 
 
+def without_nulls(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that are null, which stands for the default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def check_training_options(name: str, options: dict) -> None:
     """Raise ValueError unless all keys are options of train/train_sit.py that the duel does not set itself."""
     known = {each.name for each in dataclasses.fields(TrainConfig)}
@@ -129,7 +141,20 @@ def check_training_options(name: str, options: dict) -> None:
 
 
 def check_options(name: str, options: dict, known: type) -> None:
-    """Raise ValueError unless all keys are fields of the dataclass `known`; the duel sets the solver steps itself."""
+    """Check that all keys are fields of the dataclass `known`, and all values of their types.
+
+    The duel sets the solver steps itself.
+
+    Raises:
+        ValueError: naming the option.
+    """
     fields = {each.name for each in dataclasses.fields(known)} - {"num_inference_steps"}
-    if unknown := sorted(options.keys() - fields):
+    if unknown := sorted(map(str, options.keys() - fields)):
         raise ValueError(f"{name}: unknown options {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(known)
+    for key, value in options.items():
+        try:
+            parser.parse_object({key: value})
+        except ArgumentError as error:
+            raise ValueError(f"{name}: {key}={value!r} cannot be used: {joined_lines(error)}") from error

@@ -1,5 +1,6 @@
 """Folders that evaluations write. This file imports nothing that takes long: the checks come first in a command."""
 
+import os
 from pathlib import Path
 
 from ..utils.files import check_new_file, check_new_folder, check_writable
@@ -17,7 +18,7 @@ class SamplingError(ValueError):
 
 def check_sample_folder(folder: str | Path) -> None:
     """Raise ValueError unless samples can be written to a folder: a new one, or one with a record of samples."""
-    if (Path(folder) / SAMPLES_RECORD).is_file():
+    if os.path.isfile(Path(folder) / SAMPLES_RECORD):
         check_writable("output", Path(folder) / SAMPLES_RECORD)
     else:
         check_new_folder("output", folder)
@@ -28,14 +29,14 @@ def check_batch_file(file: str | Path) -> None:
     file = Path(file)
     if file.suffix != ".npz":
         raise ValueError(f"npz={str(file)!r} must end in .npz")
-    if not file.with_suffix(".json").is_file():
+    if not os.path.isfile(file.with_suffix(".json")):
         check_new_file("npz", file)
     check_writable("npz", file)
 
 
 def check_report_folder(folder: str | Path) -> None:
     """Raise ValueError unless a comparison can be written to a folder: a new one, or one with an earlier report."""
-    if (Path(folder) / REPORT_MARKDOWN).is_file():
+    if os.path.isfile(Path(folder) / REPORT_MARKDOWN):
         check_writable("output", Path(folder) / REPORT_MARKDOWN)
     else:
         check_new_folder("output", folder)

@@ -43,11 +43,11 @@ def values_of(option: str, arguments: Sequence[str]) -> list[str]:
     The command line is not parsed yet, because building the parser imports slow modules.
     """
     values = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+    for argument, following in zip(arguments, [*arguments[1:], "null"], strict=False):
         name, joined, value = argument.partition("=")
         if name == f"--{option}":
             values.append(value if joined else following)
-    return [expand_home(value) for value in values if value not in ("", "null")]
+    return [expand_home(value) for value in values if value != "null"]
 
 
 def check_outputs_at_once(arguments: Sequence[str], *options: str) -> None:

@@ -41,11 +41,14 @@ def check_new_folder(field: str, folder: str | Path) -> None:
     files and a lock.
     """
     folder = Path(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
+    is_folder = os.path.isdir(folder)  # unlike Path.is_dir, also for names that are too long
+    if os.path.lexists(folder) and not is_folder:
         raise ValueError(f"{field}={str(folder)!r} is not a folder; name another")
-    if folder.is_dir() and (others := sorted(each.name for each in folder.iterdir() if not is_leftover(each.name))):
+    if is_folder and (others := sorted(each.name for each in folder.iterdir() if not is_leftover(each.name))):
         raise ValueError(f"{field}={str(folder)!r} holds other files ({others[0]!r}); name a new folder")
-    check_writable(field, folder / LOCK)
+    if is_folder and not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{field}={str(folder)!r} is not a folder that you may write to; name another")
+    check_writable(field, folder)
 
 
 def is_leftover(name: str) -> bool:
@@ -69,13 +72,18 @@ def remove_staged(folder: Path) -> None:
             entry.unlink()
 
 
-def check_writable(field: str, file: Path) -> None:
-    """Raise ValueError unless the nearest existing folder above `file` is one that can be written to."""
-    folder = next(parent for parent in file.absolute().parents if os.path.lexists(parent))
+def check_writable(field: str, path: str | Path) -> None:
+    """Raise ValueError unless a file or folder can be made at `path`, or beside it, in the nearest existing folder."""
+    path = Path(path)
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
-            f"{field}={str(file)!r} cannot be written: {folder} is not a folder that you may write to; name another"
+            f"{field}={str(path)!r} cannot be written: {folder} is not a folder that you may write to; name another"
         )
+    longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    longest -= len(f"{STAGING}{os.getpid()}-")
+    if too_long := [part for part in path.absolute().parts if len(os.fsencode(part)) > longest]:
+        raise ValueError(f"{field}={str(path)!r} cannot be written: {too_long[0]!r} is too long a name; name another")
 
 
 def open_regular(file: str | Path) -> BinaryIO:

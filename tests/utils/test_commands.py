@@ -37,6 +37,9 @@ def test_outputs_are_checked_in_every_spelling(tmp_path, monkeypatch):
     same = ["--grid", str(tmp_path / "a.png"), f"--output={tmp_path}/a.png"]
     with pytest.raises(ValueError, match=r"grid=.* is also the file of --output; name two files"):
         check_outputs_at_once(same, "output", "grid")
+    for arguments in (["--output", ""], ["--output="]):
+        with pytest.raises(ValueError, match=r"output='.*' exists; name another"):
+            check_outputs_at_once(arguments, "output")
     for arguments in (["--output", str(tmp_path / "new.json")], ["--output", "null"], ["--output"], ["--out", "x"], []):
         check_outputs_at_once(arguments, "output", "grid")
 

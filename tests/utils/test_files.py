@@ -189,6 +189,15 @@ def test_new_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 250, "ä" * 126, f"{'x' * 300}/report.json"])
+def test_names_that_are_too_long_even_when_staged(tmp_path, name):
+    for check in (check_new_file, check_new_folder):
+        with pytest.raises(ValueError, match=r"^output='.*' cannot be written: '.*' is too long a name; name another$"):
+            check("output", tmp_path / name)
+    check_new_file("output", tmp_path / ("x" * 200))
+    write_report(tmp_path / ("x" * 200), {})
+
+
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
     with pytest.raises(ValueError, match="is not a folder that you may write to"):
