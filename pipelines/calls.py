@@ -196,6 +196,6 @@ def solve_finite(scheduler: Any, model_fn: GuidedModel, x: torch.Tensor, steps: 
     try:
         result = scheduler.solve(model_fn, x, steps, **options)
     except NotFiniteError as error:
-        raise not_finite_error("the network's outputs", *model_fn.models) from error
+        raise not_finite_error("the network's outputs", *model_fn.models, row=error.row) from error
     check_finite("the latents", result, *model_fn.models)
     return result

@@ -22,7 +22,8 @@ from sit_atconv.flow.conditioning import evaluating
 from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models.finite import check_finite
 from sit_atconv.models.latent_scaling import vae_scale_factor
-from sit_atconv.models.vae import check_vae_weights, decode, encode
+from sit_atconv.models.safetensors_only import require_safetensors
+from sit_atconv.models.vae import check_stored_models, check_vae_weights, decode, encode
 from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
 from sit_atconv.sharing.saving import locate_folder, updating_pipeline_folder, verifying_components
@@ -163,9 +164,9 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
         Raises:
             ValueError: if weights are missing, unexpected or damaged, or there is no such folder.
         """
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
+        require_safetensors(kwargs)
         folder = locate_folder(pretrained_model_name_or_path, cls.download, kwargs)
+        check_stored_models(folder, kwargs)
         with verifying_components(folder, verify_weights, kwargs):
             pipeline = super().from_pretrained(folder, **kwargs)
         if pipeline.vae is not None and "vae" not in kwargs and "quantization_config" not in kwargs:

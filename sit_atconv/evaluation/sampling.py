@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..flow.guidance import Guidance
+from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
@@ -177,22 +178,22 @@ def draw_images(
     """
     if labels is None:
         labels = options.label_ids(indices, pipeline.transformer.config.num_classes)
-    images = pipeline(
-        list(labels),
-        guidance_scale=options.guidance_scale,
-        guidance_interval=tuple(options.guidance_interval),
-        guidance_channels=options.guidance_channels,
-        num_inference_steps=options.num_inference_steps,
-        generator=[image_generator(options.seed, i) for i in indices],
-        output_type="np",
-    ).images  # (B, H, W, C) float in [0, 1]
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
-    if not finite.all():
-        bad = int(np.argmin(finite))
+    try:
+        images = pipeline(
+            list(labels),
+            guidance_scale=options.guidance_scale,
+            guidance_interval=tuple(options.guidance_interval),
+            guidance_channels=options.guidance_channels,
+            num_inference_steps=options.num_inference_steps,
+            generator=[image_generator(options.seed, i) for i in indices],
+            output_type="np",
+        ).images  # (B, H, W, C) float in [0, 1]
+    except NotFiniteError as error:
+        if (bad := error.row) is None:
+            raise
         raise ValueError(
-            f"image {indices[bad]} (seed={options.seed}, class {labels[bad]}) is not finite; check the pipeline's "
-            "weights"
-        )
+            f"image {indices[bad]} (seed={options.seed}, class {labels[bad]}) is not finite: {error}"
+        ) from error
     return (images * 255).round().astype(np.uint8)
 
 

@@ -50,7 +50,7 @@ class StepController:
         d1 = self.error_norm(velocity, x, zero)
         if not d1.isfinite().all():
             sample = int((~d1.isfinite()).nonzero()[0])
-            raise NotFiniteError(_not_finite(sample, t[sample].item()))
+            raise NotFiniteError(_not_finite(sample, t[sample].item()), sample)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.tensor(1e-6, dtype=torch.float64), 0.01 * d0 / d1)
         h0 = h0.clamp(max=abs(span))  # the network knows no times beyond the end
         step = expand_like((direction * h0).to(x), x)
@@ -75,7 +75,7 @@ class StepController:
         if stuck.any():
             sample = int(stuck.nonzero()[0])
             if not error[sample].isfinite():
-                raise NotFiniteError(_not_finite(sample, t[sample].item()))
+                raise NotFiniteError(_not_finite(sample, t[sample].item()), sample)
             raise RuntimeError(
                 f"sample {sample} cannot proceed at t={t[sample]:.6g}: its step fell below {MIN_STEP:g} with "
                 f"rtol={self.rtol:g} and atol={self.atol:g}; loosen them, or use a fixed-step solver"

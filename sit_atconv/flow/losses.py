@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ..utils.checks import check_choice, check_eps, check_positive
+from .callbacks import check_output
 from .interpolants import Interpolant, expand_like
 
 WEIGHTINGS = ("none", "velocity", "likelihood")
@@ -97,6 +98,7 @@ class InterpolantLoss:
         self, model_output: torch.Tensor, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor
     ) -> torch.Tensor:
         """Return the loss (B,) float32 of the network's output at x_t, interpolated between x_0 and x_1."""
+        check_output(model_output, x_1)
         error = self._weighted_error(model_output.float(), x_0, x_1.float(), t)
         return error.square().flatten(1).mean(1)
 

@@ -1,10 +1,14 @@
 """Which arguments of `SiTTransformer2DModel` fit together."""
 
+import math
 from collections.abc import Mapping
 
-from ..utils.checks import check_choice, check_count, check_positive
+from ..utils.checks import check_choice, check_count, check_positive, is_number
 
 POSITION_EMBEDDINGS = ("sincos", "none")
+# What is far beyond any model of this kind, and would take minutes to build or all of the memory.
+MAX_LAYERS = 1024
+MAX_PARAMETERS = 2 * 10**10
 
 
 def check_arguments(config: Mapping) -> None:
@@ -15,12 +19,40 @@ def check_arguments(config: Mapping) -> None:
     if config["out_channels"] is not None:
         check_count("out_channels", config["out_channels"])
     check_positive("mlp_ratio", config["mlp_ratio"])
+    check_count("kernel_size", config["kernel_size"])
+    check_size(config)
     if config["sample_size"] % config["patch_size"]:
         raise ValueError(f"sample_size={config['sample_size']} is not divisible by patch_size={config['patch_size']}")
-    if not 0 <= config["class_dropout_prob"] < 1:
+    if not is_number(config["class_dropout_prob"]) or not 0 <= config["class_dropout_prob"] < 1:
         raise ValueError(f"class_dropout_prob={config['class_dropout_prob']} must be in [0, 1)")
+    for field in ("timestep_at_noise", "timestep_at_data"):
+        if not is_number(config[field]) or not math.isfinite(config[field]):
+            raise ValueError(f"{field}={config[field]!r} must be a finite number")
     if config["timestep_at_noise"] == config["timestep_at_data"]:
         raise ValueError(f"timestep_at_data={config['timestep_at_data']} must differ from timestep_at_noise, as t does")
+
+
+def estimate_parameters(config: Mapping) -> float:
+    """Return about how many parameters a `SiTTransformer2DModel` of this config has, without building it."""
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    channels = config["in_channels"] + (config["out_channels"] or config["in_channels"])
+    block = (10 + 2 * config["mlp_ratio"]) * dim**2 + config["kernel_size"] ** 4
+    return config["num_layers"] * block + dim * (config["num_classes"] + 3 * dim + config["patch_size"] ** 2 * channels)
+
+
+def check_size(config: Mapping) -> None:
+    """Raise ValueError for a model that is too large to be meant, before any of it is built."""
+    if config["num_layers"] > MAX_LAYERS:
+        raise ValueError(
+            f"num_layers={config['num_layers']} is more than {MAX_LAYERS}; compare the config with where it comes from"
+        )
+    if not (parameters := estimate_parameters(config)) <= MAX_PARAMETERS:
+        sizes = ("num_attention_heads", "attention_head_dim", "mlp_ratio", "kernel_size", "num_classes", "in_channels")
+        raise ValueError(
+            f"about {parameters:.1e} parameters, more than {MAX_PARAMETERS:.0e}, would follow from num_layers="
+            f"{config['num_layers']}, {', '.join(f'{name}={config[name]}' for name in sizes)}, out_channels="
+            f"{config['out_channels']}, patch_size={config['patch_size']}; compare the config with where it comes from"
+        )
 
 
 def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..utils.checks import check_known, near_misses
 from ..utils.folder_update import updating_folder
+from .safetensors_only import check_weight_indices, require_safetensors
 from .weight_files import (
     is_verifying,
     publication_rank,
@@ -90,14 +92,14 @@ class StrictModelMixin(ModelMixin):
 
         Raises:
             ValueError: naming the weights that are missing or unexpected, the config's fields that are not arguments of
-                the model, or the files that are not as they were saved.
+                the model, or the files that are not safetensors or not as they were saved.
         """
         verified = kwargs.pop("verify_weights", is_verifying())
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
+        require_safetensors(kwargs)
         location = {name: kwargs[name] for name in LOCATION if name in kwargs}
         config = cls.load_config(pretrained_model_name_or_path, **location)
         check_config_fields(cls, config, pretrained_model_name_or_path)
+        check_weight_indices(pretrained_model_name_or_path, variant=kwargs.get("variant"), **location)
         if verified:
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
             verify_weights(folder, kwargs.get("variant"))
@@ -105,6 +107,17 @@ class StrictModelMixin(ModelMixin):
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         check_loaded_weights(info, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        """Build a freshly initialised model from a config, and options that take precedence.
+
+        Raises:
+            ValueError: for an option that looks like a misspelt argument of the model; diffusers would drop it.
+        """
+        arguments = inspect.signature(cls).parameters
+        check_known(cls.__name__, near_misses(kwargs, arguments), arguments)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_pretrained(
         self,

@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..ops.linear import Linear, linear_gelu
+from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_position_embedding
 from .atconv import ATConv
 from .embeddings import FREQUENCIES, add_position_embedding, check_labels
@@ -156,6 +157,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         timestep_at_data: float = 1.0,
     ):
         super().__init__()
+        if numbers := plain_numbers(self.config):
+            self.register_to_config(**numbers)
         check_arguments(self.config)
         mixers = mixer_per_block(mixer, num_layers)
         dim = num_attention_heads * attention_head_dim
@@ -221,7 +224,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         self, labels: torch.Tensor | None, batch_size: int, dropout: torch.Tensor | None, device: torch.device
     ) -> torch.Tensor:
         """Look up labels (B,) -> (B, D); in training, dropped ones become the null class."""
-        num_ids = self.config.num_classes if self.training else self.class_embed.num_embeddings
+        has_null_class = self.config.class_dropout_prob > 0 and not self.training
+        num_ids = self.config.num_classes + has_null_class
         labels = check_labels(labels, batch_size, num_ids)
         labels = labels.to(device, torch.long)  # the null class may not fit into the labels' own type
         if self.training and self.config.class_dropout_prob > 0:
@@ -245,7 +249,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
     @property
     def modulation_sizes(self) -> list[int]:
         """The widths of adaLN's parameters: 6·D for each block, then 2·D for the output."""
-        dim = self.modulation_out.in_features
+        dim = self.config.num_attention_heads * self.config.attention_head_dim
         return [6 * dim] * len(self.blocks) + [2 * dim]
 
     def modulations(self, timesteps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
@@ -261,7 +265,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         Returns:
             (T, B, (6·num_layers + 2)·D); entry [i] is `forward`'s `modulation` at timesteps[i].
         """
-        device = self.modulation_out.weight.device
+        device = next(self.modulation_out.parameters()).device
         times = self._embed_times(timesteps.to(device, torch.float32), self.dtype)  # (T, D)
         labels = self._embed_labels(class_labels, len(class_labels), None, device)  # (B, D)
         condition = F.silu(times[:, None] + labels)  # (T, B, D)

@@ -4,7 +4,7 @@ Shapes: B batch, pixels (B, C, S, S) in [−1, 1], latents (B, c, s, s).
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,9 +12,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import safe_open
 
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, is_number
 from .finite import check_finite
 from .latent_scaling import denormalize_latents, normalize_latents
+from .safetensors_only import check_weight_indices
 from .weight_files import verify_weights
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
@@ -26,22 +27,61 @@ def load_vae(name_or_path: str) -> VAE:
 
     Raises:
         ValueError: for a folder without an autoencoder, an autoencoder of another class, a name that cannot be fetched,
-            or missing, unexpected or damaged weights.
+            weights that are not safetensors, or missing, unexpected or damaged weights.
     """
     options = {"subfolder": "vae"} if (Path(name_or_path) / "vae" / "config.json").is_file() else {}
     try:
         config = AutoencoderKL.load_config(name_or_path, **options)
         check_choice(f"vae={name_or_path!r}: its class", config.get("_class_name"), VAE_CLASSES)
+        check_vae_size(config)
+        check_weight_indices(name_or_path, **options)
         verify_weights(Path(name_or_path, options.get("subfolder", "")))
         vae, info = VAE_CLASSES[config["_class_name"]].from_pretrained(
-            name_or_path, output_loading_info=True, **options
+            name_or_path, output_loading_info=True, use_safetensors=True, **options
         )
     except OSError as error:
         reason = str(error).splitlines()[0]
+        if any((Path(name_or_path) / options.get("subfolder", "")).glob("*.bin")):
+            raise ValueError(
+                f"vae={name_or_path!r} has no safetensors, and its .bin files are pickles, which can run code. If you "
+                "trust them, load them with diffusers' class and use_safetensors=False, and save the VAE anew"
+            ) from error
         raise ValueError(f"vae={name_or_path!r} is not a VAE folder and cannot be fetched: {reason}") from error
     if wrong := sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"]))):
         raise ValueError(f"vae={name_or_path!r}: missing or unexpected weights: {', '.join(wrong)}")
     return vae.eval().requires_grad_(False)
+
+
+MAX_VAE_LAYERS = 256  # of each kind at each size
+MAX_VAE_WIDTH = 2**14
+
+
+def check_vae_size(config: Mapping) -> None:
+    """Raise ValueError for an autoencoder that is too large to be meant, before any of it is built."""
+    for field, value in config.items():
+        limit = MAX_VAE_LAYERS if "layers" in field or "blocks" in field or "block_types" in field else MAX_VAE_WIDTH
+        values = value if isinstance(value, (list, tuple)) else [value]
+        largest = max([each for each in values if is_number(each)], default=0)
+        if not max(largest, len(values)) <= limit and field != "sample_size":
+            raise ValueError(
+                f"{field}={str(value)[:80]} of the VAE is beyond {limit}; compare the config with where it comes from"
+            )
+
+
+def check_stored_models(folder: Path, given: Container[str]) -> None:
+    """Check what the folders of a pipeline's components say of their weights, before anything of them is loaded.
+
+    Args:
+        folder: the pipeline's folder.
+        given: names of components that are handed over, whose folders are not read.
+
+    Raises:
+        ValueError: if weights are not safetensors, or a VAE is too large to be meant.
+    """
+    for component in sorted(path for path in folder.glob("*/") if path.name not in given):
+        check_weight_indices(component)
+        if (component / "config.json").is_file() and component.name == "vae":
+            check_vae_size(AutoencoderKL.load_config(component))
 
 
 def posterior_moments(vae: VAE, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,6 +1,5 @@
 """Base class of the ODE and SDE schedulers. Time runs from noise (t=0) to data (t=1)."""
 
-import difflib
 import inspect
 from dataclasses import dataclass
 
@@ -11,8 +10,10 @@ from diffusers.utils import BaseOutput
 
 from ..flow.callbacks import ModelFn, check_output
 from ..flow.interpolants import Interpolant
-from ..utils.checks import check_count, check_eps, check_known, plain_numbers
+from ..utils.checks import check_count, check_eps, check_known, near_misses, plain_numbers
 from ..utils.threads import PerThread
+
+FOREIGN_OPTIONS = ("sampling_eps",)  # of diffusers' schedulers, though they look like misspelt options of these
 
 
 @dataclass
@@ -61,8 +62,8 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
         if not return_unused_kwargs:
             options = _option_names(cls)
             check_known(cls.__name__, [name for name in kwargs if not name.startswith("_")], options)
-            foreign = [name for name in config or () if name not in options and not name.startswith("_")]
-            check_known(f"the config of {cls.__name__}", _misspelt(foreign, options), options)
+            entries = [name for name in config or () if name not in FOREIGN_OPTIONS and not name.startswith("_")]
+            check_known(f"the config of {cls.__name__}", near_misses(entries, options), options)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -118,10 +119,3 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
 
 def _option_names(scheduler_class: type) -> set[str]:
     return {*inspect.signature(scheduler_class).parameters}
-
-
-def _misspelt(names: list[str], options: set[str]) -> list[str]:
-    """Those names that are nearly options; `prediction_type` of diffusers, which only begins like one, is not."""
-    names = [name for name in names if name != "sampling_eps"]  # of diffusers' ScoreSdeVpScheduler
-    near = [name for name in names if difflib.get_close_matches(name, options, 1, cutoff=0.8)]
-    return [name for name in near if name.rpartition("_")[0] not in options]

@@ -2,13 +2,16 @@
 
 import importlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 
 from ..models.weight_files import weight_patterns
 from ..utils.bounded_text import read_bounded
-from .portable import FILE_HASH, source_hash
+from .portable import FILE_HASH, PACKAGE, source_hash
 
 # The modules of the classes in portable folders, by the name of the file there.
 PORTABLE_MODULES = {
@@ -16,6 +19,13 @@ PORTABLE_MODULES = {
     "transformer_sit": "sit_atconv.models.transformer_sit",
     "scheduling_interpolant_ode": "sit_atconv.schedulers.scheduling_interpolant_ode",
     "scheduling_interpolant_sde": "sit_atconv.schedulers.scheduling_interpolant_sde",
+}
+
+PORTABLE_CLASSES = {
+    "pipeline_sit": "SiTPipeline",
+    "transformer_sit": "SiTTransformer2DModel",
+    "scheduling_interpolant_ode": "InterpolantODEScheduler",
+    "scheduling_interpolant_sde": "InterpolantSDEScheduler",
 }
 
 
@@ -54,6 +64,37 @@ def edited_sources(folder: str | Path) -> list[str]:
     return edited
 
 
+def check_component(folder: str | Path, name: str, entry: Sequence) -> None:
+    """Raise ValueError unless an entry of a model_index names a class of this package, diffusers or transformers.
+
+    diffusers would run the file `name/MODULE.py` of the folder for other entries, and load whole pipelines inside of
+    this one, with rules of their own.
+    """
+    library, class_name = entry if len(entry) == 2 else (None, None)
+    if len(entry) == 2 and library is None and class_name is None:
+        return  # an optional component that is not there
+    if isinstance(library, str) and isinstance(class_name, str):
+        if PORTABLE_CLASSES.get(FILE_HASH.sub("", library)) == class_name:
+            return
+        if library == PACKAGE and class_name in PORTABLE_CLASSES.values():
+            return
+        if library in ("diffusers", "transformers"):
+            found = getattr(importlib.import_module(library), class_name, None)
+            bases = (ModelMixin, SchedulerMixin) if library == "diffusers" else (transformers_model(),)
+            if isinstance(found, type) and issubclass(found, bases):
+                return
+    raise ValueError(
+        f"{folder}: {name} is {'.'.join(map(str, entry))}, which is no model or scheduler of sit-atconv, diffusers or "
+        "transformers; code of a folder is not run. Make the pipeline in Python, SiTPipeline(transformer, scheduler, "
+        "vae), or, if you trust the code, use DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)"
+    )
+
+
+def transformers_model() -> type:
+    """The base class of transformers' models; imported here, because no pipeline of this package needs it."""
+    return importlib.import_module("transformers").PreTrainedModel
+
+
 def use_installed_classes(index: dict, folder: str | Path) -> None:
     """Point the entries of a portable model_index at the installed classes, in place.
 
@@ -67,8 +108,9 @@ def use_installed_classes(index: dict, folder: str | Path) -> None:
         )
     index["_class_name"] = "SiTPipeline"
     for name, entry in index.items():
-        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[0], str):
+        if name.startswith("_") or not isinstance(entry, (list, tuple)):
             continue
-        if (stem := FILE_HASH.sub("", entry[0])) in PORTABLE_MODULES:
+        check_component(folder, name, entry)
+        if entry[0] is not None and (stem := FILE_HASH.sub("", entry[0])) in PORTABLE_MODULES:
             importlib.import_module(PORTABLE_MODULES[stem])  # diffusers looks only among imported modules
             index[name] = [PORTABLE_MODULES[stem], entry[1]]

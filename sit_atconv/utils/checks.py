@@ -33,6 +33,16 @@ def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"{owner} has no option {name}; {hint}")
 
 
+def near_misses(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those names that are nearly, but not exactly, known ones, as misspelt options are.
+
+    A name that continues a known one, such as diffusers' `prediction_type`, is taken for what it says.
+    """
+    known = set(known)
+    near = [name for name in names if name not in known and difflib.get_close_matches(name, known, 1, cutoff=0.8)]
+    return [name for name in near if name.rpartition("_")[0] not in known]
+
+
 def check_choice(field: str, value, choices: Iterable) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     choices = list(choices)

@@ -171,3 +171,8 @@ def test_loss_and_gradient_are_finite_at_the_ends_of_the_interval(path, predicti
 def test_arguments_that_cannot_be_used(interpolant, arguments, field):
     with pytest.raises(ValueError, match=field):
         InterpolantLoss(interpolant, **arguments)
+
+
+def test_an_output_that_would_be_broadcast_is_refused():
+    with pytest.raises(ValueError, match=r"output has the shape \(2, 1, 4, 4\)"):
+        InterpolantLoss(Interpolant())(lambda x, t: x[:, :1], torch.zeros(2, 3, 4, 4))

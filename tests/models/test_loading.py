@@ -1,6 +1,7 @@
 """Strict loading: what a folder lacks, or holds beyond the model, is an error. What is saved can be loaded again."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -188,3 +189,79 @@ def test_a_moved_folder_is_still_verified(tiny_transformer, tmp_path):
     tiny_transformer().save_pretrained(tmp_path / "a")
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert verify_weights(tmp_path / "b") == 1
+
+
+def shard(folder, **options):
+    """Save a model in shards, and return its index."""
+    options.pop("model").save_pretrained(folder, max_shard_size="2KB", **options)
+    (index,) = folder.glob("*.index*.json")
+    return index
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("file", ["w.bin", "../w.safetensors", "/w.safetensors", "w.safetensors.pt", 3, None])
+def test_an_index_names_safetensors_beside_it_only(file, variant, tiny_transformer, tmp_path):
+    index = shard(tmp_path, model=tiny_transformer(), variant=variant)
+    SiTTransformer2DModel.from_pretrained(tmp_path, variant=variant)
+    content = json.loads(index.read_text())
+    content["weight_map"][next(iter(content["weight_map"]))] = file
+    index.write_text(json.dumps(content))
+    torch.save({}, tmp_path / "w.bin")
+    with pytest.raises(ValueError, match=r"names the file .* safetensors files beside the index only"):
+        SiTTransformer2DModel.from_pretrained(tmp_path, variant=variant)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}', "[" * 100_000])
+def test_a_damaged_index_is_named(content, tiny_transformer, tmp_path):
+    shard(tmp_path, model=tiny_transformer()).write_text(content)
+    with pytest.raises(ValueError, match="is damaged: it is no index of weights"):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+def test_pickles_are_refused(tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use_safetensors=False would read pickles"):
+        SiTTransformer2DModel.from_pretrained(tmp_path, use_safetensors=False)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_layers", 20_000),
+        ("num_layers", 10**12),
+        ("attention_head_dim", 10**7),
+        ("num_attention_heads", 10**7),
+        ("num_classes", 10**12),
+        ("kernel_size", 1001),
+        ("mlp_ratio", 1e12),
+        ("mlp_ratio", float("inf")),
+        ("mlp_ratio", float("nan")),
+        ("in_channels", 10**12),
+        ("out_channels", 10**12),
+        ("timestep_at_noise", float("nan")),
+        ("class_dropout_prob", "0.1"),
+    ],
+)
+def test_absurd_sizes_in_a_config_are_refused_before_anything_is_built(field, value, tiny_transformer, tmp_path):
+    tiny_transformer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(ValueError, match=field):
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+def test_misspelt_arguments_are_refused(tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.save_pretrained(tmp_path)
+    for load in (
+        lambda **options: SiTTransformer2DModel.from_config(model.config, **options),
+        lambda **options: SiTTransformer2DModel.from_pretrained(tmp_path, **options),
+    ):
+        with pytest.raises(ValueError, match=r"has no option num_layer; did you mean num_layers\?"):
+            load(num_layer=3)
+    assert SiTTransformer2DModel.from_config(model.config, num_layers=3).config.num_layers == 3

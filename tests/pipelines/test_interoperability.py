@@ -168,6 +168,20 @@ def test_lora_is_saved_loaded_fused_and_unloaded(tiny_transformer, tmp_path):
         torch.testing.assert_close(loaded(*args).sample, plain)
 
 
+@pytest.mark.parametrize(
+    "target", ["class_embed", "modulation", "modulation_out", "proj_out", "linear_1", "patch_embed"]
+)
+def test_lora_on_layers_of_any_kind(target, tiny_transformer, tiny_pipeline):
+    """Layers may be replaced by others, which have their function but not their attributes."""
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline()
+    plain = draw(pipe)
+    pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=[target], init_lora_weights=False))
+    assert (draw(pipe) - plain).abs().max() > 1e-4
+    pipe.transformer.disable_adapters()
+    torch.testing.assert_close(draw(pipe), plain)
+
+
 def test_torchao_quantisation(pipe, folder):
     quantization = pytest.importorskip("torchao.quantization")
     from diffusers import TorchAoConfig

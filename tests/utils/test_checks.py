@@ -16,6 +16,7 @@ from sit_atconv.utils.checks import (
     check_positive,
     is_number,
     is_whole,
+    near_misses,
     plain_numbers,
 )
 
@@ -66,6 +67,10 @@ def test_numbers_of_numpy_are_numbers():
     values = plain_numbers({"a": np.float32(0.5), "b": 1, "c": "text", "d": np.int64(7)})
     assert values == {"a": 0.5, "d": 7}
     assert [type(value) for value in values.values()] == [float, int]
+
+
+def test_near_misses():
+    assert near_misses(["sovler", "solver", "solver_type", "beta_start"], ["solver", "path"]) == ["sovler"]
 
 
 def test_options_that_are_not_known():
