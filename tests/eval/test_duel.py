@@ -99,6 +99,7 @@ def test_shipped_duels_can_be_run_by_the_command_they_name(file):
         parse_arguments(DuelRun(settings, SCRIPTS, model, settings.seeds[0]).train_command()[2:])
 
 
+@pytest.mark.slow
 def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     started, run = in_process

@@ -71,6 +71,7 @@ def test_what_an_interrupted_start_has_left_is_not_foreign(pipeline_folder, tmp_
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_folder(pipeline_folder, tmp_path):
     """The second one is refused, and the first one is not disturbed."""
     folder = tmp_path / "samples"
@@ -176,6 +177,7 @@ def test_grey_images_score_alike_as_folder_and_as_npz(tiny_pipeline, tmp_path):
     assert open_images("samples", str(tmp_path / "coloured.npz"), uniform=True).shape == (8, 8, 3)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
     sample.main([pipeline_folder, "--output", str(tmp_path / "one"), "--num_samples", "20", *OPTIONS])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sample.__file__]

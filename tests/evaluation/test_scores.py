@@ -183,6 +183,7 @@ def low_rank_frechet(a: np.ndarray, b: np.ndarray) -> float:
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * root
 
 
+@pytest.mark.slow
 def test_fid_and_sfid_against_an_adm_file(folders, tmp_path, inception):
     """On a network with Inception's structure and size, from images to both distances."""
     _, inception_file = inception

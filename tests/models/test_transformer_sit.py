@@ -77,6 +77,7 @@ def test_the_compiler_fuses_modulation_and_gates(mixer, tiny_transformer, assert
     assert len(gates) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_compiles_without_graph_breaks(mixer, tiny_transformer, assert_close):
     """In sampling, in training, and block by block: fullgraph refuses a break."""

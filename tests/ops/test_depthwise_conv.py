@@ -237,6 +237,7 @@ def test_compiled_on_a_cpu(assert_close):
     assert not [node for node in graphs[0].graph.nodes if "conv" in str(node.target)]
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor(assert_close):
     """The code that runs, forward and backward, on CPUs and on GPUs."""
     torch.compiler.reset()
@@ -291,6 +292,7 @@ def test_shapes_that_do_not_fit(tokens, kernels, grid, message):
         depthwise_conv(torch.zeros(tokens), torch.zeros(kernels), grid)
 
 
+@pytest.mark.slow
 def test_without_triton(tmp_path):
     """As on Windows, macOS and CPU builds: everything works but the operator, in portable folders, too."""
     (tmp_path / "portable.py").write_text(bundle_source("sit_atconv.models.transformer_sit"))

@@ -203,6 +203,7 @@ def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
             torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
 
 
+@pytest.mark.slow
 def test_onnx_agrees_for_every_size(tiny_transformer, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

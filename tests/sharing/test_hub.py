@@ -18,6 +18,7 @@ from sit_atconv.convert.weights import restore_state_dict
 from sit_atconv.sharing.hub import publish
 
 
+@pytest.mark.slow
 def test_pushed_and_loaded_from_the_hub_without_the_package(online, tiny_pipeline, tmp_path):
     """A checkpoint of the reference is converted, uploaded in three ways, and sampled by a process without us."""
     hub = online

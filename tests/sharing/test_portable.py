@@ -117,6 +117,7 @@ def test_a_folder_without_weights_is_an_error(tiny_pipeline, tmp_path):
         SiTPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_without_the_package(tiny_pipeline, tmp_path):
     """In a process that cannot import this package: load, draw, save, load again, draw again."""
     ode, sde = (

@@ -238,6 +238,7 @@ def _save_forever(folder: Path, step: int, ready) -> None:
         save_checkpoint(folder, step, tensors(step), {"step": step}, keep=2)
 
 
+@pytest.mark.slow
 def test_fifty_random_kills_never_cost_the_newest_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     context = multiprocessing.get_context("fork")
