@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> None:
 
     parser = OptionParser(prog="parity.py", description=__doc__.splitlines()[0])
     parser.add_argument("samples", type=str, help="images: a folder, a .npz batch, or a data set such as digits")
-    parser.add_argument("--reference", type=str, required=True, help="other images, likewise")
+    parser.add_argument("--reference", type=str, required=True, help="other images, in the same forms")
     parser.add_argument("--extractor", type=str, default="inception", help="as in eval/fid.py; one that resizes images")
     parser.add_argument("--weights", type=str | None, help="a file with the weights of the extractor")
     parser.add_argument("--trust_torchscript", type=bool, default=False, help="as in eval/fid.py")

@@ -101,7 +101,7 @@ class LatencyOptions:
         dtypes: data types of weights and latents: float32, bfloat16 or float16.
         device: cpu, cuda, or auto, which is CUDA if there is a GPU.
         compile: none, blocks (torch.compile of the repeated block), or whole (torch.compile of the model without graph
-            breaks, anew for each setting). If null, whole on CUDA and none on a CPU.
+            breaks, again for each setting). If null, whole on CUDA and none on a CPU.
         cuda_graphs: compile in PyTorch's "reduce-overhead" mode.
         warmup: number of rounds that run first and are not counted.
         repeats: number of rounds that are counted; each round runs every model once.

@@ -104,7 +104,7 @@ def new_folder(field: str, folder: str | Path) -> Iterator[Path]:
 
 
 def _usual_vae(reference: Reference, args: dict) -> str:
-    """Return the VAE with which models of this kind were trained."""
+    """Return the VAE that models of this kind were trained with."""
     if reference.config["in_channels"] != REFERENCE_VAE_CHANNELS:
         return "none"
     return REFERENCE_VAE.format(args["vae"] if args.get("vae") in ("ema", "mse") else "ema")
@@ -129,7 +129,7 @@ def build_from_reference(state_dict: dict[str, torch.Tensor], reference: Referen
         ValueError: if shapes of tensors do not fit the model; the error lists them.
     """
     converted = convert_state_dict(state_dict, reference.layout)
-    with torch.device("meta"):  # no weights are initialised in vain
+    with torch.device("meta"):  # so that no weights are initialised only to be replaced
         model = SiTTransformer2DModel(**reference.config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if wrong := [

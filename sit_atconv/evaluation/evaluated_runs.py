@@ -155,7 +155,7 @@ def read_config(file: Path) -> dict:
 def without_stale_reports(reports: list[dict], last_step: int, model_sha256: str) -> list[dict]:
     """The reports without those of the last step that are of other weights, if one is of the run's pipeline.
 
-    A run that was trained further, or exported anew, and evaluated again has reports of both states.
+    A run that was trained further, or exported again, and evaluated again has reports of both states.
     """
     if not any(report["step"] == last_step and report["model_sha256"] == model_sha256 for report in reports):
         return reports  # a comparison that needs the report refuses it

@@ -46,7 +46,7 @@ class Extractor:
 def parse_extractor(name: str) -> tuple[str, str, int | None]:
     """Split the name of an extractor into (kind, target, size).
 
-    "timm:NAME@SIZE" becomes ("timm", NAME, SIZE), and likewise for torchscript. The target of other kinds is "", and
+    "timm:NAME@SIZE" becomes ("timm", NAME, SIZE); the same holds for torchscript. The target of other kinds is "", and
     the size of a name without @SIZE is None.
 
     Raises:

@@ -10,7 +10,7 @@ from .metrics import METRICS
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """What is measured, and with which features.
+    """The metrics to compute, and the features that they are computed from.
 
     Args:
         metrics: one or more of fid, sfid, kid, inception_score, precision_recall, density_coverage, fid_infinity,

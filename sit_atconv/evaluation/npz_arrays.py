@@ -93,7 +93,7 @@ def list_arrays(file: str | Path, names: Collection[str]) -> dict[str, StoredArr
             members = {member.filename: member for member in archive.infolist()}
             for name in names:
                 if (member := members.get(f"{name}.npy")) is not None:
-                    check_member(file, member)  # first, since a header may be a bomb, too
+                    check_member(file, member)  # first, since a header may also be a bomb
                     found[name] = read_header(file, archive, member)
     except DAMAGE as error:
         raise damaged(file, error) from error

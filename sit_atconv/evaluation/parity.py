@@ -41,7 +41,7 @@ def check_parity(
 
     Args:
         samples: images: a folder, a .npz batch, or a data set such as digits.
-        reference: other images, likewise.
+        reference: other images, in the same forms.
         options: the extractor, and the size to which images are cropped and resized.
         num_images: compare the first `num_images` of both sets. If None, all images are compared.
         device: device of the extractor, such as cpu or cuda; "auto" is the accelerator if there is one.

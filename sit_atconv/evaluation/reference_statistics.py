@@ -28,8 +28,8 @@ class ReferenceStatistics:
 
     Attributes:
         mu, sigma: mean (F,) and covariance (F, F) of the features; None if the file does not hold them.
-        mu_s, sigma_s: mean and covariance of the spatial features, likewise.
-        features: features (N, F) of the images, likewise.
+        mu_s, sigma_s: mean and covariance of the spatial features; None if there are none.
+        features: features (N, F) of the images; None if there are none.
         record: how they were made: "extractor", "weights" (SHA-256), "resize", "num_images", "image_size" and "sha256"
             of the images. For a file without a record: "extractor", and whether it is "assumed".
     """

@@ -108,7 +108,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
     """SiT with ATConv, self-attention, or both as its mixers, the layers that mix tokens.
 
     Args:
-        sample_size: height and width of the training latents; other sizes, square or not, work too.
+        sample_size: height and width of the training latents; other sizes, square or not, also work.
         patch_size: side of a patch, in latent pixels.
         in_channels: channels of the latents (or of the image, without a VAE).
         out_channels: channels of the output. If None, defaults to `in_channels`.
@@ -253,7 +253,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         return [6 * dim] * len(self.blocks) + [2 * dim]
 
     def modulations(self, timesteps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        """Compute adaLN's parameters of every block for all time steps of a solve at once.
+        """Compute adaLN's parameters of every block for all time steps of a solve together.
 
         Each weight is read once for all T times. When images are sampled one at a time, reading these weights takes a
         good part of a step.

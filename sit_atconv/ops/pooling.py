@@ -22,7 +22,7 @@ def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], k: int, kernel_pool
             adaptive pooling, which overlap if the sizes are not divisible.
     """
     # Adaptive pooling is fastest on CPUs. On GPUs it would transpose the tokens, and its gradient is not deterministic;
-    # a matrix product reads tokens as they lie, and in exported programs works for any size.
+    # a matrix product reads them in their own layout, and works for any size in exported programs.
     if tokens.device.type == "cuda" or torch.compiler.is_compiling():
         return pool_by_product(tokens, grid, k, kernel_pool)
     planes = tokens.transpose(1, 2)  # (B, C, N)

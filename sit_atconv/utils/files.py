@@ -252,7 +252,7 @@ _locked: set[TextIO] = set()  # the lock files that this process holds
 
 @cache
 def _leave_locks_to_this_process() -> None:
-    """Let forked processes, such as data workers, close the lock files; otherwise, they would hold the locks, too."""
+    """Let forked processes, such as data workers, close the lock files; otherwise, they would also hold the locks."""
 
     def close_inherited() -> None:
         while _locked:

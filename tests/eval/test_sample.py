@@ -250,11 +250,11 @@ def test_npz_is_made_once_and_never_without_its_stamp(pipeline_folder, tmp_path,
     for changes in (["--num_samples", "9"], ["--seed", "1", "--output", str(tmp_path / "other")]):
         with pytest.raises(SystemExit):
             sample.main([*command, *changes])
-        assert "batch.npz' exists" in capsys.readouterr().err
+        assert "batch.npz' already exists" in capsys.readouterr().err
     (tmp_path / "notes.json").write_text('{"precious": true}')
     with pytest.raises(SystemExit):
         sample.main([*command, "--npz", str(tmp_path / "notes.npz")])
-    assert "notes.json' exists" in capsys.readouterr().err
+    assert "notes.json' already exists" in capsys.readouterr().err
     assert (tmp_path / "notes.json").read_text() == '{"precious": true}' and not (tmp_path / "other").exists()
 
 

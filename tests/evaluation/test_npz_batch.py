@@ -61,7 +61,7 @@ def test_a_batch_is_packed_if_its_own_record_says_so(tmp_path):
     assert is_packed(str(file), record)
     assert is_packed(str(file), {**record, "pipeline": "moved", "versions": {"torch": "2", "numpy": "3"}})
     for change in ({"seed": 1}, {"num_samples": 6}, {"versions": {"torch": "3"}}):
-        with pytest.raises(ValueError, match=r"batch\.npz' exists"):
+        with pytest.raises(ValueError, match=r"batch\.npz' already exists"):
             is_packed(str(file), {**record, **change})
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         is_packed("batch.zip", record)

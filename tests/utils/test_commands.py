@@ -32,7 +32,7 @@ def test_outputs_are_checked_in_every_spelling(tmp_path, monkeypatch):
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
     for name in ("there.json", "link.json"):
         for arguments in (["--output", str(tmp_path / name)], [f"--output={tmp_path / name}"], [f"--output=~/{name}"]):
-            with pytest.raises(ValueError, match=f"output='{tmp_path / name}' exists"):
+            with pytest.raises(ValueError, match=f"output='{tmp_path / name}' already exists"):
                 check_outputs_at_once(["samples", *arguments, "--seed", "1"], "output", "grid")
     same = ["--grid", str(tmp_path / "a.png"), f"--output={tmp_path}/a.png"]
     with pytest.raises(ValueError, match=r"grid=.* is also the file of --output; name two files"):

@@ -181,7 +181,7 @@ def test_new_files(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^output='.*file' already exists; choose another name or remove it$"):
         check_new_file("output", tmp_path / "file")
-    with pytest.raises(ValueError, match=r"^output='.*inner' exists"):
+    with pytest.raises(ValueError, match=r"^output='.*inner' already exists"):
         (tmp_path / "folder" / "inner").mkdir(parents=True)
         check_new_file("output", str(tmp_path / "folder" / "inner"))
     with pytest.raises(ValueError, match=r"cannot be written: .*file is not a folder that you may write to"):
