@@ -77,7 +77,7 @@ class LatentsDataset(ImageDataset):
         if labels.shape != (size,) or labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(
                 f"data={self.source!r}: the labels in {name} are not those of {size} images of {self.num_classes} "
-                "classes; copy the folder again, or encode the images anew"
+                "classes; copy the folder again, or encode the images again"
             )
         return labels
 
@@ -137,7 +137,7 @@ class LatentsDataset(ImageDataset):
         if broken:
             raise ValueError(
                 f"data={self.source!r}: {', '.join(broken[:5])} ({len(broken)} of {len(shards)} shards) are not as "
-                "they were written: their SHA-256 differs; copy the folder again, or encode the images anew"
+                "they were written: their SHA-256 differs; copy the folder again, or encode the images again"
             )
 
     def _sha256(self, shard: dict) -> str:
@@ -180,7 +180,7 @@ def read_manifest(folder: Path) -> dict:
             remedy = f"{error}; give a folder that train/encode_latents.py wrote, or copy it again"
         raise ValueError(f"{source} has no readable {MANIFEST}: {remedy}") from error
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{source}: format {manifest.get('format')} of latents is unknown; encode the images anew")
+        raise ValueError(f"{source}: format {manifest.get('format')} of latents is unknown; encode the images again")
     check_fields(manifest, FIELDS, f"{source}: {MANIFEST}")
     check_fields(manifest["latents"], {"std": bool, "flip": bool}, f"{source}: {MANIFEST}, latents")
     check_fields(manifest["vae"], {"name": str}, f"{source}: {MANIFEST}, vae")
@@ -219,5 +219,5 @@ def check_shard(folder: Path, shard: dict, source: str) -> None:
     if not file.is_file() or file.stat().st_size != shard["bytes"]:
         raise ValueError(
             f"{source}: {name} is missing or does not have the size recorded in {MANIFEST}; copy the folder again, or "
-            "encode the images anew"
+            "encode the images again"
         )

@@ -38,7 +38,7 @@ def test_outputs_are_checked_in_every_spelling(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"grid=.* is also the file of --output; name two files"):
         check_outputs_at_once(same, "output", "grid")
     for arguments in (["--output", ""], ["--output="]):
-        with pytest.raises(ValueError, match=r"output='.*' exists; name another"):
+        with pytest.raises(ValueError, match=r"output='.*' already exists; choose another name"):
             check_outputs_at_once(arguments, "output")
     for arguments in (["--output", str(tmp_path / "new.json")], ["--output", "null"], ["--output"], ["--out", "x"], []):
         check_outputs_at_once(arguments, "output", "grid")
