@@ -226,7 +226,7 @@ def load_fitting_vae(name: str) -> nn.Module:
         ValueError: if there is no VAE, or its latents do not fit the presets.
     """
     vae = load_vae(name)
-    found = (vae_scale_factor(vae), vae.config.latent_channels)  # type: ignore[union-attr]
+    found = (vae_scale_factor(vae), vae.config.latent_channels)
     if found != (PIXELS_PER_LATENT, VAE_CONFIG["latent_channels"]):
         raise ValueError(
             f"vae={name!r} has {found[0]} pixels per latent pixel and {found[1]} channels; the presets need "
