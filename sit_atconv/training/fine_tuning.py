@@ -1,11 +1,11 @@
 """Fine-tuning: what a run takes over from the pipeline folder in `init_from`."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from ..models.transformer_sit import SiTTransformer2DModel
+from ..utils.bounded_text import read_json_object
 
 
 def check_objective(folder: str, path: str, prediction: str) -> None:
@@ -17,7 +17,7 @@ def check_objective(folder: str, path: str, prediction: str) -> None:
     if not (Path(folder) / "transformer" / "config.json").is_file():
         raise ValueError(f"init_from={folder!r} is not a pipeline folder: it has no transformer/config.json")
     scheduler = Path(folder) / "scheduler" / "scheduler_config.json"
-    trained = json.loads(scheduler.read_text(encoding="utf-8")) if scheduler.is_file() else {}
+    trained = read_json_object(scheduler) if scheduler.is_file() else {}
     for name, value in (("path", path), ("prediction", prediction)):
         if trained.get(name, value) != value:
             raise ValueError(
@@ -45,7 +45,7 @@ def load_pretrained(folder: str) -> SiTTransformer2DModel:
 
 def pretrained_classes(folder: str) -> list[str]:
     """The class names of a pipeline folder, in the order of their ids."""
-    names = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8")).get("id2label") or {}
+    names = read_json_object(Path(folder) / "model_index.json").get("id2label") or {}
     return [names[key] for key in sorted(names, key=int)]
 
 

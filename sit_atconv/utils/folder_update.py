@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,19 +36,21 @@ def updating_folder(
         raise ValueError(f"{str(folder)!r} is not a folder; name another")
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+    succeeded = False
     try:
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder, ignore_cleanup_errors=True) as temporary:
-            staging, backup = Path(temporary) / folder.absolute().name, Path(temporary) / ".replaced"
-            staging.mkdir()
-            backup.mkdir()
-            yield staging
-            files = [each for each in sorted(staging.rglob("*")) if not each.is_dir()]
-            _put_into_place(sorted(files, key=rank), staging, folder, superseded(staging), backup)
-    except BaseException:
-        for each in created:
+        staging, backup = temporary / folder.absolute().name, temporary / ".replaced"
+        staging.mkdir()
+        backup.mkdir()
+        yield staging
+        files = [each for each in sorted(staging.rglob("*")) if not each.is_dir()]
+        _put_into_place(sorted(files, key=rank), staging, folder, superseded(staging), backup)
+        succeeded = True
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for each in [] if succeeded else created:
             with contextlib.suppress(OSError):  # somebody else has put something into it
                 each.rmdir()
-        raise
 
 
 def _put_into_place(files: list[Path], staging: Path, folder: Path, superseded: list[Path], backup: Path) -> None:
