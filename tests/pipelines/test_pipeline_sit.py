@@ -155,7 +155,7 @@ def test_a_weaker_model_guides_in_eval_mode_and_keeps_its_own(tiny_pipeline, tin
     pipe, weaker = tiny_pipeline(), tiny_transformer(seed=1, num_layers=1).train()
     modes = []
     weaker.register_forward_hook(lambda module, *_: modes.append(module.training))
-    images = draw(pipe, guidance_scale=2.0, guidance_model=weaker)
+    images = draw(pipe, guidance_scale=2.0, guidance_model=weaker, output_type="pt")
     called = len(modes)
     pipe.invert(images, [0, 3], num_inference_steps=2, guidance_scale=2.0, guidance_model=weaker)
     assert len(modes) > called > 0
