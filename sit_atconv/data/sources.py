@@ -93,6 +93,7 @@ def source_name(source: str) -> str:
     """Return a short name for a run folder, such as "cifar10" for "hf:uoft-cs/cifar10?split=test"."""
     place = split_options(source)[0].removeprefix("hf:").removeprefix("latents:").rstrip("/")
     name = re.sub(r"(\{[^}]*\}|\*|\?)", "", Path(place).name)
+    name = re.sub("[\udc80-\udcff]+", "_", name)  # bytes that are no text, which safetensors cannot write to
     return re.sub(r"\.(parquet|tar|lmdb|mdb)$", "", name).strip("-_.") or "data"
 
 

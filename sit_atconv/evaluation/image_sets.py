@@ -151,6 +151,7 @@ class DatasetImages:
 
     def __init__(self, source: str, image_size: int | None):
         self.dataset = open_dataset(source, image_size)
+        self.dataset.check_pixels("images are compared, but")
         self.shape = (self.dataset.image_size, self.dataset.image_size, self.dataset.channels)
         self.notes = [f"{source}: {note}" for note in self.dataset.notes]
 

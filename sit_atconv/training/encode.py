@@ -93,7 +93,7 @@ def encode_latents(
             return begin_folder(folder, settings)
 
         if on_main_process(accelerator, begin):
-            accelerator.print(f"{folder} is complete; nothing is left to do")
+            accelerator.print(printable(f"{folder} is complete; nothing is left to do"))
             return None
         return LatentEncoder(
             accelerator, dataset, model, settings, folder, batch_size, num_workers, max_broken_images
@@ -156,8 +156,8 @@ class LatentEncoder:
                 "make space, or choose a folder on another disk"
             )
         self.accelerator.print(
-            f"{len(self.dataset)} images of {self.dataset.source} in {count} shards, {len(done)} of them done; "
-            f"{needed / 1e9:.2f} GB to write"
+            f"{len(self.dataset)} images of {printable(self.dataset.source)} in {count} shards, {len(done)} of them "
+            f"done; {needed / 1e9:.2f} GB to write"
         )
         for note in self.dataset.notes:
             self.accelerator.print(f"  {note}")

@@ -1,6 +1,5 @@
 """The end of a run: its pipeline folder, and what to do with it next."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..sharing.card import add_samples, write_training_config
 from ..sharing.hub import publish
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
 from ..utils.files import STAGING, remove, sync
+from ..utils.text import shell_word
 
 
 def save_pipeline(
@@ -59,7 +59,7 @@ def upload(folder: Path, repo_id: str) -> str:
 
 def print_next_steps(dataset: ImageDataset, pipeline: Path) -> None:
     """Print the commands that sample and evaluate the trained pipeline."""
-    folder, data = shlex.quote(str(pipeline)), shlex.quote(dataset.reference)
+    folder, data = shell_word(str(pipeline)), shell_word(dataset.reference)
     small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
     size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
     extractor = " --extractor pixels" if small else ""

@@ -149,7 +149,7 @@ class Trainer:
             return
         state = self.learner.restore_state(self._checkpoint)
         self.step, self.window = state["step"], Window(**state["window"])
-        self.accelerator.print(f"continuing {self.run} from step {self.step}")
+        self.accelerator.print(f"continuing {printable(self.run)} from step {self.step}")
 
     def start(self) -> None:
         """Lock the run folder, record the start, and open the metrics file, the signal handlers and the progress bar.

@@ -1,6 +1,8 @@
 """Text that comes from files, and is shown to people."""
 
+import os
 import re
+import shlex
 
 # Characters that a terminal interprets instead of displaying: control characters, marks that reverse the direction of
 # writing, line breaks other than "\n", and the stand-ins for bytes of a file name that are not text.
@@ -41,3 +43,11 @@ def markdown_text(text: object) -> str:
     text = re.sub(r"([\\`*~$|])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)  # within a word it stays as it is
     return re.sub(r"\](?=[(\[:])", r"\]", text)  # [1, 2] is an interval, [a](b) would be a link
+
+
+def shell_word(text: str) -> str:
+    r"""One word of a command line for bash. What `printable` would change is written as bytes: $'caf\xe9'."""
+    if one_line(text) == text:
+        return shlex.quote(text)
+    plain = set(range(32, 127)) - set(b"\\'")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"

@@ -24,6 +24,7 @@ from sit_atconv.data import (
         ("https://host/imagenet-{000..145}.tar?label=cls", "imagenet"),
         ("latents:cats", "cats"),
         ("ffhq.lmdb", "ffhq"),
+        ("data/caf\udce9s", "caf_s"),
     ],
 )
 def test_names_for_run_folders(source, name):

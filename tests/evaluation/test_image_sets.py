@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sit_atconv.evaluation import scores
-from sit_atconv.evaluation.image_sets import FolderImages
+from sit_atconv.evaluation.image_sets import FolderImages, open_images
 from sit_atconv.evaluation.metric_options import MetricOptions
 
 
@@ -29,3 +29,8 @@ def test_image_size_crops_and_resizes_folders(tmp_path):
     report = compute_fid(str(tmp_path / "a"), str(tmp_path / "b"), image_size=16, extractor="pixels")
     assert report["fid"] == pytest.approx(0, abs=1e-4)
     assert report["image_size"] == 16
+
+
+def test_latents_are_refused_before_anything_is_read(latents):
+    with pytest.raises(ValueError, match=r"reference: images are compared, but .* holds precomputed latents"):
+        open_images("reference", str(latents))

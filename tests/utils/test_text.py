@@ -1,8 +1,11 @@
 """Text from files can be printed: nothing in it is obeyed by a terminal, or read as Markdown."""
 
+import os
+import subprocess
+
 import pytest
 
-from sit_atconv.utils.text import joined_lines, markdown_text, one_line, printable
+from sit_atconv.utils.text import joined_lines, markdown_text, one_line, printable, shell_word
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,11 @@ def test_messages_of_several_lines_are_joined():
 )
 def test_markdown_shows_text_as_it_is(text, shown):
     assert markdown_text(text) == shown
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "it's", "caf\udce9", "caf\udce9 it's \\ \x1b", "é\udcff", "two\nlines"])
+def test_words_of_a_command_line_are_read_by_bash(name):
+    word = shell_word(name)
+    assert printable(word) == word
+    echoed = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True).stdout
+    assert echoed == os.fsencode(name)
