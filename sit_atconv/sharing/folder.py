@@ -56,8 +56,10 @@ def check_pipeline_folder(folder: str | Path) -> None:
         raise not_a_pipeline_folder(folder, "it has no model_index.json")
     name = read_json(Path(folder) / "model_index.json").get("_class_name")
     name = name[-1] if isinstance(name, list) and name else name
-    if name != "SiTPipeline" or not (Path(folder) / "transformer" / "config.json").is_file():
+    if name != "SiTPipeline":
         raise ValueError(f"folder={str(folder)!r} is not a folder of a SiTPipeline, but of {name}")
+    if not (Path(folder) / "transformer" / "config.json").is_file():
+        raise not_a_pipeline_folder(folder, "it has no transformer/config.json; get or save the whole folder again")
 
 
 def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:

@@ -179,7 +179,7 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
         (("missing", *digits), ("samples: 'missing' is not a folder",)),
         ((pipeline_folder, "--reference", "missing"), ("reference: 'missing' is not a folder",)),
         ((str(empty), *digits), ("holds no images",)),
-        ((str(broken), *digits), ("cannot be loaded as a SiTPipeline",)),
+        ((str(broken), *digits), ("is not a pipeline folder: it has no transformer/config.json",)),
         ((str(unreadable), *digits), ("a.png cannot be read as an image",)),
         (
             (pipeline_folder, *digits, "--output", str(existing)),
