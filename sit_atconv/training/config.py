@@ -15,7 +15,7 @@ from ..data import source_name
 from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import PRESETS, check_preset
 from ..utils.bounded_text import read_yaml
-from ..utils.checks import check_choice, check_count, check_non_negative, check_positive
+from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive
 from .checkpoints import checkpoint_steps, read_state
 from .ema import profile_weights
 from .fine_tuning import check_objective, pipeline_vae
@@ -164,7 +164,7 @@ class PrecisionConfig:
         compile: compile each block with torch.compile.
     """
 
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["no", "bf16", "fp16", False] | None = None  # YAML reads "no" as False
     gradient_checkpointing: bool = False
     compile: bool = False
 
@@ -207,7 +207,7 @@ class LoggingConfig:
         sample_steps: number of solver steps for the sample grids.
     """
 
-    log_with: Literal["tensorboard", "wandb", "trackio", "none"] | None = None
+    log_with: Literal["tensorboard", "wandb", "trackio", "none", False] | None = None  # YAML reads "no" as False
     log_every: int = 50
     sample_every: int = 1000
     sample_guidance_scale: float = 1.0
@@ -270,10 +270,14 @@ class TrainConfig(
     """
 
     def __post_init__(self) -> None:
+        check_given(self)
+        for name, off in (("mixed_precision", "no"), ("log_with", "none")):
+            if getattr(self, name) is False:
+                setattr(self, name, off)
         if self.init_from is None:
-            self.preset = self.preset or DEFAULT_PRESET
+            self.preset = DEFAULT_PRESET if self.preset is None else self.preset
             check_preset(self.preset)
-            self.mixer = self.mixer or PRESETS[self.preset]["mixer"]
+            self.mixer = PRESETS[self.preset]["mixer"] if self.mixer is None else self.mixer
         elif self.preset or self.mixer or self.model.keys() - {"class_dropout_prob"}:
             given = {"preset": self.preset, "mixer": self.mixer}
             given |= {f"model.{name}": value for name, value in self.model.items() if name != "class_dropout_prob"}
@@ -289,8 +293,11 @@ class TrainConfig(
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         for name in COUNTS:
             check_count(name, getattr(self, name))
-        if self.keep_every is not None:
-            check_count("keep_every", self.keep_every)
+        for name in ("keep_every", "image_size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.mixed_precision is not None:  # it may come from accelerate's configuration
+            check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         for name in POSITIVE:
             check_positive(name, getattr(self, name))
         if self.max_grad_norm is not None:

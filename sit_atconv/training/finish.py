@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..data import ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..sharing.card import add_samples, write_training_config
@@ -22,18 +24,28 @@ def save_pipeline(
         folder: the folder to write or to replace.
         training_config: every option of the training, for the model card.
         samples: a grid of samples for the model card; left out if there is no such file.
+
+    Raises:
+        OSError: if it cannot be written, for example because the disk is full. What was there is left untouched.
     """
     staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
     staged = staging / folder.name  # the card shows the name of the folder
     remove(staging)
-    staged.mkdir(parents=True)
-    if training_config is not None:
-        write_training_config(staged, training_config)
-    if samples is not None and samples.is_file():
-        add_samples(staged, samples)
-    pipeline.save_pretrained(staged)
-    for path in (*staged.rglob("*"), staged):
-        sync(path)
+    try:
+        staged.mkdir(parents=True)
+        if training_config is not None:
+            write_training_config(staged, training_config)
+        if samples is not None and samples.is_file():
+            add_samples(staged, samples)
+        pipeline.save_pretrained(staged)
+        for path in (*staged.rglob("*"), staged):
+            sync(path)
+    except SafetensorError as error:  # how safetensors reports I/O errors
+        remove(staging)
+        raise OSError(f"{folder} cannot be written: {error}") from error
+    except BaseException:
+        remove(staging)
+        raise
     if folder.exists():
         remove(old)
         folder.rename(old)

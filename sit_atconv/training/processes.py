@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from .config import TrainConfig
 from .trackers import trackers
@@ -18,9 +18,30 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)  # until a process gives up on the others: the main one may be writing a large checkpoint
 
 
+# What accelerate takes from the environment, and this training does not support.
+REFUSED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
+
+
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Join the processes of the run, on the accelerator of each or on the CPU."""
+    """Join the processes of the run, on the accelerator of each or on the CPU.
+
+    Accelerate also reads environment variables, which its launcher sets from a configuration that may be forgotten.
+    Those that would change the training beside its options have no effect, or are refused.
+
+    Raises:
+        ValueError: naming the environment variable that asks for something that is not supported.
+    """
+    for name in REFUSED:
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"{name}={os.environ[name]} is not supported; unset it, or choose a configuration of accelerate "
+                "without it, such as train/configs/accelerate/ddp_8gpus.yaml"
+            )
     accelerator = Accelerator(
+        # Given here, so that ACCELERATE_GRADIENT_ACCUMULATION_STEPS and ACCELERATE_DYNAMO_BACKEND have no effect: the
+        # options gradient_accumulation_steps and compile alone decide.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         cpu=not torch.accelerator.is_available(),  # otherwise the processes of torchrun do not find each other on CPUs
         mixed_precision=config.mixed_precision,
         log_with=trackers(config) or None,

@@ -30,11 +30,15 @@ def tracker_config(config: TrainConfig) -> dict[str, int | float | str | bool]:
     }
 
 
-def tracker_options(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Options of W&B and trackio that name the run to start or to continue.
+def tracker_options(config: TrainConfig, start_step: int = 0) -> dict[str, dict[str, Any]]:
+    """Options of the tracker that name the run to start or to continue.
+
+    TensorBoard is told to forget the steps after `start_step`, which are repeated.
 
     The id of that run is in tracker_id.txt in the run folder; it is written if it is missing.
     """
+    if "tensorboard" in trackers(config):
+        return {"tensorboard": {"purge_step": start_step + 1}} if start_step else {}
     if config.log_with not in ("wandb", "trackio"):
         return {}
     file = config.run_folder / "tracker_id.txt"

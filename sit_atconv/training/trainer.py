@@ -169,7 +169,7 @@ class Trainer:
             accelerator.init_trackers(
                 "tensorboard" if "tensorboard" in trackers(config) else self.run.name,
                 tracker_config(config),
-                on_main_process(accelerator, lambda: tracker_options(config)),
+                on_main_process(accelerator, lambda: tracker_options(config, start_step)),
             )
         if self.is_writer:
             self.metrics = self._opened.enter_context(MetricsFile(self.run / "metrics.jsonl", start_step))

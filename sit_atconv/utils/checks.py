@@ -1,9 +1,11 @@
 """Checks of values from users; each raises a ValueError that names the field, the value and what is allowed."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -43,6 +45,17 @@ def near_misses(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return [name for name in near if name.rpartition("_")[0] not in known]
 
 
+def check_given(options: Any) -> None:
+    """Raise ValueError if a field of a dataclass of options is None, although its type does not allow that.
+
+    This is what `null` in a YAML file or on the command line becomes.
+    """
+    types = get_type_hints(type(options))
+    for each in dataclasses.fields(options):
+        if getattr(options, each.name) is None and type(None) not in get_args(types[each.name]):
+            raise ValueError(f"{each.name}=null is no value; give one, or leave {each.name} out for its default")
+
+
 def check_choice(field: str, value, choices: Iterable) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     choices = list(choices)
@@ -51,8 +64,8 @@ def check_choice(field: str, value, choices: Iterable) -> None:
 
 
 def check_positive(field: str, value) -> None:
-    """Raise ValueError unless `value` is a number above zero."""
-    if not is_number(value) or not value > 0:
+    """Raise ValueError unless `value` is a finite number above zero."""
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number above 0")
 
 

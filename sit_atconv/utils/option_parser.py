@@ -1,6 +1,7 @@
 """The parser of commands whose options are dataclasses and functions of the package."""
 
 import functools
+import itertools
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -40,6 +41,8 @@ class OptionParser(ArgumentParser):
     def parse_options(self, arguments: Sequence[str], switches: Collection[str] = ()) -> dict[str, Any]:
         """Parse a command line, and expand a leading ~ in all values.
 
+        The options of the command line take precedence over those of --config FILE.yaml, wherever it stands.
+
         Args:
             arguments: the command line.
             switches: boolean options that need no value: --name is --name true.
@@ -48,7 +51,18 @@ class OptionParser(ArgumentParser):
         flags = {f"--{name}" for name in switches}
         for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
             spelled_out += [argument, "true"] if argument in flags and following.startswith("--") else [argument]
-        return expand_home(self.parse_args(spelled_out).as_dict())
+        return expand_home(self.parse_args(files_first(spelled_out)).as_dict())
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """A command line with its --config options before the others, which thus take precedence: the last one counts."""
+    files, others, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            files += [argument, *itertools.islice(remaining, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return files + others
 
 
 @functools.cache

@@ -1,4 +1,7 @@
 import importlib.util
+import multiprocessing
+import resource
+import signal
 from pathlib import Path
 
 import export_average
@@ -103,3 +106,21 @@ def test_home_is_expanded_and_text_from_files_is_shown(tmp_path, capsys, monkeyp
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error and "\x1b" not in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_full_disk_ends_the_export_with_one_line(run, tmp_path, capfd):
+    """A limit on the size of files stands in for the disk; safetensors reports both in a class of its own."""
+
+    def export() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        export_average.main([str(run), "--out", str(tmp_path / "out")])
+
+    child = multiprocessing.get_context("fork").Process(target=export)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 2
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("export_average.py: error:")]
+    assert f"{tmp_path / 'out'} cannot be written" in line
+    assert "File too large" in line
+    assert not list(tmp_path.iterdir())

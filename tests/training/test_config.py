@@ -118,3 +118,60 @@ def test_groups_are_those_of_the_help(capsys):
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
     assert len(names) == 47
+
+
+def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:
+    (tmp_path / "options.yaml").write_text(text)
+    return parse_arguments([*arguments, "--config", str(tmp_path / "options.yaml")])
+
+
+def test_command_line_takes_precedence_wherever_the_file_stands(tmp_path):
+    text = "seed: 7\nbatch_size: 8\nmodel: {num_layers: 2, class_dropout_prob: 0.3}\n"
+    options = ["--seed", "5", "--model.num_layers", "3", "--dry_run"]
+    file = str(tmp_path / "options.yaml")
+    parsed = [
+        parse(tmp_path, text, *options),
+        parse_arguments(["--config", file, *options]),
+        parse_arguments([*options[:2], f"--config={file}", *options[2:]]),
+    ]
+    assert parsed == [parsed[0]] * 3
+    assert (parsed[0].seed, parsed[0].batch_size, parsed[0].dry_run) == (5, 8, True)
+    assert parsed[0].model == {"num_layers": 3, "class_dropout_prob": 0.3}
+
+
+@pytest.mark.parametrize("word", ["no", "off", "false", "'no'"])
+def test_precision_no_is_not_a_boolean(tmp_path, word):
+    if word in ("no", "off", "false"):
+        assert parse(tmp_path, f"log_with: {word}\n").log_with == "none"
+    assert parse(tmp_path, f"mixed_precision: {word}\n").mixed_precision == "no"
+    assert TrainConfig(mixed_precision=False, log_with=False) == TrainConfig(mixed_precision="no", log_with="none")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "time_shift", "repa_coefficient", "max_grad_norm", "weight_decay", "sample_guidance_scale"],
+)
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value.replace('.', '')} must be a number"):
+        parse(tmp_path, f"{name}: {value}\n")
+
+
+OPTIONAL = {"image_size", "vae", "init_from", "preset", "mixer", "repa", "max_grad_norm", "mixed_precision"}
+OPTIONAL |= {"output_dir", "resume", "keep_every", "push_to_hub", "log_with"}
+
+
+@pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(TrainConfig)])
+def test_null_only_where_it_has_a_meaning(tmp_path, name):
+    if name in OPTIONAL:
+        parse(tmp_path, f"{name}: null\n")
+    else:
+        with pytest.raises(ValueError, match=f"^{name}=null is no value; give one, or leave {name} out"):
+            parse(tmp_path, f"{name}: null\n")
+
+
+def test_home_folder_in_files_and_options(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = parse(tmp_path, "data: ~/photos\nvae: ~/vae\noutput_dir: ~/run\nrepa_weights: ~/w.pt\n", "--init_from=~/p")
+    paths = (config.data, config.vae, config.output_dir, config.repa_weights, config.init_from)
+    assert paths == tuple(f"/home/somebody/{name}" for name in ("photos", "vae", "run", "w.pt", "p"))

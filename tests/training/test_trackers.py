@@ -22,3 +22,26 @@ def test_trackers_continue_the_same_run(tmp_path, tracker, name):
 def test_trackers_get_numbers_alone():
     values = {"loss": None, "loss_by_time": [1.0, None], "grad_norm": 2.0}
     assert scalars(values) == {"loss_by_time/0": 1.0, "grad_norm": 2.0}
+
+
+def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
+    """Otherwise, its curves run back and forth."""
+    config = TrainConfig(log_with="tensorboard", output_dir=str(tmp_path))
+    assert tracker_options(config, 40) == {"tensorboard": {"purge_step": 41}}  # purges this step and later ones
+    assert tracker_options(config, 0) == {}
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = TrainConfig(log_with="tensorboard", output_dir=str(tmp_path))
+    for start, steps in ((0, range(1, 7)), (4, range(5, 9))):  # killed after step 6, continued from step 4
+        options = tracker_options(config, start).get("tensorboard", {})
+        tracker = TensorBoardTracker("tensorboard", str(tmp_path), **options)
+        for step in steps:
+            tracker.log({"loss": float(step + 100 * start)}, step=step)
+        tracker.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))

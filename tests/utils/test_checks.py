@@ -1,6 +1,7 @@
 """Checks of values from users: what passes, and what an error says."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sit_atconv.utils.checks import (
     check_choice,
     check_count,
     check_eps,
+    check_given,
     check_known,
     check_non_negative,
     check_pixel_dimensions,
@@ -29,13 +31,13 @@ def test_a_choice():
         check_choice("path", None, iter([1, 2]))
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.0, math.nan, True, "1", None])
+@pytest.mark.parametrize("value", [0, -1, 0.0, math.nan, math.inf, True, "1", None])
 def test_what_is_not_positive(value):
     with pytest.raises(ValueError, match=f"^rtol={value!r} must be a number above 0$"):
         check_positive("rtol", value)
 
 
-@pytest.mark.parametrize("value", [1, 1e-9, math.inf])
+@pytest.mark.parametrize("value", [1, 1e-9, 1e300])
 def test_what_is_positive(value):
     check_positive("rtol", value)
 
@@ -98,3 +100,16 @@ def test_images_too_large_for_their_raw_pixels():
     with pytest.raises(ValueError, match=rf"images of {side}×{side}×3 have {3 * side**2} .*--extractor inception"):
         check_pixel_dimensions((side, side, 3))
     assert np.prod((side, side, 1)) == MAX_PIXEL_DIMENSIONS
+
+
+@dataclass
+class Options:
+    steps: int
+    names: list[str]
+    folder: str | None = None
+
+
+def test_null_where_a_value_is_needed():
+    check_given(Options(1, []))
+    with pytest.raises(ValueError, match=r"^names=null is no value; give one, or leave names out for its default$"):
+        check_given(Options(1, None))
