@@ -1,6 +1,11 @@
-"""SiT with ATConv in place of self-attention, on diffusers. Public names load on first use, so importing is cheap."""
+"""SiT with ATConv in place of self-attention, on diffusers. Public names load on first use, so importing is cheap.
+
+timm knows the AttNet models once both packages have been imported, in either order.
+"""
 
 import importlib
+
+from .utils.after_import import import_after
 
 _PUBLIC = {
     "ATConv": "sit_atconv.models.atconv",
@@ -14,6 +19,10 @@ _PUBLIC = {
 
 __all__ = [*sorted(_PUBLIC), "__version__"]
 __version__ = "0.1.0"
+
+
+# timm has no entry points for models of other packages.
+import_after("timm", "sit_atconv.models.attnet_variants")
 
 
 def __getattr__(name: str):

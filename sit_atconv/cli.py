@@ -15,6 +15,19 @@ from .utils.text import one_line, printable
 
 FIRST_CLASSES = 10  # drawn if none are named
 NAME_WIDTH = 16  # characters, of the names of facts
+# Options of `convert` for a checkpoint of AttNet, and for one of all others.
+ATTNET_OPTIONS = ("weights", "act_layer", "glu_norm_rule", "license")
+SIT_OPTIONS = (
+    "weights",
+    "vae",
+    "layout",
+    "num_attention_heads",
+    "num_classes",
+    "sample_size",
+    "path",
+    "prediction",
+    "license",
+)
 
 
 def print_facts(facts: dict[str, str]) -> None:
@@ -98,7 +111,7 @@ def info(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert a checkpoint of the reference to a pipeline folder, or such a folder back.
+    """Convert a checkpoint of the reference to a pipeline folder, or of AttNet to a timm folder, or a folder back.
 
     Raises:
         ValueError: naming what cannot be read, inferred or written.
@@ -108,17 +121,32 @@ def convert(args: argparse.Namespace) -> None:
     else:
         check_new_file("output", args.output)
     from .convert import convert_checkpoint, export_checkpoint
+    from .convert.attnet import convert_attnet, export_attnet, holds_attnet, is_attnet_folder
     from .sharing.folder import is_pipeline_folder, reading_folder
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
-    if is_pipeline_folder(args.checkpoint):
-        if given := [name for name, value in options.items() if value is not None]:
+    given = {name: value for name, value in options.items() if value is not None}
+    of_pipeline = is_pipeline_folder(args.checkpoint)
+    if of_pipeline or is_attnet_folder(args.checkpoint):
+        if given:
             raise ValueError(f"{', '.join(given)}: only apply when converting to a folder; leave them out here")
-        with reading_folder(args.checkpoint):
-            state_dict = export_checkpoint(args.checkpoint, args.output)
+        if of_pipeline:
+            with reading_folder(args.checkpoint):
+                state_dict = export_checkpoint(args.checkpoint, args.output)
+        else:
+            state_dict = export_attnet(args.checkpoint, args.output)
         print(printable(f"{len(state_dict)} tensors under the reference's names in {args.output}"))
         return
-    reference = convert_checkpoint(args.checkpoint, args.output, **options)
+    attnet = holds_attnet(args.checkpoint)
+    if others := [name for name in given if name not in (ATTNET_OPTIONS if attnet else SIT_OPTIONS)]:
+        kind = "an AttNet" if attnet else "a SiT, ATConv, REPA or DiT model"
+        raise ValueError(f"{', '.join(others)}: no option for {kind}, which {args.checkpoint} holds; leave them out")
+    if attnet:
+        print_facts(convert_attnet(args.checkpoint, args.output, **given))
+        call = f'timm.create_model("local-dir:{args.output}", pretrained=True)'
+        print(printable(f"written to {args.output}; load it in Python: import sit_atconv, timm; {call}"))
+        return
+    reference = convert_checkpoint(args.checkpoint, args.output, **given)
     print_facts(reference.describe())
     print(printable(f"written to {args.output}; sample it with: sit-atconv sample {args.output} --out samples.png"))
 
@@ -161,7 +189,7 @@ def add_info(command: argparse.ArgumentParser) -> None:
 
 def add_convert(command: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
-    command.usage = "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s PIPELINE_FOLDER OUTPUT.pt|.safetensors"
+    command.usage = "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s FOLDER OUTPUT.pt|.safetensors"
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; no code in it runs")
     command.add_argument("output", metavar="OUTPUT", help="the new folder, or the new file")
     command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (default: EMA, if there is one)")
@@ -174,6 +202,9 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents (default: inferred, or 32)")
     command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (default: as trained)")
     command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score, data (default: as trained)")
+    command.add_argument("--act_layer", choices=("GELU", "SiLU"), help="activation of AttNet (default: GELU)")
+    rules = ("rms", "variance")
+    command.add_argument("--glu_norm_rule", choices=rules, help="RMSNorm of AttNet (default: rms)")
     command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
 
 
@@ -191,7 +222,7 @@ def add_push(command: argparse.ArgumentParser) -> None:
 COMMANDS: tuple[tuple[Callable, Callable, str], ...] = (
     (sample, add_sample, "draw images from a pipeline folder, one class per row"),
     (info, add_info, "describe what a pipeline folder holds"),
-    (convert, add_convert, "convert a SiT, ATConv, REPA or DiT checkpoint to a pipeline folder, or back"),
+    (convert, add_convert, "convert a checkpoint of SiT, ATConv, REPA, DiT or AttNet to a folder, or back"),
     (push, add_push, "upload a pipeline folder to the Hugging Face Hub"),
 )
 

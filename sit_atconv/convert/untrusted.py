@@ -24,7 +24,8 @@ from ..utils.bounded_text import load_json
 from ..utils.pickles import check_pickle
 
 ALLOWED_TYPES: list[Callable | tuple[Callable, str]] = [argparse.Namespace]
-WEIGHTS = ("ema", "model")  # names in training scripts' files; the first one takes precedence
+# Names in training scripts' files; the first weights take precedence, and each has the first name that a file holds.
+WEIGHTS = {"ema": ("ema", "model_ema"), "model": ("model",)}
 MAX_PICKLE_BYTES = 2**24  # 16 MiB; a tensor takes some 200 bytes
 LEGACY_PICKLES = 5  # in a file from before PyTorch 1.6
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -41,7 +42,7 @@ def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[
 
     Args:
         file: a safetensors file; or a file of `torch.save` with a state dict, or with a training script's dictionary
-            of "model", "ema", "opt" and "args", any of which may be missing.
+            of "model", "ema" (or "model_ema"), "opt" and "args", any of which may be missing.
         weights: "ema" or "model"; if None, the EMA takes precedence.
 
     Returns:
@@ -57,12 +58,15 @@ def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; a state dict, or a dictionary with one, is needed")
     args = plain_values(content.get("args"))
-    present = [name for name in WEIGHTS if isinstance(content.get(name), dict)]
+    present = {}
+    for kind, keys in WEIGHTS.items():
+        held = [content[key] for key in keys if isinstance(content.get(key), dict)]
+        present.update({kind: held[0]} if held else {})
     if weights is not None and weights not in present:
         names = ", ".join(present) or "one set of weights without a name"
         raise ValueError(f"weights={weights!r}: {file} does not hold these; it holds {names}")
-    which = weights or (present[0] if present else "only")
-    state = content[which] if present else content.get("state_dict", content)
+    which = weights or next(iter(present), "only")
+    state = present[which] if present else content.get("state_dict", content)
     return _checked_state(file, state), args if isinstance(args, dict) else {}, which
 
 

@@ -8,13 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops.depthwise_conv import depthwise_conv
+from ..ops.depthwise_conv import depthwise_conv, planes_depthwise_conv
 from ..ops.linear import Linear, linear_gelu, linear_over_rows
 from ..ops.pooling import pool_tokens
 from ..utils.checks import check_choice
 
-KERNEL_ACTIVATIONS = ("gelu_tanh", "silu")
+KERNEL_ACTIVATIONS = ("gelu_tanh", "silu", "gelu")
 KERNEL_POOLS = ("strips", "grid")
+
+
+def activate(x: torch.Tensor, kernel_activation: str) -> torch.Tensor:
+    """Apply one of `KERNEL_ACTIVATIONS`."""
+    if kernel_activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if kernel_activation == "gelu_tanh" else "none")
 
 
 class ATConv(nn.Module):
@@ -26,16 +33,25 @@ class ATConv(nn.Module):
     Args:
         dim: number of channels C.
         kernel_size: k, odd.
-        kernel_activation: "gelu_tanh" (the authors' SiT models) or "silu" (their REPA models).
+        kernel_activation: "gelu_tanh" (the authors' SiT models), "silu" (their REPA models) or "gelu", the exact GELU
+            (AttNet).
         kernel_pool: which tokens a pooled token averages: "strips" (k² consecutive runs in row-major order, as
             published) or "grid" (k×k tiles).
+        bias: whether the four linear layers have biases.
+        dilation: distance of neighbouring taps, in tokens.
 
     Raises:
         ValueError: for an even kernel size, an unknown activation or an unknown pooling.
     """
 
     def __init__(
-        self, dim: int, kernel_size: int = 3, kernel_activation: str = "gelu_tanh", kernel_pool: str = "strips"
+        self,
+        dim: int,
+        kernel_size: int = 3,
+        kernel_activation: str = "gelu_tanh",
+        kernel_pool: str = "strips",
+        bias: bool = True,
+        dilation: int = 1,
     ):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -45,10 +61,11 @@ class ATConv(nn.Module):
         self.kernel_size = kernel_size
         self.kernel_activation = kernel_activation
         self.kernel_pool = kernel_pool
-        self.kernel_proj = Linear(dim, dim)
-        self.kernel_gen = Linear(kernel_size**2, kernel_size**2)
-        self.value_proj = Linear(dim, dim)
-        self.out_proj = Linear(dim, dim)
+        self.dilation = dilation
+        self.kernel_proj = Linear(dim, dim, bias)
+        self.kernel_gen = Linear(kernel_size**2, kernel_size**2, bias)
+        self.value_proj = Linear(dim, dim, bias)
+        self.out_proj = Linear(dim, dim, bias)
         self.inhibition = nn.Parameter(torch.zeros(dim))
 
     def extra_repr(self) -> str:
@@ -65,16 +82,28 @@ class ATConv(nn.Module):
         gives the same kernels at k²/N of the cost.
         """
         context = self.pool(tokens, grid)  # (B, k², C)
+        if torch.jit.is_scripting():  # the fast ways look at layers as Python objects
+            g = activate(self.kernel_proj(context), self.kernel_activation)
+            kernels = self.kernel_gen(g.transpose(1, 2)).transpose(1, 2)  # (B, k², C)
+        else:
+            kernels = self._generate(context)
+        mean = kernels.mean(dim=1, keepdim=True)  # (B, 1, C)
+        return torch.addcmul(kernels, torch.sigmoid(self.inhibition), mean, value=-1).transpose(1, 2)  # (B, C, k²)
+
+    @torch.jit.unused
+    def _generate(self, context: torch.Tensor) -> torch.Tensor:
         if self.kernel_activation == "gelu_tanh":
             g = linear_gelu(self.kernel_proj, context)
         else:
-            g = F.silu(self.kernel_proj(context))
-        kernels = linear_over_rows(self.kernel_gen, g)  # (B, k², C)
-        mean = kernels.mean(dim=1, keepdim=True)  # (B, 1, C)
-        return torch.addcmul(kernels, torch.sigmoid(self.inhibition), mean, value=-1).transpose(1, 2)  # (B, C, k²)
+            g = activate(self.kernel_proj(context), self.kernel_activation)
+        return linear_over_rows(self.kernel_gen, g)  # (B, k², C)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W) with H·W = N. Returns (B, N, C)."""
         values = self.value_proj(tokens)
-        y = depthwise_conv(values, self.kernels(tokens, grid), grid)
+        kernels = self.kernels(tokens, grid)
+        if torch.jit.is_scripting():
+            y = planes_depthwise_conv(values, kernels.to(values.dtype), grid, self.dilation)
+        else:
+            y = depthwise_conv(values, kernels, grid, self.dilation)
         return self.out_proj(y)

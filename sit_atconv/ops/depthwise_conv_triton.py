@@ -25,7 +25,7 @@ ENOUGH_PROGRAMS = 256  # with fewer, a current GPU has idle multiprocessors, and
 
 def kernel_side(kernels: torch.Tensor) -> int:
     """Return k, the side of kernels (…, k²)."""
-    return round(kernels.shape[-1] ** 0.5)
+    return int(kernels.shape[-1] ** 0.5 + 0.5)  # TorchScript's round() returns no integer
 
 
 if triton is not None:

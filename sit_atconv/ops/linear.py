@@ -23,7 +23,9 @@ class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+        if not torch.jit.is_scripting():
+            return linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 def linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -34,11 +36,13 @@ def linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def linear_over_rows(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Apply a layer to dimension 1 of x: (B, in, C) -> (B, out, C), W·x + b.
+    """Apply a layer to dimension 1 of x: (B, in, C) -> (B, out, C), W·x + b; without b if the layer has none.
 
     Multiplying from the left saves two transposed copies, and channels stay adjacent in memory.
     """
     if runs_only_forward(layer):
+        if layer.bias is None:
+            return layer.weight @ x
         return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
     return layer(x.transpose(1, 2)).transpose(1, 2)
 

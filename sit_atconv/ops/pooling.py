@@ -23,13 +23,13 @@ def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], k: int, kernel_pool
     """
     # Adaptive pooling is fastest on CPUs. On GPUs it would transpose the tokens, and its gradient is not deterministic;
     # a matrix product reads them in their own layout, and works for any size in exported programs.
-    if tokens.device.type == "cuda" or torch.compiler.is_compiling():
+    if not torch.jit.is_scripting() and (tokens.device.type == "cuda" or torch.compiler.is_compiling()):
         return pool_by_product(tokens, grid, k, kernel_pool)
     planes = tokens.transpose(1, 2)  # (B, C, N)
     if kernel_pool == "strips":
         pooled = F.adaptive_avg_pool1d(planes, k * k)
     else:
-        pooled = F.adaptive_avg_pool2d(planes.unflatten(2, grid), k).flatten(2)
+        pooled = F.adaptive_avg_pool2d(planes.reshape(len(planes), -1, grid[0], grid[1]), (k, k)).flatten(2)
     return pooled.transpose(1, 2)
 
 

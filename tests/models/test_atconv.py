@@ -130,3 +130,30 @@ def test_hooks_of_the_backward_pass_run(register):
         getattr(getattr(module, name), register)(lambda *_, name=name: seen.append(name))
     module(torch.randn(2, 12, 8), (3, 4)).sum().backward()
     assert sorted(seen) == ["kernel_gen", "kernel_proj"]
+
+
+def test_the_operator_of_attnet_equals_the_references(attnet_files, assert_close):
+    """Exact GELU, with and without biases; the reference's 1×1 convolutions are linear layers here."""
+    names = {"x_proj": "value_proj", "proj": "out_proj", "difference_control": "inhibition"}
+    for entry, tensors, state in attnet_files("ATConv"):
+        arguments, grid = entry["constructor"], tuple(entry["grid"])
+        module = ATConv(arguments["dim"], arguments["kernel_size"], "gelu", bias=arguments["bias"]).eval()
+        ours = {}
+        for name, value in state.items():
+            layer, _, slot = name.partition(".")
+            ours[".".join(filter(None, (names.get(layer, layer), slot)))] = (
+                value.flatten(1) if value.ndim == 4 else value
+            )
+        module.load_state_dict(ours)
+        tokens = tensors["in.tokens"]
+        with torch.no_grad():
+            assert_close(module.kernels(tokens, grid), tensors["out.kernels"].flatten(2), 1e-5)
+            assert_close(module(tokens, grid), tensors["out.op"], 1e-5)
+            scripted = torch.jit.script(module)
+            assert_close(scripted(tokens, grid), tensors["out.op"], 1e-5)
+            assert_close(module.double()(tokens.double(), grid), tensors["out64.op"], 1e-10)
+
+
+def test_biases_are_optional():
+    assert [name for name in ATConv(4, bias=False).state_dict() if "bias" in name] == []
+    assert len([name for name in ATConv(4).state_dict() if "bias" in name]) == 4

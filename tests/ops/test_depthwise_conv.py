@@ -376,3 +376,19 @@ def test_more_than_two_to_the_31_elements(assert_close):
     kernels[..., 5] = 3.0  # the right neighbour
     out = depthwise_conv(tokens, kernels, grid)[-1].view(64, 64, C)
     assert (out[:, :-1] == 3).all() and (out[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_dilated_taps_lie_apart(dilation, batch, assert_close):
+    """Every path on this device against the definition, and the definition against a kernel filled with zeros."""
+    generator = torch.Generator().manual_seed(0)
+    grid, k = (6, 5), 3
+    tokens = torch.randn(batch, 30, 4, generator=generator, dtype=torch.float64)
+    kernels = torch.randn(batch, 4, k * k, generator=generator, dtype=torch.float64)
+    wide = torch.zeros(batch, 4, dilation * (k - 1) + 1, dilation * (k - 1) + 1, dtype=torch.float64)
+    wide[:, :, ::dilation, ::dilation] = kernels.unflatten(2, (k, k))
+    expected = naive_depthwise_conv(tokens, wide.flatten(2), grid)
+    assert_close(naive_depthwise_conv(tokens, kernels, grid, dilation), expected, 1e-12)
+    assert_close(planes_depthwise_conv(tokens, kernels, grid, dilation), expected, 1e-12)
+    assert_close(depthwise_conv(tokens, kernels, grid, dilation), expected, 1e-12)
