@@ -4,7 +4,6 @@ sit-atconv convert CHECKPOINT FOLDER        # then timm.create_model("local-dir:
 sit-atconv convert FOLDER OUTPUT.pth
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from timm.models import save_for_hf
 from ..models.attnet_blocks import ACTIVATIONS, GLU_NORM_RULES
 from ..models.attnet_names import architecture, describe, is_attnet, read_arguments, to_ours, to_reference
 from ..models.attnet_variants import VARIANTS
+from ..utils.bounded_text import load_json
 from ..utils.checks import check_choice
 from ..utils.files import check_new_file
 from .folder import new_folder
@@ -40,10 +40,7 @@ def is_attnet_folder(folder: str | Path) -> bool:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, or no JSON file: {error}") from error
+    config = load_json(file.read_text(encoding="utf-8", errors="replace"), file)
     return config if isinstance(config, dict) else {}
 
 
