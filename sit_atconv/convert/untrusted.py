@@ -88,9 +88,16 @@ def _checked_state(file: Path, state: Any) -> dict[str, torch.Tensor]:
     return {short: state[name] for short, name in names.items()}
 
 
+def _is_counter(name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is the number of batches that a BatchNorm has seen, which is no weight."""
+    plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided
+    return name.endswith(".num_batches_tracked") and plain and tensor.dtype == torch.int64 and tensor.ndim == 0
+
+
 def _check_tensors(file: Path, state: dict[str, torch.Tensor]) -> None:
     """Raise ValueError unless all tensors are plain ones of finite numbers, which the file really holds."""
-    if others := [f"{name} ({kind})" for name, tensor in state.items() if (kind := _unusual_kind(tensor))]:
+    weights = {name: tensor for name, tensor in state.items() if not _is_counter(name, tensor)}
+    if others := [f"{name} ({kind})" for name, tensor in weights.items() if (kind := _unusual_kind(tensor))]:
         raise ValueError(
             f"{file}: weights must be dense tensors of {', '.join(str(each)[6:] for each in FLOATS)}, unlike "
             f"{', '.join(others[:10])}; convert them with PyTorch and save the state dict again"
