@@ -543,7 +543,7 @@ def test_the_null_class_is_no_label(pipe):
         (dict(latents=torch.zeros(2, 3, 8, 8), height=16), "latents has shape"),
         (dict(output_type="jpeg"), "output_type='jpeg'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_arguments_that_cannot_be_used(options, message, pipe):
     with pytest.raises(ValueError, match=message):
