@@ -6,14 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ..utils.files import write_atomically
-from .config import TrainConfig
+from .config import TRACKERS, TrainConfig
 
 
 def trackers(config: TrainConfig) -> list[str]:
     """The trackers that log a run besides metrics.jsonl."""
     if config.log_with is None:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    return [] if config.log_with == "none" else [config.log_with]
+    return [config.log_with] if config.log_with in TRACKERS else []
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:

@@ -56,7 +56,9 @@ class OptionParser(ArgumentParser):
 
 def files_first(arguments: Sequence[str]) -> list[str]:
     """A command line with its --config options before the others, which thus take precedence: the last one counts."""
-    files, others, remaining = [], [], iter(arguments)
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(arguments)
     for argument in remaining:
         if argument == "--config":
             files += [argument, *itertools.islice(remaining, 1)]
