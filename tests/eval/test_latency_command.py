@@ -242,7 +242,7 @@ def test_a_vae_of_other_latents_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "build_models", lambda *args: pytest.fail("built models"))
     for vae, message in (
         ("vae", "has 1 pixels per latent pixel and 4 channels; the presets need 8 and 4"),
-        ("no", "is no auto"),
+        ("no", "is not a VAE folder"),
     ):
         with pytest.raises(SystemExit):
             latency.main([*SMALL, "--measurements", "[sampling]", "--vae", str(tmp_path / vae)])

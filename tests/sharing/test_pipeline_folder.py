@@ -74,7 +74,7 @@ def test_folders_of_something_else(tiny_pipeline, tmp_path):
     index.write_text(json.dumps({"_class_name": ["pipeline_sit", "SiTPipeline"]}))
     check_pipeline_folder(tmp_path)
     shutil.rmtree(tmp_path / "transformer")
-    with pytest.raises(ValueError, match="not a folder of a SiTPipeline"):
+    with pytest.raises(ValueError, match="is not a pipeline folder: it has no transformer"):
         check_pipeline_folder(tmp_path)
 
 

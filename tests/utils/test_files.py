@@ -281,7 +281,7 @@ def test_a_worker_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
     process = multiprocessing.get_context("fork").Process(target=hold_lock_and_fork, args=(tmp_path, theirs))
     process.start()
     worker = ours.recv()
-    process.join(timeout=60)
+    process.join()  # without a timeout, which would wait for the worker, too
     os.kill(worker, 0)  # it is there
     with folder_lock(tmp_path):
         pass
