@@ -93,10 +93,12 @@ def test_stopped_run_draws_what_is_missing(tmp_path, stop):
 
 
 @pytest.mark.slow
-def test_run_killed_anywhere_comes_back_whole(tmp_path):
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_run_killed_anywhere_comes_back_whole(tmp_path, first):
+    """Killed at every event about the run folder; in four parts, which processes share."""
     events = run(tmp_path / "whole")
     whole = digest(tmp_path / "whole" / "run")
-    for last in range(1, events + 1):
+    for last in range(first, events + 1, 4):
         folder = tmp_path / str(last)
         run(folder, last)
         run(folder)
