@@ -83,6 +83,7 @@ def test_class_folders(tiny_transformer, tmp_path, capsys):
     assert "3 samples per class" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, tiny_transformer, tmp_path, capsys):
     def save(name, pipeline) -> str:
         pipeline.set_progress_bar_config(disable=True)

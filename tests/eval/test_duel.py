@@ -187,6 +187,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_every_checkpoint_that_is_scored_outlives_two_stops(in_process, tmp_path, monkeypatch):
     options = {**TINY, "ema_decay": [], "ema_stds": [0.1, 0.05], "ema_snapshot_every": 2}
     file = write_yaml(tmp_path / "duel.yaml", tmp_path / "duel", max_steps=6, train=options)
@@ -279,6 +280,7 @@ def held(folder: Path, field: str):
     yield
 
 
+@pytest.mark.slow
 def test_options_of_the_command_line_are_numbers(in_process, tmp_path, capsys):
     """They arrive as text, and are those of the file."""
     started, run = in_process

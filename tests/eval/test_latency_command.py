@@ -39,6 +39,7 @@ def tiny_vae(monkeypatch):
     monkeypatch.setattr(calls, "VAE_CONFIG", VAE_CONFIG | config)
 
 
+@pytest.mark.slow
 def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     folder = tmp_path / "new"
     lists = ["--image_sizes", "[32, 64]", "--batch_sizes", "[1, 3]", "--dtypes", "[bfloat16]"]
@@ -84,6 +85,7 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_every_measurement(tmp_path, tiny_vae):
     """One row a model and variant, each with the facts of its kind."""
     arguments = ["--measurements", f"[{','.join(MEASUREMENTS)}]", "--image_sizes", "[64]"]
@@ -259,6 +261,7 @@ def test_every_operator_gets_tokens_of_its_own_width_and_grid(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_training_below_float32_has_float32_weights(tmp_path, monkeypatch):
     """Autocast casts them, and so the roofline reads and writes half the bytes."""
     seen, step = set(), calls.train_step

@@ -129,6 +129,7 @@ def test_statistics_file_gives_the_same_scores(folders, network, tmp_path):
         evaluate(folders["a"], only_moments, extractor=network, metrics="kid")
 
 
+@pytest.mark.slow
 def test_adm_reference_batches(folders, tmp_path, monkeypatch):
     """Full (statistics and images) and stripped (statistics alone), against Inception as the ADM evaluations run it."""
 
@@ -384,6 +385,7 @@ def shuffled(images: np.ndarray) -> np.ndarray:
     return rng.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
 
 
+@pytest.mark.slow
 def test_digits_against_themselves_and_shuffled(tmp_path, digit_images, moments, save_images):
     images = digit_images()
     same = evaluate(save_images(tmp_path / "same", images), "digits", extractor="pixels")

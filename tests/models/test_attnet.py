@@ -128,6 +128,7 @@ def test_names_and_shapes_of_t2(parity_dir):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_default_configuration(name):
     with torch.device("meta"):

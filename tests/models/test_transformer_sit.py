@@ -58,6 +58,7 @@ def test_pretended_tensors_leave_nothing_behind(tiny_transformer):
     assert model(x, t, y).sample.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXER_NAMES)
 def test_the_compiler_fuses_modulation_and_gates(mixer, tiny_transformer, assert_close):
     """Three loops over the tokens beside mixer and MLP: norm and modulation; gate, sum, norm and modulation; gate and

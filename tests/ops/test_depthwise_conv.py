@@ -219,6 +219,7 @@ def test_operator_stays_whole_in_compiled_and_exported_programs(assert_close):
     assert_close(program.module()(*tensors), 2 * naive_depthwise_conv(*tensors, grid), 1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_on_a_cpu(assert_close):
     """The definition is traced, forward and backward, without a graph break and once for all sizes."""
     graphs = []
@@ -248,6 +249,7 @@ def test_compiled_by_inductor(assert_close):
             assert_close(a, b, 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("conv", [depthwise_conv, torch.compile(depthwise_conv, backend="eager", fullgraph=True)])
 def test_autocast_decides_the_dtype(conv, dtype, assert_close):

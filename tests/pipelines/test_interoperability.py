@@ -194,6 +194,7 @@ def test_torchao_quantisation(pipe, folder):
     torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", [*MIXERS, "hybrid"])
 def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
     model = tiny_transformer(mixer=mixer)

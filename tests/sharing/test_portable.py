@@ -305,6 +305,7 @@ def test_arguments_that_the_model_has_not_are_named(load, tiny_pipeline, tmp_pat
         load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_saving_over_shards_and_back_leaves_only_the_new_weights(variant, tiny_pipeline, tmp_path):
     vaes = [tiny_vae(), tiny_vae()]

@@ -71,6 +71,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(change, message, tiny_pipel
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_an_error_at_any_renaming_leaves_the_older_pipeline(tiny_pipeline, folder, monkeypatch):
     before, replace = files_of(folder), Path.replace
     pipeline = tiny_pipeline(seed=1, vae=tiny_vae(1), in_channels=4)

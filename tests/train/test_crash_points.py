@@ -81,6 +81,7 @@ def assert_same(left: dict, right: dict, what: str) -> None:
     assert not [name for name in left if left[name] != right[name]], what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopped_run_draws_what_is_missing(tmp_path, stop):
     """Step 2 is one with a sample grid."""
@@ -106,6 +107,7 @@ def test_run_killed_anywhere_comes_back_whole(tmp_path, first):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_run_killed_near_its_end_comes_back_whole(tmp_path):
     """After its last checkpoint, while the grid and the pipeline are written."""
     events = run(tmp_path / "whole")

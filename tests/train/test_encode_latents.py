@@ -86,6 +86,7 @@ def test_folders_that_hold_something_else(photos, vae, latents, tmp_path, capsys
 TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "2", "--sample_steps", "2", "--max_steps", "4"]
 
 
+@pytest.mark.slow
 def test_training_from_latents(latents, photos, vae, tmp_path):
     def train(folder, data, *others):
         arguments = [*TINY, "--output_dir", str(tmp_path / folder), "--vae", str(vae), "--data", str(data), *others]

@@ -30,6 +30,7 @@ def weights(pipeline: Path) -> dict[str, torch.Tensor]:
     return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, file",
     [

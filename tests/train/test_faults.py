@@ -94,6 +94,7 @@ def photos(tmp_path):
 # resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop, options",
     [
@@ -116,6 +117,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, monkeypatch, pho
     assert whole == {step: values for step, values in parts.items() if step in whole}
 
 
+@pytest.mark.slow
 def test_from_one_to_two_to_one_processes(tmp_path, processes):
     """Samples, noise, times and learning rates go on; sums are in another order."""
     options = ("--checkpoint_every", "2", "--gradient_accumulation_steps", "1")
@@ -249,6 +251,7 @@ def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatc
 # damage
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path):
     options = ("--checkpoint_every", "2", "--lr_schedule", "constant")
     run(tmp_path / "whole", *options, steps=6)
@@ -283,6 +286,7 @@ def test_damaged_configuration_is_no_obstacle(tmp_path, content):
     assert file.read_text() == before.replace("resume: null", "resume: latest")
 
 
+@pytest.mark.slow
 def test_damaged_metrics_are_set_aside(tmp_path):
     run(tmp_path / "run", steps=6)
     file = tmp_path / "run" / "metrics.jsonl"
@@ -395,6 +399,7 @@ def test_loss_alone_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys)
     assert "step 2 is skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_reading_reports_late_changes_nothing(tmp_path, monkeypatch):
     """As on a GPU, where the host looks at a step after it has queued the next one."""
 
@@ -588,6 +593,7 @@ def test_error_ends_every_process_although_workers_ignore_signals(tmp_path, proc
     assert time.monotonic() - start < 60  # the patience of the test is 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_dead_data_worker_stops_the_run_with_a_checkpoint(tmp_path, processes, capfd, count):
     options = ("--num_workers", "2", "--lr_schedule", "constant", "--log_every", "1")

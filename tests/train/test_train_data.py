@@ -53,6 +53,7 @@ def test_training_without_classes_through_sampling(tmp_path, flat, capsys):
     assert "16 images without classes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_workers_change_nothing(tmp_path, accumulation):
     options = ("--horizontal_flip", "true", "--gradient_accumulation_steps", accumulation)
@@ -61,6 +62,7 @@ def test_workers_change_nothing(tmp_path, accumulation):
         assert torch.equal(value, shared[name]), name
 
 
+@pytest.mark.slow
 def test_broken_images_are_skipped_listed_and_counted(tmp_path, flat):
     for name in ("03.png", "11.png"):
         (flat / name).write_bytes(b"no image")

@@ -100,6 +100,7 @@ def test_pipeline_holds_the_ema_not_the_raw_weights(tmp_path):
     assert not torch.equal(raw["proj_out.weight"], weights(pipeline)["proj_out.weight"])
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_weights(tmp_path):
     first, second = run(tmp_path / "a"), run(tmp_path / "b")
     assert_same(weights(first), weights(second))
@@ -114,6 +115,7 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_clipped_are_logged(tmp_path):
     trained = {}
     for limit in ("null", "1e9", "1e-3"):
@@ -197,6 +199,7 @@ def test_bf16(tmp_path):
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights(pipeline).values())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_the_same(tmp_path, monkeypatch):
     """Through the front end of torch.compile; its code generator is PyTorch's own matter, and takes long."""
     compile, compiled = SiTTransformer2DModel.compile_repeated_blocks, []
@@ -260,6 +263,7 @@ def test_image_folder_through_a_vae(tmp_path, photos, kind):
     assert pipeline(["red"], num_inference_steps=2).images[0].size == (16, 16)
 
 
+@pytest.mark.slow
 def test_two_and_four_processes_see_what_one_sees(tmp_path, processes):
     """Data, noise and times do not depend on the number of processes, so the weights agree up to summation order."""
     one = weights(run(tmp_path / "1", "--horizontal_flip", "true", steps=3))
@@ -367,6 +371,7 @@ def test_generated_digits_are_recognised(tmp_path, mixer):
         assert images.std() > 0.2
 
 
+@pytest.mark.slow
 def test_alignment_is_learned_and_its_projector_left_out_of_the_pipeline(tmp_path):
     options = ["--repa", "test_vit.r160_in1k", "--repa_weights", "random", "--repa_depth", "1", "--log_every", "3"]
     pipeline = run(tmp_path / "run", *options, "--gradient_checkpointing", "true", "--checkpoint_every", "3", steps=6)

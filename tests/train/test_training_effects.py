@@ -46,6 +46,7 @@ def first_moments(folder: Path, step: int = 1) -> dict[str, torch.Tensor]:
     return {name.removesuffix("|exp_avg"): value for name, value in moments.items() if name.endswith("|exp_avg")}
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_number_of_accumulation_steps(tmp_path):
     norms = {}
     for parts in (1, 2, 4):
@@ -120,6 +121,7 @@ def first_loss(folder: Path, *options: str) -> float:
     return metrics(run(folder, *options))[0]["loss"]
 
 
+@pytest.mark.slow
 def test_path_and_prediction_decide_on_the_target(tmp_path):
     """Noise: of variance one. Data: pixels. Velocity of the linear path: data minus noise, which are independent."""
     losses = {name: first_loss(tmp_path / name, "--prediction", name) for name in ("velocity", "noise", "data")}
@@ -131,6 +133,7 @@ def test_path_and_prediction_decide_on_the_target(tmp_path):
     assert gvp == pytest.approx((np.pi / 2) ** 2 * (losses["noise"] + losses["data"]) / 2, rel=0.15)
 
 
+@pytest.mark.slow
 def test_weighting_and_times_of_the_loss(tmp_path):
     """A huge shift moves all times to t = ε = 0.001, where the weights are 1 / t² and 1 / (t (1 − t))."""
     options = ("--prediction", "noise", "--time_shift", "1e9")
@@ -150,6 +153,7 @@ def test_weighting_and_times_of_the_loss(tmp_path):
     assert lines["uniform"]["loss_by_time"] != lines["logit-normal"]["loss_by_time"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_on_weights_images_and_noise(tmp_path):
     for prediction in ("data", "noise"):  # of which the first loss depends on the images alone, and on the noise
         losses = [

@@ -56,6 +56,7 @@ def encode_until(operation: int, arguments: dict) -> None:
     encode.encode_latents(**arguments)
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_it_continues_and_shows_no_part(photos, vae, latents, tmp_path):
     expected = contents(latents)
     arguments = options(photos, vae, tmp_path / "cache")

@@ -116,6 +116,7 @@ def _sharded(rank: int, port: int, folder: Path, model: torch.nn.Module) -> None
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_sharded_by_fsdp2_on_two_processes_and_back(tmp_path, tiny_transformer):
     """One process, then two that share parameters, averages and moments between them, then one."""
     model, reference, last = tiny_transformer(), Run(tiny_transformer()), Run(tiny_transformer(seed=1))

@@ -48,6 +48,7 @@ def test_a_module_that_does_not_exist_is_still_missing(modules):
         importlib.import_module("no_such_module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["import sit_atconv, timm", "import timm, sit_atconv"])
 def test_timm_knows_attnet_in_either_order(order):
     code = f"{order}; print(len(timm.list_models('attnet_*')), timm.is_model('attnet_t2'))"
