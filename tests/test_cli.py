@@ -150,6 +150,7 @@ def test_a_folder_of_another_pipeline_is_named(command, folder, tmp_path, capsys
     assert "not a folder of a SiTPipeline, but of DiTPipeline" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folders_with_one_variant_alone(folder, tmp_path, capsys):
     pipeline = SiTPipeline.from_pretrained(folder)
     pipeline.save_pretrained(tmp_path / "both", variant="fp16")

@@ -47,6 +47,7 @@ def test_its_sampler_is_the_packages_euler_method(nano, assert_close):
         assert_close(InterpolantODEScheduler(solver="euler").solve(guided, noise, 5), sampled, 1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns(nano):
     """Stripes across and along, as two classes: the loss falls well below that of predicting zero, about 1.5."""
     torch.manual_seed(0)

@@ -77,6 +77,7 @@ def test_the_reference_checkpoint_both_ways(parity_dir, parity_model, assert_clo
         assert text in card
 
 
+@pytest.mark.slow
 def test_ema_and_raw_weights(reference_state, tmp_path):
     raw = reference_state("atconv")
     ema = {key: value + 1 for key, value in raw.items()}
@@ -125,6 +126,7 @@ def test_names_of_imagenet_come_with_1000_classes(reference_state, tmp_path):
     assert pipe.get_label_ids(["golden retriever", "otter", "tench", "Tinca tinca"]) == [207, 360, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_vae_travels_along_and_must_fit(reference_state, tmp_path):
     save_file(reference_state("atconv"), tmp_path / "r.safetensors")
     sizes = dict(encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), upsampling_scaling_factor=2)
@@ -171,6 +173,7 @@ def test_half_precision_and_drifted_embeddings_go_back_bitwise(dtype, reference_
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["sit", "repa", "dit"])
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
 def test_back_after_loading_and_saving_elsewhere(ending, layout, reference_state, tmp_path):

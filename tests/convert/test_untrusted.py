@@ -221,6 +221,7 @@ def test_parts_that_overlap_are_refused(tmp_path):
         read_checkpoint(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_nested_tuples_cannot_end_the_process(as_zip, tmp_path):
     file, nested = tmp_path / "deep.pt", b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."

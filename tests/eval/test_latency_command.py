@@ -125,6 +125,7 @@ def test_threads_are_set_and_results_go_to_a_folder_of_their_own(tmp_path, monke
     assert f"runs/{folder.name}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
     """An interrupt ends the run with what it has; where memory is short, the settings after it are measured."""
@@ -182,6 +183,7 @@ def test_rounds_before_an_interrupt_are_kept(rounds, tmp_path, monkeypatch, caps
         assert "nothing was measured" in err and out == ""
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_measured(tmp_path, monkeypatch, capsys):
     compile_blocks = SiTTransformer2DModel.compile_repeated_blocks
     monkeypatch.setattr(  # the compiler itself takes half a minute

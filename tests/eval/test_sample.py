@@ -123,6 +123,7 @@ def test_an_image_cut_short_is_drawn_again(pipeline_folder, tmp_path, kept):
     assert files(folder) == before and npz.exists()
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     command = [str(tmp_path / "pipeline"), "--num_samples", "20", *OPTIONS, "--solver", "dopri5", "--output"]
@@ -156,6 +157,7 @@ def test_costs_are_those_of_all_images_however_they_were_drawn(tiny_pipeline, tm
     assert files(part) == files(whole) and leftovers(part) == []
 
 
+@pytest.mark.slow
 def test_grey_images_score_alike_as_folder_and_as_npz(tiny_pipeline, tmp_path):
     tiny_pipeline(in_channels=1).save_pretrained(tmp_path / "pipeline")
     folder, npz = tmp_path / "samples", tmp_path / "batch.npz"

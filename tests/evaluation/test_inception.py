@@ -40,6 +40,7 @@ def script_file(tmp_path_factory) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_inception_features_equal_clean_fids(script_file, tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"

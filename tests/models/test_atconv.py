@@ -42,6 +42,7 @@ def test_pooling_commutes_with_modulation(kernel_pool, assert_close):
     assert_close(modulated_first, atconv.pool(tokens, grid) * (1 + scale) + shift, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_pool", ["strips", "grid"])
 def test_export_leaves_every_size_open(kernel_pool, assert_close):
     """One program of PyTorch's own operations, for any batch and grid."""

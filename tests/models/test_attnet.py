@@ -101,6 +101,7 @@ def test_a_block_equals_the_references(attnet_files, assert_close):
             assert_close(mixed.permute(0, 3, 1, 2), tensors["out.token_mixer"], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_costs(name):
     with torch.device("meta"):

@@ -130,6 +130,7 @@ def test_triton_kernels(B, grid, C, k, dtype, assert_close):
         assert_close(a, b, TOLERANCES[dtype])
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(("B", "grid", "C", "k"), [s for s in RANDOM_SHAPES if s[0] * s[1][0] * s[1][1] * s[3] < 600])
 def test_triton_kernels_for_random_shapes(B, grid, C, k, assert_close):
@@ -163,6 +164,7 @@ def test_triton_kernels_take_any_strides_and_kernels_in_float32(assert_close):
         assert_close(a, b, 1e-3)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_backward_is_deterministic_and_sums_its_tiles_in_float32(assert_close):
     """1 + 2⁻¹⁰ each, 153 times, over several tiles: sums in float16 would lose the small part."""
@@ -189,6 +191,7 @@ def test_triton_operator_can_be_differentiated_twice(assert_close):
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("transposed", [False, True])
 def test_operator_keeps_pytorchs_rules(transposed):

@@ -141,6 +141,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", BAD)
 def test_the_advice_for_schedulers_that_cannot_be_used_works(scheduler, latents):
     """Every expression in the message that makes a scheduler makes one that solves."""

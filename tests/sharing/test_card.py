@@ -77,6 +77,7 @@ def test_the_card_shows_training_metrics_and_samples(tiny_pipeline, tmp_path):
         assert str(tmp_path) not in file.read_text(), file.name
 
 
+@pytest.mark.slow
 def test_an_edited_card_is_kept(tiny_pipeline, tmp_path):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path, license="mit")

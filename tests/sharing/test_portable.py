@@ -227,6 +227,7 @@ def test_two_versions_of_the_code_live_in_one_process(tiny_pipeline, tmp_path):
         torch.testing.assert_close(draw(copy, output_type="latent"), images, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_saving_over_a_folder_leaves_no_older_code(tiny_pipeline, tmp_path):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path)
@@ -318,6 +319,7 @@ def test_saving_over_shards_and_back_leaves_only_the_new_weights(variant, tiny_p
             assert len(whole) == (shards is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_variants(variant, tiny_pipeline, tmp_path):
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]

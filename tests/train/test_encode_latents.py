@@ -133,6 +133,7 @@ def test_training_refuses_latents_that_do_not_match(latents, photos, vae, tmp_pa
     assert "encode_latents.py again" in message("--data", f"latents:{copy}", "--vae", vae)
 
 
+@pytest.mark.slow
 def test_cifar10_through_an_autoencoder_from_parquet_to_picture(vae, tmp_path, capsys):
     """A parquet file as CIFAR-10 has it: encoded once, trained on, sampled by class."""
     datasets = pytest.importorskip("datasets")

@@ -160,6 +160,7 @@ def stop_after(step: int, folder: Path, *options: str, rank: int = 0, parts: int
         Objective.losses = original
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["--batch_size=16", "--seed=1", "--model.num_layers=2", "--horizontal_flip=true"])
 def test_another_run_is_refused_with_the_difference(tmp_path, capsys, change):
     run(tmp_path / "run", steps=2)
@@ -182,6 +183,7 @@ def test_other_precision_is_refused(tmp_path, capsys, monkeypatch):
     assert "mixed_precision: 'no' -> 'bf16'" in message
 
 
+@pytest.mark.slow
 def test_the_same_pictures_and_vae_elsewhere_are_the_same_run(tmp_path, capsys, photos):
     vae = AutoencoderTiny(
         encoder_block_out_channels=(4, 4),
@@ -221,6 +223,7 @@ def test_harmless_changes_are_accepted(tmp_path):
     assert (tmp_path / "run" / "pipeline").exists()
 
 
+@pytest.mark.slow
 def test_run_from_before_an_option_was_there_goes_on(tmp_path):
     run(tmp_path / "run", steps=2)
     file = tmp_path / "run" / "config.yaml"
@@ -275,6 +278,7 @@ def test_torn_log_line_is_no_obstacle(tmp_path):
     assert sorted(losses(tmp_path / "run")) == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"seed: 1\n", b"data: \xff", b"[1, 2", b""])
 def test_damaged_configuration_is_no_obstacle(tmp_path, content):
     """The options are in the checkpoint, too, and their hash is compared; config.yaml is written anew."""
@@ -368,6 +372,7 @@ def spoil(monkeypatch, steps: set[int], value: float = float("nan"), rank: int =
     monkeypatch.setattr(InterpolantLoss, "of_output", spoiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch, capsys, value):
     options = ("--checkpoint_every", "1", "--keep_checkpoints", "9", "--lr_schedule", "constant")
@@ -471,6 +476,7 @@ def test_bad_loss_of_one_process_stops_the_update_of_all(tmp_path, monkeypatch, 
 # signals
 
 
+@pytest.mark.slow
 def test_stop_within_accumulation_waits_for_the_update(tmp_path):
     options = ("--gradient_accumulation_steps", "4")
     run(tmp_path / "whole", *options, steps=6)

@@ -71,6 +71,7 @@ def test_run_folder_is_complete(tmp_path):
     assert images[0].size == (8, 8)
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_uploaded_with_its_card(online, tmp_path):
     run(tmp_path / "run", "--push_to_hub", "me/digits")
     uploaded = online.repositories["me/digits"]
@@ -108,6 +109,7 @@ def test_same_seed_gives_the_same_weights(tmp_path):
     assert not torch.equal(weights(other)["proj_out.weight"], weights(first)["proj_out.weight"])
 
 
+@pytest.mark.slow
 def test_accumulation_and_gradient_checkpointing_change_nothing(tmp_path):
     plain = weights(run(tmp_path / "plain"))
     parts = weights(run(tmp_path / "parts", "--gradient_accumulation_steps", "4", "--gradient_checkpointing", "true"))
@@ -135,6 +137,7 @@ def test_resume_of_a_finished_run_writes_the_pipeline(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
+@pytest.mark.slow
 def test_resume_auto_starts_over_without_a_checkpoint(tmp_path, capsys):
     whole = weights(run(tmp_path / "run", "--resume", "auto"))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -145,6 +148,7 @@ def test_resume_auto_starts_over_without_a_checkpoint(tmp_path, capsys):
     assert "holds another run" in refusal(capsys, *options)
 
 
+@pytest.mark.slow
 def test_killed_saves_are_swept(tmp_path):
     (tmp_path / "run" / "checkpoints" / ".staging-step-00000001").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
@@ -187,6 +191,7 @@ def test_mixer_flag(tmp_path, mixer):
     assert pipeline.transformer.config.mixer == mixer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction, path", [("noise", "vp"), ("data", "gvp"), ("score", "linear")])
 def test_other_objectives_train_and_sample(tmp_path, prediction, path):
     pipeline = SiTPipeline.from_pretrained(run(tmp_path / "run", "--prediction", prediction, "--path", path, steps=2))
@@ -387,6 +392,7 @@ def test_alignment_is_learned_and_its_projector_left_out_of_the_pipeline(tmp_pat
     assert_same(load_file(checkpoint / "projector.safetensors"), whole)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_pipeline(tmp_path):
     pipeline = run(tmp_path / "run", "--learning_rate", "0.01")
     options = ["--output_dir", str(tmp_path / "tuned"), "--init_from", str(pipeline), "--max_steps", "1"]

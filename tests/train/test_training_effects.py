@@ -56,6 +56,7 @@ def test_gradients_do_not_depend_on_the_number_of_accumulation_steps(tmp_path):
     assert norms[4] == pytest.approx(norms[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_number_of_processes(tmp_path, processes):
     """Each of which accumulates, and takes part in one sum at the end."""
     options = ("--gradient_accumulation_steps", "2")
@@ -88,6 +89,7 @@ def test_class_dropout_trains_the_null_class_in_place_of_others(tmp_path, probab
     assert null == (probability > 0.1)
 
 
+@pytest.mark.slow
 def test_weight_decay_shrinks_weights_without_a_gradient(tmp_path):
     """AdamW's decay is decoupled: w ← (1 − lr·λ)·w. In the first step, the blocks have no gradient yet."""
     plain = run(tmp_path / "plain", "--learning_rate", "0.01")
@@ -100,6 +102,7 @@ def test_weight_decay_shrinks_weights_without_a_gradient(tmp_path):
         torch.testing.assert_close(after[name], 0.95 * before[name], rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_repa_coefficient_scales_the_gradient_of_the_alignment(tmp_path):
     """All of the projector's gradient comes from the alignment, of whatever number of accumulation steps."""
     options = ("--repa", "test_vit.r160_in1k", "--repa_weights", "random", "--repa_depth", "1", "--batch_size", "8")
@@ -176,6 +179,7 @@ def test_what_is_kept_and_when(tmp_path):
     assert steps("samples") == [3, 5]
 
 
+@pytest.mark.slow
 def test_speed_counts_the_images_since_the_last_line(tmp_path, monkeypatch):
     counted, read = [], Stopwatch.read
     monkeypatch.setattr(Stopwatch, "read", lambda self, images: counted.append(images) or read(self, images))
@@ -230,6 +234,7 @@ def test_the_average_starts_short(tmp_path):
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_learning_rate_warms_up_and_falls(tmp_path):
     """As logged, and as AdamW applies it: its first step moves a weight by the learning rate."""
     options = ("--checkpoint_every", "1", "--keep_checkpoints", "4")
@@ -242,6 +247,7 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
     torch.testing.assert_close(bias.abs(), torch.full_like(bias, 0.01), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_the_run_folder_is_locked_until_all_is_written(tmp_path, processes, monkeypatch):
     def take(rank: int) -> None:
         with folder_lock(tmp_path / "run"):
@@ -264,6 +270,7 @@ def test_the_run_folder_is_locked_until_all_is_written(tmp_path, processes, monk
     assert processes(1, take) == [0]
 
 
+@pytest.mark.slow
 def test_what_killed_saves_have_left_is_removed_at_the_start(tmp_path):
     """Even where no further checkpoint is written, since the run has only its pipeline to save."""
     folder = run(tmp_path / "run")

@@ -34,6 +34,7 @@ def test_new_pipeline_takes_the_place_of_the_old_one_at_once(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_training_is_complete_even_where_the_upload_fails(online, tiny_pipeline, tmp_path):
     folder, grid = tmp_path / "pipeline", tmp_path / "step.png"
     Image.new("RGB", (4, 4)).save(grid)
