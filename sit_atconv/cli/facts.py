@@ -1,0 +1,11 @@
+"""Named facts, as the commands print them."""
+
+from ..utils.text import one_line
+
+NAME_WIDTH = 16  # characters
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print named facts, one per line."""
+    for name, value in facts.items():
+        print(f"{name:{NAME_WIDTH}}{one_line(value)}")
