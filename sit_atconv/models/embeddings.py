@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from ..ops.eager import is_eager
+from ..ops.eager import is_eager, may_cache
 
 FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
@@ -34,7 +34,7 @@ _cached_position_embedding = functools.lru_cache(maxsize=16)(sincos_position_emb
 def add_position_embedding(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Add the sin-cos embedding of `grid` to tokens (B, N, D)."""
     # torch.compile ignores caches and warns of them; it makes one small kernel of the embedding.
-    embed = _cached_position_embedding if is_eager(x) else sincos_position_embedding
+    embed = _cached_position_embedding if may_cache(x) else sincos_position_embedding
     return x + embed(x.shape[-1], grid, x.device).to(x.dtype)
 
 

@@ -7,6 +7,7 @@ over (dy, dx). With a dilation d, the taps lie d tokens apart.
 import torch
 import torch.nn.functional as F
 
+from .depthwise_conv_operator import register_depthwise_conv
 from .depthwise_conv_triton import KERNEL_DTYPES, kernel_side, triton
 
 CACHED_ELEMENTS = 2**18  # largest input of one CPU convolution: 1 MiB of float32, which fits a core's cache
@@ -85,7 +86,7 @@ def depthwise_conv(
     The device and the compiler decide how it is computed, which changes the result only by rounding: Triton kernels on
     GPUs, as an operator that torch.compile and torch.export keep whole; channels-last convolutions on CPUs; and under a
     compiler on CPUs the definition, which is fused into one loop and exported for any shape. docs/operator.md has
-    measurements.
+    measurements. All of them have derivatives in reverse and in forward mode, and rules for torch.vmap.
 
     Args:
         tokens: (B, N, C).
@@ -112,10 +113,17 @@ def depthwise_conv(
     if device != "meta" and torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
         tokens = tokens.to(torch.get_autocast_dtype(device))
     if device == "cuda" and dilation == 1 and triton is not None and tokens.dtype in KERNEL_DTYPES:
-        return torch.ops.sit_atconv.depthwise_conv_v1(tokens, kernels, H, W)
+        return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, H, W)
     kernels = kernels.to(tokens.dtype)
     if torch.compiler.is_compiling():
         return naive_depthwise_conv(tokens, kernels, grid, dilation)
     if device == "cpu":
         return channels_last_depthwise_conv(tokens, kernels, grid, dilation)
     return planes_depthwise_conv(tokens, kernels, grid, dilation)
+
+
+# PyTorch's registry is shared by the whole process, which may hold several copies of this code: each saved pipeline
+# folder carries one. The first copy registers the operators for all. So what `…_v2` takes and returns must never
+# change; a different operator needs the next version in its name.
+if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v2"):
+    register_depthwise_conv(planes_depthwise_conv)

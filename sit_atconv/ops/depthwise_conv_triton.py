@@ -1,4 +1,4 @@
-"""Triton kernels of the per-sample depthwise convolution, forward and backward, and their PyTorch operator.
+"""Triton kernels of the per-sample depthwise convolution: its result, its gradients and its directional derivative.
 
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
 over (dy, dx). Tokens are read and written in their own layout, (B, N, C): neighbouring lanes hold neighbouring
@@ -6,7 +6,8 @@ channels, so every access is coalesced and nothing is transposed. One program co
 channels; its k² shifted reads of the tile hit the L1 cache, so each token is read from device memory about once. Sums
 are accumulated in float32.
 
-This module can be imported without Triton; `triton` is then None and there is no operator.
+This module can be imported without Triton; `triton` is then None. depthwise_conv_operator.py makes PyTorch operators of
+the functions at its end.
 """
 
 import torch
@@ -76,6 +77,47 @@ if triton is not None:
                 tap = tl.load(kernels_ptr, mask=c_inside, other=0.0)
                 kernels_ptr += kernels_stride_j
                 total += tap.to(tl.float32)[None, :] * x.to(tl.float32)
+        written = ((h < height) & (w < width))[:, None] & c_inside[None, :]
+        tl.store(out_ptr + center, total.to(out_ptr.dtype.element_ty), mask=written)
+
+    @triton.jit
+    def tangent_kernel(
+        tokens_ptr,
+        tokens_tangent_ptr,
+        kernels_ptr,
+        kernels_tangent_ptr,
+        out_ptr,
+        height,
+        width,
+        channels,
+        kernels_stride_b,
+        kernels_stride_c,
+        kernels_stride_j,
+        SIZE: tl.constexpr,
+        BLOCK_H: tl.constexpr,
+        BLOCK_W: tl.constexpr,
+        BLOCK_C: tl.constexpr,
+    ):
+        """out[b, p, c] = Σ_j kernels[b, c, j] · d_tokens[b, q, c] + d_kernels[b, c, j] · tokens[b, q, c].
+
+        q = p + offset_j. Both kernels have the same strides.
+        """
+        b, _, h, w, c = locate(height, width, channels, BLOCK_H, BLOCK_W, BLOCK_C)
+        c_inside = c < channels
+        center = (b * height * width + h * width + w)[:, None] * channels + c[None, :]  # (P, BLOCK_C)
+        taps = b * kernels_stride_b + c * kernels_stride_c
+        total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
+        for dy in range(-(SIZE // 2), SIZE // 2 + 1):
+            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                inside = (h + dy >= 0) & (h + dy < height) & (w + dx >= 0) & (w + dx < width)
+                shifted = center + (dy * width + dx) * channels
+                mask = inside[:, None] & c_inside[None, :]
+                x = tl.load(tokens_ptr + shifted, mask=mask, other=0.0).to(tl.float32)
+                x_tangent = tl.load(tokens_tangent_ptr + shifted, mask=mask, other=0.0).to(tl.float32)
+                tap = tl.load(kernels_ptr + taps, mask=c_inside, other=0.0).to(tl.float32)
+                tap_tangent = tl.load(kernels_tangent_ptr + taps, mask=c_inside, other=0.0).to(tl.float32)
+                taps += kernels_stride_j
+                total += tap[None, :] * x_tangent + tap_tangent[None, :] * x
         written = ((h < height) & (w < width))[:, None] & c_inside[None, :]
         tl.store(out_ptr + center, total.to(out_ptr.dtype.element_ty), mask=written)
 
@@ -169,6 +211,30 @@ def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, wid
     return out
 
 
+def triton_tangent(
+    tokens: torch.Tensor,
+    tokens_tangent: torch.Tensor,
+    kernels: torch.Tensor,
+    kernels_tangent: torch.Tensor,
+    height: int,
+    width: int,
+) -> torch.Tensor:
+    """conv(d_tokens, kernels) + conv(tokens, d_kernels) in one pass: (B, N, C), in the dtype of `tokens`.
+
+    Arguments as for `triton_forward`. Reads each input once, where two convolutions and their sum would read and write
+    seven arrays of (B, N, C) instead of three, and rounds once.
+    """
+    tokens, tokens_tangent = tokens.contiguous(), tokens_tangent.contiguous()
+    if kernels_tangent.stride() != kernels.stride():
+        kernels, kernels_tangent = kernels.contiguous(), kernels_tangent.contiguous()
+    B, N, C = tokens.shape
+    assert height * width == N and tokens_tangent.shape == tokens.shape and kernels_tangent.shape == kernels.shape
+    out = torch.empty_like(tokens)
+    sizes = (height, width, C, kernel_side(kernels), *choose_tile(B, height, width, C))
+    launch(tangent_kernel, (tokens, tokens_tangent, kernels, kernels_tangent, out), kernels, B, sizes)
+    return out
+
+
 def triton_backward(
     grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,54 +252,3 @@ def triton_backward(
     sizes = (height, width, C, kernel_side(kernels), rows, columns)
     launch(backward_kernel, (grad, tokens, kernels, grad_tokens, partial), kernels, B, sizes)
     return grad_tokens, partial.sum(1).to(kernels.dtype).transpose(1, 2)
-
-
-def register_depthwise_conv() -> None:
-    """Define `torch.ops.sit_atconv.depthwise_conv_v1` and its backward.
-
-    torch.compile and torch.export do not decompose these operators.
-    """
-
-    @torch.library.custom_op("sit_atconv::depthwise_conv_v1", mutates_args=())
-    def forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        return triton_forward(tokens, kernels, height, width)
-
-    @torch.library.custom_op("sit_atconv::depthwise_conv_backward_v1", mutates_args=())
-    def backward(
-        grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return triton_backward(grad, tokens, kernels, height, width)
-
-    @forward.register_fake
-    def _(tokens, kernels, height, width):
-        return tokens.new_empty(tokens.shape)
-
-    @backward.register_fake
-    def _(grad, tokens, kernels, height, width):
-        B, C, K = kernels.shape
-        return tokens.new_empty(tokens.shape), kernels.new_empty(B, K, C).transpose(1, 2)
-
-    def save(ctx, inputs, output):
-        *tensors, ctx.height, ctx.width = inputs
-        ctx.save_for_backward(*tensors)
-
-    def differentiate(ctx, grad):
-        return *backward(grad, *ctx.saved_tensors, ctx.height, ctx.width), None, None
-
-    def differentiate_twice(ctx, grad_tokens, grad_kernels):
-        # The convolution is bilinear, so every term is again a convolution or the gradient of one.
-        grad, tokens, kernels = ctx.saved_tensors
-        size = (ctx.height, ctx.width)
-        from_grad = forward(grad_tokens, kernels, *size) + forward(tokens, grad_kernels, *size)
-        from_tokens, from_kernels = backward(grad, grad_tokens, grad_kernels, *size)
-        return from_grad, from_tokens, from_kernels, None, None
-
-    forward.register_autograd(differentiate, setup_context=save)
-    backward.register_autograd(differentiate_twice, setup_context=save)
-
-
-# PyTorch's registry is shared by the whole process, which may hold several copies of this code: each saved pipeline
-# folder carries one. The first copy registers the operators for all. So what `…_v1` takes and returns must never
-# change; a different operator needs the next version in its name.
-if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v1"):
-    register_depthwise_conv()

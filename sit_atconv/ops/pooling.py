@@ -8,7 +8,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .eager import is_eager
+from .eager import may_cache
 
 
 def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], k: int, kernel_pool: str) -> torch.Tensor:
@@ -35,7 +35,7 @@ def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], k: int, kernel_pool
 
 def pool_by_product(tokens: torch.Tensor, grid: tuple[int, int], k: int, kernel_pool: str) -> torch.Tensor:
     """`pool_tokens` as a product with a matrix of ones and zeros, and a division."""
-    make_matrix = cached_pooling_matrix if is_eager(tokens) else pooling_matrix
+    make_matrix = cached_pooling_matrix if may_cache(tokens) else pooling_matrix
     bins = make_matrix(grid, k, kernel_pool, tokens.device)  # (k², N)
     # Ones are exact in every dtype, while the weights of a mean would be off by up to 0.4 % in bfloat16.
     sums = (bins.to(tokens.dtype) @ tokens).to(torch.promote_types(tokens.dtype, torch.float32))  # (B, k², C)
@@ -63,6 +63,6 @@ def pooling_bins(length: int, bins: int, device: torch.device) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=16)
 def cached_pooling_matrix(*arguments) -> torch.Tensor:
-    """`pooling_matrix`, kept between calls; only for eager tensors."""
+    """`pooling_matrix`, kept between calls; only for tensors that `may_cache`."""
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
         return pooling_matrix(*arguments)

@@ -35,7 +35,7 @@ def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
     B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode and left as is.
-    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v1`, so it needs this package to run.
+    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v2`, so it needs this package to run.
     """
     p, config = transformer.config.patch_size, transformer.config
     batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))

@@ -38,7 +38,7 @@ TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def triton_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    return torch.ops.sit_atconv.depthwise_conv_v1(tokens, kernels, *grid)
+    return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, *grid)
 
 
 def draw(B, grid, C, k, dtype=torch.float64, device="cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -199,8 +199,8 @@ def test_operator_keeps_pytorchs_rules(transposed):
     if transposed:
         kernels = kernels.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     operators = torch.ops.sit_atconv
-    torch.library.opcheck(operators.depthwise_conv_v1.default, (tokens, kernels, 2, 3))
-    torch.library.opcheck(operators.depthwise_conv_backward_v1.default, (upstream, tokens, kernels, 2, 3))
+    torch.library.opcheck(operators.depthwise_conv_v2.default, (tokens, kernels, 2, 3))
+    torch.library.opcheck(operators.depthwise_conv_backward_v2.default, (upstream, tokens, kernels, 2, 3))
 
 
 @needs_triton
@@ -218,7 +218,7 @@ def test_operator_stays_whole_in_compiled_and_exported_programs(assert_close):
     sizes = {0: torch.export.Dim("batch")}
     tensors = tuple(x.detach() for x in inputs[:2])
     program = torch.export.export(Module(), tensors, dynamic_shapes=(sizes, sizes))
-    assert torch.ops.sit_atconv.depthwise_conv_v1.default in {node.target for node in program.graph.nodes}
+    assert torch.ops.sit_atconv.depthwise_conv_v2.default in {node.target for node in program.graph.nodes}
     assert_close(program.module()(*tensors), 2 * naive_depthwise_conv(*tensors, grid), 1e-5)
 
 
@@ -306,7 +306,7 @@ import sys
 sys.modules["triton"] = None  # importing it raises ImportError
 import torch
 import portable
-assert portable.triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v1")
+assert portable.triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v2")
 assert "sit_atconv" not in sys.modules
 tokens, kernels = torch.randn(1, 6, 3), torch.randn(1, 3, 9)
 expected = portable.naive_depthwise_conv(tokens, kernels, (2, 3))
@@ -319,13 +319,13 @@ torch.testing.assert_close(portable.depthwise_conv(tokens, kernels, (2, 3)), exp
 @needs_triton
 def test_copies_of_the_code_share_the_operator(tmp_path, assert_close):
     """A portable folder brings the kernels again, in one file of its own; either copy still works after that."""
-    before = torch.ops.sit_atconv.depthwise_conv_v1.default
+    before = torch.ops.sit_atconv.depthwise_conv_v2.default
     path = tmp_path / "portable_copy.py"
     path.write_text(bundle_source("sit_atconv.models.transformer_sit"))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
-    assert torch.ops.sit_atconv.depthwise_conv_v1.default is before
+    assert torch.ops.sit_atconv.depthwise_conv_v2.default is before
     tokens, kernels, upstream = (x.detach() for x in draw(1, (2, 3), 4, 3, torch.float32, DEVICE))
     expected = naive_depthwise_conv(tokens, kernels, (2, 3))
     assert_close(triton_conv(tokens, kernels, (2, 3)), expected, 1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sit_atconv.ops.eager import is_eager
+from sit_atconv.ops.eager import is_eager, may_cache
 
 
 class Subclass(torch.Tensor):
@@ -32,3 +32,11 @@ def test_traced_tensors_are_not():
             return x + 1 if is_eager(x) else x - 1
 
     assert torch.export.export(Module(), (torch.zeros(1),)).module()(torch.zeros(1)).item() == -1
+
+
+def test_nothing_is_cached_inside_a_transform():
+    """A tensor made there is a wrapper, which ends with the transform."""
+    seen = []
+    torch.func.jvp(lambda x: seen.append(may_cache(x)) or x, (torch.ones(1),), (torch.ones(1),))
+    torch.vmap(lambda x: seen.append(may_cache(x)) or x)(torch.ones(1))
+    assert seen == [False, False] and may_cache(torch.ones(1))
