@@ -25,6 +25,7 @@ ROOMS = (
     "benchmarks",
     "evaluation",
     "convert",
+    "demo",
     "cli",
 )
 SOURCES = sorted(

@@ -5,13 +5,14 @@ from types import ModuleType
 
 from ..utils.commands import reporting_mistakes
 from ..utils.home import expand_home
-from . import convert, info, push, sample
+from . import convert, demo, info, push, sample
 
 # Each command, its file in this folder, and its line in --help. A new command is a new file and a line here.
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "sample": (sample, "draw images from a pipeline folder, one class per row"),
     "info": (info, "describe what a pipeline folder holds"),
     "convert": (convert, "convert a checkpoint of SiT, ATConv, REPA, DiT or AttNet to a folder, or back"),
+    "demo": (demo, "a page in the browser that draws, with one pipeline or two side by side"),
     "push": (push, "upload a pipeline folder to the Hugging Face Hub"),
 }
 

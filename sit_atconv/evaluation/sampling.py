@@ -3,7 +3,6 @@
 B images of H × W pixels and C channels; images are uint8 (B, H, W, C), as a PNG file holds them.
 """
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import torch
 from ..flow.guidance import Guidance
 from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..sharing.folder import check_pipeline_folder
@@ -123,13 +123,6 @@ class SamplingOptions:
 def split_options(options: dict, *classes: type) -> list[Any]:
     """Build one dataclass of each given type from the parsed command-line options that are its fields."""
     return [cls(**{each.name: options[each.name] for each in dataclasses.fields(cls)}) for cls in classes]
-
-
-def with_scheduler(pipeline: SiTPipeline, scheduler) -> SiTPipeline:
-    """Return a pipeline of the same components with another scheduler; the given pipeline is not changed."""
-    changed = copy.copy(pipeline)
-    changed.scheduler = scheduler
-    return changed
 
 
 def load_pipeline(folder: str | Path, device: torch.device) -> SiTPipeline:

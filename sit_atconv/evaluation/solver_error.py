@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 
 from ..flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.checks import check_count
 from ..utils.randomness import image_generator
 from ..utils.tables import markdown_table
-from .sampling import balanced_labels, with_scheduler
+from .sampling import balanced_labels
 
 BUDGETS = (10, 20, 30, 50, 100, 200)  # network calls
 TOLERANCES = (1e-2, 1e-3, 1e-4)
