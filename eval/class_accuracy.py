@@ -17,12 +17,6 @@ from sit_atconv.utils.text import printable
 def run(arguments: list[str]) -> None:
     """Judge the samples, print a summary and write the report."""
     check_outputs_at_once(arguments, "output", "grid")
-    # Only now, since these take seconds to import.
-    from sit_atconv.data import open_dataset
-    from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary
-    from sit_atconv.evaluation.sampling import image_shape, load_pipeline
-    from sit_atconv.utils.environment import pick_device
-
     parser = OptionParser(prog="class_accuracy.py", description=__doc__.splitlines()[0])
     parser.add_argument("samples", type=str, help="a pipeline folder")
     parser.add_argument(
@@ -31,12 +25,18 @@ def run(arguments: list[str]) -> None:
     parser.add_argument(
         "--image_size", type=int | None, help="side of the images of a folder; defaults to that of the pipeline"
     )
-    parser.add_function_arguments(class_accuracy, skip={"pipeline", "dataset"})
+    parser.add_function_options("sit_atconv.evaluation.class_accuracy", "class_accuracy", {"pipeline", "dataset"})
     parser.add_argument(
         "--device", type=str, default="auto", help="such as cpu or cuda; auto is the accelerator if there is one"
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
     options = parser.parse_options(arguments)
+    # Only now, since these take seconds to import.
+    from sit_atconv.data import open_dataset
+    from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary
+    from sit_atconv.evaluation.sampling import image_shape, load_pipeline
+    from sit_atconv.utils.environment import pick_device
+
     samples, reference, image_size, device, output = (
         options.pop(name) for name in ("samples", "reference", "image_size", "device", "output")
     )

@@ -21,10 +21,6 @@ def run(arguments: list[str]) -> None:
     """Compare the runs, and print the name of the report."""
     for folder in values_of("output", arguments):
         check_report_folder(folder)
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.comparison import write_comparison
-    from sit_atconv.evaluation.evaluated_runs import load_run
-
     parser = OptionParser(
         prog="compare.py",
         description=__doc__.splitlines()[0],
@@ -32,8 +28,12 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("runs", type=str, nargs="+", help="evaluated run folders, the baseline's first")
     parser.add_argument("--output", type=str, required=True, help="folder for the report")
-    parser.add_function_arguments(write_comparison, skip={"runs", "output", "command"})
+    parser.add_function_options("sit_atconv.evaluation.comparison", "write_comparison", {"runs", "output", "command"})
     options = parser.parse_options(arguments)
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.comparison import write_comparison
+    from sit_atconv.evaluation.evaluated_runs import load_run
+
     runs = [load_run(Path(folder)) for folder in options.pop("runs")]
     command = shlex.join(["python", "eval/compare.py", *arguments])
     print(printable(write_comparison(runs, command=command, **options)))

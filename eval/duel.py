@@ -11,9 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from sit_atconv.evaluation.duel import run_duel
 from sit_atconv.evaluation.duel_options import Duel
-from sit_atconv.evaluation.duel_run import Scripts
 from sit_atconv.utils.commands import reporting_mistakes
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
@@ -37,7 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
     with reporting_mistakes("duel.py", interrupted="the same command goes on"):
         options = parser.parse_options(["--config", *arguments] if names_file else arguments)
         options.pop("config")
-        page = run_duel(Duel(**options), Scripts(TRAIN, SAMPLE), shlex.join(["python", "eval/duel.py", *arguments]))
+        duel = parser.build(Duel, options)
+        from sit_atconv.evaluation.duel import run_duel  # only now, since these take seconds to import
+        from sit_atconv.evaluation.duel_run import Scripts
+
+        page = run_duel(duel, Scripts(TRAIN, SAMPLE), shlex.join(["python", "eval/duel.py", *arguments]))
         print(printable(page))
 
 

@@ -12,6 +12,8 @@ code. docs/evaluation.md explains what each metric needs and means.
 import shlex
 import sys
 
+from sit_atconv.evaluation.metric_options import MetricOptions
+from sit_atconv.evaluation.sampling_options import SamplingOptions, split_options
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
@@ -20,12 +22,6 @@ from sit_atconv.utils.text import printable
 def run(arguments: list[str]) -> None:
     """Score the samples, print a summary and write the report."""
     check_outputs_at_once(arguments, "output", "save_statistics")
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.metric_options import MetricOptions
-    from sit_atconv.evaluation.sampling import SamplingOptions, split_options
-    from sit_atconv.evaluation.score_report import summary
-    from sit_atconv.evaluation.scores import evaluate
-
     parser = OptionParser(
         prog="fid.py",
         description=__doc__.splitlines()[0],
@@ -48,6 +44,10 @@ def run(arguments: list[str]) -> None:
         "--save_statistics", type=str | None, help="a new .npz file for the statistics of the reference"
     )
     options = parser.parse_options(arguments, switches=["trust_torchscript"])
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.score_report import summary
+    from sit_atconv.evaluation.scores import evaluate
+
     metric_options, sampling = split_options(options, MetricOptions, SamplingOptions)
     report = evaluate(
         options["samples"],

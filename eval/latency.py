@@ -22,6 +22,7 @@ call, from its launch until the device is done. Measurements:
 import shlex
 import sys
 
+from sit_atconv.benchmarks.settings import LatencyOptions
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
 from sit_atconv.utils.option_parser import OptionParser
 
@@ -31,14 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     with reporting_mistakes("latency.py"):
         check_outputs_at_once(argv, "output")
-        # Only now, since these take seconds to import.
-        from sit_atconv.benchmarks.calls import load_fitting_vae
-        from sit_atconv.benchmarks.latency import run_latency
-        from sit_atconv.benchmarks.settings import LatencyOptions
-
         parser = OptionParser(prog="latency.py", description=__doc__.partition("\n")[0])
         parser.add_class_arguments(LatencyOptions)
         options = LatencyOptions(**parser.parse_options(argv))
+        # Only now, since these take seconds to import.
+        from sit_atconv.benchmarks.calls import load_fitting_vae
+        from sit_atconv.benchmarks.latency import run_latency
+
         vae = None if options.vae is None else load_fitting_vae(options.vae)
     return run_latency(options, shlex.join(["python", "eval/latency.py", *argv]), vae)
 

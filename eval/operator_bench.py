@@ -11,15 +11,16 @@ median. Times are wall-clock; if other programs share the machine, the best time
 
 import sys
 
-from sit_atconv.benchmarks.operator_bench import bench
 from sit_atconv.utils.option_parser import OptionParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     parser = OptionParser(prog="operator_bench.py", description=__doc__.partition("\n")[0])
-    parser.add_function_arguments(bench)
+    parser.add_function_options("sit_atconv.benchmarks.operator_bench", "bench")
     arguments = parser.parse_args(argv)
+    from sit_atconv.benchmarks.operator_bench import bench  # only now, since this takes seconds to import
+
     try:
         bench(**vars(arguments))
     except ValueError as error:

@@ -10,6 +10,7 @@ distances, by itself. Data sets and .npz batches are written to a temporary fold
 
 import sys
 
+from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 
@@ -17,10 +18,6 @@ from sit_atconv.utils.option_parser import OptionParser
 def run(arguments: list[str]) -> None:
     """Compare, print the differences and write the result."""
     check_outputs_at_once(arguments, "output")
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.metric_options import MetricOptions
-    from sit_atconv.evaluation.parity import check_parity
-
     parser = OptionParser(prog="parity.py", description=__doc__.splitlines()[0])
     parser.add_argument("samples", type=str, help="images: a folder, a .npz batch, or a data set such as digits")
     parser.add_argument("--reference", type=str, required=True, help="other images, in the same forms")
@@ -32,6 +29,9 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="device of the extractor, such as cpu or cuda")
     parser.add_argument("--output", type=str | None, help="a new JSON file for the result")
     given = parser.parse_options(arguments, switches=["trust_torchscript"])
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.parity import check_parity
+
     options = MetricOptions(
         "fid,kid",
         **{name: given[name] for name in ("extractor", "weights", "trust_torchscript", "image_size")},

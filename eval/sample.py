@@ -14,6 +14,7 @@ import shlex
 import sys
 
 from sit_atconv.evaluation.output_files import SamplingError, check_batch_file, check_sample_folder
+from sit_atconv.evaluation.sampling_options import SamplingOptions, split_options
 from sit_atconv.utils.commands import INTERRUPTED, values_of
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import joined_lines, printable
@@ -24,10 +25,6 @@ def run(arguments: list[str]) -> str:
     for check, option in ((check_sample_folder, "output"), (check_batch_file, "npz")):
         for value in values_of(option, arguments):
             check(value)
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.sample_folder import sample_to_folder
-    from sit_atconv.evaluation.sampling import SamplingOptions, split_options
-
     parser = OptionParser(prog="sample.py", description=__doc__.splitlines()[0])
     parser.add_argument("pipeline", type=str, help="a pipeline folder")
     parser.add_argument(
@@ -36,6 +33,9 @@ def run(arguments: list[str]) -> str:
     parser.add_argument("--npz", type=str | None, help="a new .npz file for all images (arr_0) and labels (arr_1)")
     parser.add_class_arguments(SamplingOptions)
     options = parser.parse_options(arguments)
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.sample_folder import sample_to_folder
+
     command = shlex.join(["python", "eval/sample.py", *arguments])
     (sampling,) = split_options(options, SamplingOptions)
     record = sample_to_folder(options["pipeline"], options["output"], sampling, options["npz"], command)

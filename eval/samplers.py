@@ -15,12 +15,6 @@ from sit_atconv.utils.option_parser import OptionParser
 def run(arguments: list[str]) -> None:
     """Compare the samplers, print a table and write the results."""
     check_outputs_at_once(arguments, "output")
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.sampling import load_pipeline
-    from sit_atconv.evaluation.solver_error import compare_samplers, error_table
-    from sit_atconv.utils.checks import check_count
-    from sit_atconv.utils.environment import pick_device
-
     parser = OptionParser(prog="samplers.py", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=str, help="pipeline folder of a model of the linear path")
     parser.add_argument("--num_images", type=int, default=16, help="number of images in the batch")
@@ -29,6 +23,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
     parser.add_argument("--output", type=str | None, default=None, help="a new JSON file for the results")
     options = parser.parse_options(arguments)
+    # Only now, since these take seconds to import.
+    from sit_atconv.evaluation.sampling import load_pipeline
+    from sit_atconv.evaluation.solver_error import compare_samplers, error_table
+    from sit_atconv.utils.checks import check_count
+    from sit_atconv.utils.environment import pick_device
+
     folder, device, output = (options.pop(name) for name in ("folder", "device", "output"))
     check_count("num_images", options["num_images"])
     rows = compare_samplers(load_pipeline(folder, pick_device(device)), **options)

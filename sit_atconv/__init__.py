@@ -4,8 +4,18 @@ timm knows the AttNet models once both packages have been imported, in either or
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from .utils.after_import import import_after
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from .flow.interpolants import Interpolant
+    from .flow.losses import InterpolantLoss
+    from .models.atconv import ATConv
+    from .models.transformer_sit import SiTTransformer2DModel
+    from .pipelines.pipeline_sit import SiTPipeline
+    from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
+    from .schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 
 _PUBLIC = {
     "ATConv": "sit_atconv.models.atconv",
@@ -17,7 +27,16 @@ _PUBLIC = {
     "SiTPipeline": "sit_atconv.pipelines.pipeline_sit",
 }
 
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [
+    "ATConv",
+    "Interpolant",
+    "InterpolantLoss",
+    "InterpolantODEScheduler",
+    "InterpolantSDEScheduler",
+    "SiTPipeline",
+    "SiTTransformer2DModel",
+    "__version__",
+]
 __version__ = "0.1.0"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sit_atconv.evaluation.inception import INCEPTION_FILE
+from sit_atconv.evaluation.extractor import INCEPTION_FILE
 
 
 class Block(nn.Module):

@@ -11,8 +11,6 @@ divide the shards among themselves. If they are interrupted, the same command en
 import os
 import sys
 
-from sit_atconv.data import BrokenImageError
-from sit_atconv.training.encode import encode_latents
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
 
@@ -25,7 +23,7 @@ def build_parser() -> OptionParser:
         usage="%(prog)s --data DATA --vae VAE --output_dir FOLDER [--OPTION VALUE ...]",
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    parser.add_function_arguments(encode_latents)
+    parser.add_function_options("sit_atconv.training.encode", "encode_latents")
     return parser
 
 
@@ -33,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. An error ends it with one line and exit code 2."""
     options = build_parser().parse_options(sys.argv[1:] if arguments is None else arguments)
     options.pop("config")
+    from sit_atconv.data import BrokenImageError  # only now, since these take seconds to import
+    from sit_atconv.training.encode import encode_latents
+
     try:
         encode_latents(**options)
     except (ValueError, OSError) as error:

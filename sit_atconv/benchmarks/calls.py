@@ -18,7 +18,7 @@ from ..models.vae import decode, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
-from .settings import DTYPES, PIXELS_PER_LATENT, LatencyOptions, Setting
+from .settings import PIXELS_PER_LATENT, LatencyOptions, Setting
 
 VAE_ROW = "VAE decoding"
 # The architecture of Stable Diffusion's VAE. Speed does not depend on the weights.
@@ -66,7 +66,7 @@ def make_calls(
 
     nets = {name: compiled(model, options) for name, model in models.items()}
     inputs = make_inputs(models[first], setting, device)
-    dtype = DTYPES[setting.dtype]
+    dtype = getattr(torch, setting.dtype)
     if setting.measurement == "forward":
         return TimedCalls({name: partial(net, *inputs) for name, net in nets.items()}, baselines)
     if setting.measurement == "training":

@@ -24,7 +24,7 @@ from .calls import VAE_ROW, build_models, first_mixer, make_calls, make_inputs, 
 from .profiling import peak_memory, time_by_operation
 from .report import results_table, write_results
 from .roofline import copy_bandwidth, matrix_rate, roofline_ms
-from .settings import DTYPES, WITH_GRADIENTS, WITH_PROFILE, WITH_ROOFLINE, LatencyOptions, Setting
+from .settings import WITH_GRADIENTS, WITH_PROFILE, WITH_ROOFLINE, LatencyOptions, Setting
 from .timing import measure, quartiles, summarize
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -70,7 +70,7 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
     dtypes = dict.fromkeys(setting.dtype for setting in plan)
     report["environment"] = describe_machine(device)
     rates = report["rates"] = {
-        "flops_per_second": {name: matrix_rate(DTYPES[name], device) for name in dtypes},
+        "flops_per_second": {name: matrix_rate(getattr(torch, name), device) for name in dtypes},
         "bytes_per_second": copy_bandwidth(device),
     }
     models: dict[str, SiTTransformer2DModel] = {}
@@ -82,7 +82,7 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
         try:
             if built != wanted:
                 models, built = {}, None  # first: two groups of large models may not fit together
-                models, built = build_models(wanted[0], DTYPES[wanted[1]], device), wanted
+                models, built = build_models(wanted[0], getattr(torch, wanted[1]), device), wanted
             rows, interrupted = measure_setting(models, setting, options, device, limits, vae)
         except torch.OutOfMemoryError:  # the settings that follow may fit
             rows, interrupted = [out_of_memory_row(setting)], False
@@ -209,7 +209,7 @@ def model_facts(
     else:
         inputs = make_inputs(model, setting, device)
         training = setting.measurement == "training"
-        operations = count_operations(model, *inputs, backward=training, dtype=DTYPES[setting.dtype])
+        operations = count_operations(model, *inputs, backward=training, dtype=getattr(torch, setting.dtype))
     facts["macs_per_image"] = sum(flops for flops, _ in operations) // 2 // setting.batch_size
     facts["roofline_ms"] = roofline_ms(operations, *rates)
     return facts
@@ -226,7 +226,7 @@ def attention_backend(model: SiTTransformer2DModel, setting: Setting, device: to
     tokens = (setting.latent_size // model.config.patch_size) ** 2
     shape = (setting.batch_size, tokens, 3, heads, model.config.attention_head_dim)
     training = setting.measurement in WITH_GRADIENTS
-    qkv = torch.empty(shape, dtype=DTYPES[setting.dtype], device=device, requires_grad=training)
+    qkv = torch.empty(shape, dtype=getattr(torch, setting.dtype), device=device, requires_grad=training)
     with torch.set_grad_enabled(training):
         return SDPBackend(torch._fused_sdp_choice(*qkv.permute(2, 0, 3, 1, 4))).name
 

@@ -64,7 +64,7 @@ def bench(
         torch.set_num_threads(threads)
     print(f"torch {torch.__version__}, {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds\n")
     for shape in shapes:
-        bench_shape(shape, DTYPES[dtype], torch.device(device), rounds, compile)
+        bench_shape(shape, getattr(torch, dtype), torch.device(device), rounds, compile)
 
 
 def check_shape(shape: list[int]) -> None:

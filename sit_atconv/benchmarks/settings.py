@@ -3,8 +3,6 @@
 import itertools
 from dataclasses import dataclass
 
-import torch
-
 from ..models.presets import PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file
@@ -13,7 +11,7 @@ MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", 
 WITH_GRADIENTS = ("training", "checkpointing")
 WITH_ROOFLINE = ("operator", "forward", "training")  # measurements whose operations are counted
 WITH_PROFILE = (*WITH_ROOFLINE, "sampling")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")  # names of torch
 DEVICES = ("auto", "cpu", "cuda")
 COMPILE = ("none", "blocks", "whole")
 PIXELS_PER_LATENT = 8  # side of the image in pixels / side of its latents, as Stable Diffusion's VAE has it
@@ -135,16 +133,26 @@ class LatencyOptions:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("device", self.device, DEVICES)
+        self._check_values()
+        import torch  # only now, since it takes seconds
+
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu or auto")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.compile is None:
             self.compile = "whole" if self.device == "cuda" else "none"
-        check_choice("compile", self.compile, COMPILE)
         if self.cuda_graphs and (self.device == "cpu" or self.compile != "whole"):
             raise ValueError("cuda_graphs=True needs --device cuda and --compile whole")
+        if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
+            raise ValueError(
+                f"vae={self.vae!r} is for the measurement sampling, which is not planned; add it, or leave vae out"
+            )
+
+    def _check_values(self) -> None:
+        check_choice("device", self.device, DEVICES)
+        if self.compile is not None:
+            check_choice("compile", self.compile, COMPILE)
         for name in ("warmup", "repeats", "steps", "sde_steps"):
             check_count(name, getattr(self, name))
         check_positive("max_seconds", self.max_seconds)
@@ -156,10 +164,6 @@ class LatencyOptions:
                 raise ValueError(f"{name}={values} must name at least one, and each only once")
         for setting in self.plan:
             setting.check()
-        if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
-            raise ValueError(
-                f"vae={self.vae!r} is for the measurement sampling, which is not planned; add it, or leave vae out"
-            )
         check_new_file("output", self.output)
 
     @property
@@ -167,7 +171,7 @@ class LatencyOptions:
         """The settings in the order in which they are measured."""
         own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
         if all(values is None for values in own):
-            return PLANS[self.device]
+            return PLANS["cpu" if self.device == "auto" else self.device]
         # A hybrid has no single operator.
         default = family("S/2")[:2] if "operator" in (self.measurements or []) else family("S/2")
         presets = tuple(self.presets or default)

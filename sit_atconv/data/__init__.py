@@ -1,5 +1,6 @@
 """Image data sets: from one string to images, and the order and randomness in which training sees them."""
 
+from ..utils.source_names import source_name
 from .base import EncodedDataset, ImageDataset
 from .broken import BrokenImages, too_many_broken
 from .decode import IMAGE_EXTENSIONS, BrokenImageError, open_image, read_image
@@ -11,7 +12,7 @@ from .order import TrainingOrder
 from .parquet import HuggingFaceDataset
 from .scan import scan_folder
 from .shards import ShardDataset
-from .sources import is_image_folder, open_dataset, source_name
+from .sources import is_image_folder, open_dataset
 from .streams import Stream, draw, sample_generator
 from .training_view import TrainingView
 

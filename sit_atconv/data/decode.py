@@ -45,6 +45,8 @@ MAX_PIXELS = 178_956_970
 class BrokenImageError(ValueError):
     """Raised for an image that cannot be read; the message names it."""
 
+    concerns_one_process = True  # the others may not have met the image
+
 
 @contextlib.contextmanager
 def open_image(file: str | Path | bytes) -> Iterator[Image.Image]:

@@ -19,7 +19,8 @@ from ..utils.environment import package_versions
 from ..utils.files import check_new_file
 from ..utils.image_grid import save_grid
 from .records import describe_pipeline
-from .sampling import SamplingOptions, balanced_labels, flatten_pixels, generate, image_shape
+from .sampling import flatten_pixels, generate, image_shape
+from .sampling_options import SamplingOptions, balanced_labels
 
 HELD_OUT = 0.25
 MIN_PER_CLASS = round(1 / HELD_OUT)  # so that every class has a held-out image

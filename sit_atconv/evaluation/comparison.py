@@ -23,7 +23,8 @@ from .evaluated_runs import Run, check_runs, choose_finals, model_names
 from .intervals import bootstrap_interval, mean_interval
 from .model_costs import check_inputs_agree, measure_models
 from .output_files import check_report_folder
-from .sampling import SAMPLERS, SamplingOptions, draw_images, load_pipeline
+from .sampling import SAMPLERS, draw_images, load_pipeline
+from .sampling_options import SamplingOptions
 
 GRID_IMAGES = 40
 

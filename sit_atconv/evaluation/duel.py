@@ -12,7 +12,8 @@ from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..training.build import build_transformer
-from ..training.config import TrainConfig, resolve_config
+from ..training.config import TrainConfig
+from ..training.stored_config import resolve_config
 from ..utils.environment import pick_device
 from ..utils.files import folder_lock
 from .comparison import write_comparison

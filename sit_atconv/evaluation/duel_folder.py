@@ -15,7 +15,7 @@ from ..utils.home import expand_home
 from ..utils.text import joined_lines
 from .duel_options import Duel
 from .metric_options import MetricOptions
-from .sampling import SamplingOptions
+from .sampling_options import SamplingOptions
 
 SETTINGS = "duel.yaml"  # the options of the duel, in its folder
 # Where and how a duel runs is not part of what it is: its folder may be moved, or named in another way.

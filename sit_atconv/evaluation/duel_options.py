@@ -13,7 +13,7 @@ from ..utils.bounded_text import load_yaml
 from ..utils.checks import check_count
 from ..utils.text import joined_lines
 from .metric_options import MetricOptions
-from .sampling import SamplingOptions
+from .sampling_options import SamplingOptions
 
 # Training options that the duel sets itself.
 RESERVED = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_every", "config"}

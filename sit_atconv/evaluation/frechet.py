@@ -6,7 +6,6 @@ Everything is computed in float64 on the CPU. N images, F features each.
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from scipy import stats
 
 from ..utils.checks import check_count
 from .feature_statistics import check_covariance, check_features
@@ -120,6 +119,8 @@ def fid_infinity(
     sizes = np.unique(np.linspace(N / 10, N, num_points).round().astype(int))
     resamples = (np.isin(np.arange(N), rng.choice(N, n, replace=False)).astype(int) for n in sizes)
     distances = list(resampled_frechet_distances(features, mean, covariance, resamples))
+    from scipy import stats  # takes a second to import
+
     line = stats.linregress(1 / sizes, distances)
     return {
         "fid_infinity": float(line.intercept),

@@ -13,10 +13,9 @@ from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor
 
 from ..utils.hashing import file_sha256
-from .extractor import Extractor
+from .extractor import INCEPTION_FILE, Extractor
 from .resize import INCEPTION_SIZE, describe_resize, resize_clean, resize_tensorflow
 
-INCEPTION_FILE = "inception-2015-12-05.pt"  # the file name that clean-fid opens
 # sFID reads the first channels of the first branch of mixed_6, (17, 17) pixels each (arXiv 2103.03841, ADM).
 SPATIAL_LAYERS = [
     "conv",

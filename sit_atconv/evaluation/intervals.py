@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def bootstrap_resamples(num_images: int, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -48,5 +47,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         raise ValueError(f"a confidence interval over seeds needs at least 2 of them, not {len(values)}")
+    from scipy import stats  # takes a second to import
+
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return [float(values.mean() - half), float(values.mean() + half)]

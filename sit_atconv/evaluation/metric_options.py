@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from ..utils.checks import check_choice, check_count, check_non_negative
-from .extractor import parse_extractor
-from .features import check_extractor, torchscript_program
+from .extractor import check_extractor, parse_extractor, torchscript_program
 from .metrics import METRICS
 
 

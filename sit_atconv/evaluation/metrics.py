@@ -5,12 +5,15 @@ To add a metric, write it as a function of features in a file of its own, and gi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .frechet import fid_infinity, frechet_distance
-from .image_features import ImageFeatures
 from .inception_score import inception_score
 from .kernel_distance import kernel_distance
 from .neighbours import density_coverage, precision_recall
+
+if TYPE_CHECKING:  # it imports PyTorch, which the names of the metrics do not need
+    from .image_features import ImageFeatures
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,24 @@ class Metric:
     check: Callable[..., None] | None = None
 
 
-def compute_fid(samples: ImageFeatures, reference: ImageFeatures) -> dict:
+def compute_fid(samples: "ImageFeatures", reference: "ImageFeatures") -> dict:
     a, b = samples.statistics["features"], reference.statistics["features"]
     return {"fid": frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
 
 
-def compute_sfid(samples: ImageFeatures, reference: ImageFeatures) -> dict:
+def compute_sfid(samples: "ImageFeatures", reference: "ImageFeatures") -> dict:
     a, b = samples.statistics["spatial"], reference.statistics["spatial"]
     return {"sfid": frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
 
 
 def compute_kid(
-    samples: ImageFeatures, reference: ImageFeatures, kid_subsets: int, kid_subset_size: int, metric_seed: int
+    samples: "ImageFeatures", reference: "ImageFeatures", kid_subsets: int, kid_subset_size: int, metric_seed: int
 ) -> dict:
     mean, std = kernel_distance(samples.features, reference.features, kid_subsets, kid_subset_size, metric_seed)
     return {"kid": mean, "kid_std": std}
 
 
-def compute_inception_score(samples: ImageFeatures, reference: ImageFeatures, splits: int) -> dict:
+def compute_inception_score(samples: "ImageFeatures", reference: "ImageFeatures", splits: int) -> dict:
     mean, std = inception_score(samples.probabilities, splits)
     return {"inception_score": mean, "inception_score_std": std}
 
@@ -63,7 +66,7 @@ def check_inception_score(num_samples: int, fewest: int, splits: int) -> None:
         raise ValueError(f"splits={splits} exceeds the {num_samples} samples; choose at most as many")
 
 
-def compute_precision_recall(samples: ImageFeatures, reference: ImageFeatures, neighbours: int) -> dict:
+def compute_precision_recall(samples: "ImageFeatures", reference: "ImageFeatures", neighbours: int) -> dict:
     precision, recall = precision_recall(samples.features, reference.features, neighbours)
     return {"precision": precision, "recall": recall}
 
@@ -75,7 +78,7 @@ def check_precision_recall(num_samples: int, fewest: int, neighbours: int) -> No
         )
 
 
-def compute_density_coverage(samples: ImageFeatures, reference: ImageFeatures, density_neighbours: int) -> dict:
+def compute_density_coverage(samples: "ImageFeatures", reference: "ImageFeatures", density_neighbours: int) -> dict:
     density, coverage = density_coverage(samples.features, reference.features, density_neighbours)
     return {"density": density, "coverage": coverage}
 
@@ -88,7 +91,7 @@ def check_density_coverage(num_samples: int, fewest: int, density_neighbours: in
         )
 
 
-def compute_fid_infinity(samples: ImageFeatures, reference: ImageFeatures, metric_seed: int) -> dict:
+def compute_fid_infinity(samples: "ImageFeatures", reference: "ImageFeatures", metric_seed: int) -> dict:
     real = reference.statistics["features"]
     result = fid_infinity(samples.features, real.mean, real.covariance, seed=metric_seed)
     return {

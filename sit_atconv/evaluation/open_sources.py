@@ -13,7 +13,8 @@ from .metrics import METRICS
 from .output_files import SAMPLES_RECORD
 from .records import read_record
 from .reference_statistics import ReferenceStatistics, load_statistics
-from .sampling import SamplingOptions, image_shape, load_pipeline
+from .sampling import image_shape, load_pipeline
+from .sampling_options import SamplingOptions
 from .scored_images import ImageSource, PipelineSource, ReferenceSource, SampleSource
 
 

@@ -24,8 +24,9 @@ from .npz_batch import is_packed, write_npz
 from .output_files import LABELS_FILE, SAMPLES_RECORD, SamplingError, check_batch_file, check_sample_folder
 from .records import describe_pipeline, folder_sha256, image_determining, read_record
 from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
-from .sampling import SamplingOptions, counting_rows, draw_images, image_shape, load_pipeline
+from .sampling import counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
+from .sampling_options import SamplingOptions
 
 
 def sample_to_folder(

@@ -16,7 +16,8 @@ from .image_features import read_batches
 from .image_sets import ImageSet
 from .records import describe_pipeline, folder_sha256
 from .reference_statistics import ReferenceStatistics
-from .sampling import SamplingOptions, counting_rows, draw_images, image_shape
+from .sampling import counting_rows, draw_images, image_shape
+from .sampling_options import SamplingOptions
 
 
 @dataclass

@@ -15,7 +15,7 @@ from .metric_options import MetricOptions
 from .metrics import METRICS
 from .open_sources import check_folders, check_sources, open_reference, open_samples
 from .reference_statistics import save_statistics
-from .sampling import SamplingOptions
+from .sampling_options import SamplingOptions
 from .score_report import describe_scores
 from .scored_images import ReferenceSource
 

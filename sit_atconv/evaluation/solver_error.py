@@ -23,7 +23,7 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..utils.checks import check_count
 from ..utils.randomness import image_generator
 from ..utils.tables import markdown_table
-from .sampling import balanced_labels
+from .sampling_options import balanced_labels
 
 BUDGETS = (10, 20, 30, 50, 100, 200)  # network calls
 TOLERANCES = (1e-2, 1e-3, 1e-4)

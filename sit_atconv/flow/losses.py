@@ -6,10 +6,8 @@ import torch
 
 from ..utils.checks import check_choice, check_eps, check_positive
 from .callbacks import check_output
+from .choices import TIME_SAMPLINGS, WEIGHTINGS
 from .interpolants import Interpolant, expand_like
-
-WEIGHTINGS = ("none", "velocity", "likelihood")
-TIME_SAMPLINGS = ("uniform", "logit-normal")
 
 
 class InterpolantLoss:

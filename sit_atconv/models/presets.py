@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..utils.checks import check_choice
+from ..utils.suggestions import did_you_mean
 
 MIXERS = ("atconv", "attention")
 
@@ -33,6 +34,7 @@ def check_preset(name: str) -> None:
         raise ValueError(
             f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE and SiT-ATConv-SIZE-Hybrid with SIZE "
             "one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as SiT-ATConv-S/2"
+            f"{did_you_mean(name, PRESETS)}"
         )
 
 

@@ -1,28 +1,22 @@
 """The configuration of a training run, grouped as in --help.
 
-Constructing a `TrainConfig` reads nothing from the disk, so the config.yaml of any run can be opened on any machine.
-Whatever depends on files and installed packages is checked and filled in by `resolve_config`, before a run starts.
+Constructing a `TrainConfig` reads nothing from the disk and imports nothing that takes long: mistakes in the options
+are answered at once, and the config.yaml of any run can be opened on any machine. Whatever depends on files and
+installed packages is checked and filled in by `resolve_config` (stored_config.py), before a run starts.
 """
 
-import dataclasses
-import importlib.util
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import source_name
-from ..flow.losses import TIME_SAMPLINGS, WEIGHTINGS
-from ..models.presets import PRESETS, check_preset
-from ..utils.bounded_text import read_yaml
+from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
+from ..models.presets import MIXERS, PRESETS, check_preset
 from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive
-from .checkpoints import checkpoint_steps, read_state
-from .ema import profile_weights
-from .fine_tuning import check_objective, pipeline_vae
+from ..utils.source_names import source_name
+from .ema_profiles import profile_weights
 
 DEFAULT_PRESET = "SiT-ATConv-Nano/2"
 TRACKERS = ("tensorboard", "wandb", "trackio")
-CONFIG = "config.yaml"
 
 
 @dataclass
@@ -278,6 +272,8 @@ class TrainConfig(
             self.preset = DEFAULT_PRESET if self.preset is None else self.preset
             check_preset(self.preset)
             self.mixer = PRESETS[self.preset]["mixer"] if self.mixer is None else self.mixer
+            if isinstance(self.mixer, str):
+                check_choice("mixer", self.mixer, (*MIXERS, "hybrid"))
         elif self.preset or self.mixer or self.model.keys() - {"class_dropout_prob"}:
             given = {"preset": self.preset, "mixer": self.mixer}
             given |= {f"model.{name}": value for name, value in self.model.items() if name != "class_dropout_prob"}
@@ -311,54 +307,3 @@ class TrainConfig(
         """`output_dir` as a path."""
         assert self.output_dir is not None  # __post_init__
         return Path(self.output_dir)
-
-
-def resolve_config(config: TrainConfig) -> TrainConfig:
-    """Check a configuration against the disk and the installed packages, and return it with the VAE filled in.
-
-    Fine-tuning takes over the VAE of the pipeline folder in `init_from`, unless another one is given.
-
-    Raises:
-        ValueError: if `init_from` is not a pipeline folder or was trained with another objective, or if the package of
-            `log_with` is not installed.
-    """
-    if config.init_from is not None:
-        check_objective(config.init_from, config.path, config.prediction)
-        if config.vae is None:
-            config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
-    if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
-        raise ValueError(
-            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
-        )
-    return config
-
-
-def load_options(run: Path) -> dict[str, Any]:
-    """Return the options that a run has saved.
-
-    They are those of the newest checkpoint, which is protected by hashes. config.yaml shows them to people, and is
-    read if there is no checkpoint, or only checkpoints of earlier versions, which do not contain the options.
-
-    Raises:
-        FileNotFoundError: if the folder holds no config.yaml.
-        ValueError: if it is damaged.
-    """
-    for _, checkpoint in reversed(checkpoint_steps(run / "checkpoints")):
-        with suppress(ValueError):  # a damaged checkpoint, which is reported when the run is continued
-            if options := read_state(checkpoint).get("config"):
-                return options
-    options = read_yaml(run / CONFIG)
-    known = {each.name for each in dataclasses.fields(TrainConfig)}
-    if not isinstance(options, dict) or not options.keys() <= known:
-        raise ValueError(f"{run / CONFIG} is damaged, or no configuration of a run; restore it, or remove the folder")
-    return options
-
-
-def load_config(run: Path) -> TrainConfig:
-    """Open the configuration that a run has saved. Options that did not exist yet take their defaults.
-
-    Raises:
-        FileNotFoundError: if the folder holds no config.yaml.
-        ValueError: if it is damaged.
-    """
-    return TrainConfig(**load_options(run))

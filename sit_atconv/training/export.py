@@ -10,11 +10,11 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
 from .build import build_pipeline
 from .checkpoints import STATE, checkpoint_steps, verify_checkpoint
-from .config import load_config
-from .ema import profile_weights
+from .ema_profiles import profile_weights
 from .finish import save_pipeline
 from .posthoc_ema import reconstruct
 from .state import AVERAGE_PREFIX, AVERAGES
+from .stored_config import load_config
 
 
 def average_names(run: Path, checkpoint: Path) -> list[str]:

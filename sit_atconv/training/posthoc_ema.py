@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .checkpoints import checkpoint_steps, read_checkpoint, verify_checkpoint
-from .ema import power_exponent
+from .ema_profiles import power_exponent
 
 
 def reconstruction_weights(steps: Sequence[int], stds: Sequence[float], std: float, step: int) -> np.ndarray:

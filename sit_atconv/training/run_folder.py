@@ -20,7 +20,8 @@ from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import LOCK, append_line, check_no_links, folder_lock, remove_staged, write_atomically
 from ..utils.hashing import tensors_sha256
 from .checkpoints import STATE, checkpoint_steps, rotate, sweep
-from .config import CONFIG, TrainConfig, load_options
+from .config import TrainConfig
+from .stored_config import CONFIG, load_options
 
 # Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
 # have moved: their content is compared with that of the checkpoint (`describe_data`).

@@ -20,7 +20,7 @@ from ..utils.text import printable
 from .batches import Batches
 from .build import Components, build_components, build_loader, build_pipeline
 from .checkpoints import checkpoint_steps, recover_checkpoint, save_checkpoint
-from .config import TrainConfig, resolve_config
+from .config import TrainConfig
 from .finish import print_next_steps, save_pipeline, upload
 from .learner import Learner
 from .loss_plot import plot_metrics
@@ -32,6 +32,7 @@ from .runlog import MetricsFile, Stopwatch, Window, memory_gb
 from .samples import GRID_COLUMNS, sample_grid
 from .signals import StopSignals
 from .step_report import StepReport, StepReports
+from .stored_config import resolve_config
 from .trackers import scalars, tracker_config, tracker_options, trackers
 
 

@@ -105,7 +105,29 @@ def load_yaml(text: str, source: str | Path) -> Any:
 
 def read_yaml(file: str | Path) -> Any:
     """Return the content of a YAML file; see `read_bounded` and `load_yaml` for what is refused."""
-    return load_yaml(read_bounded(file, 4 * MAX_YAML_CHARACTERS), file)
+    return load_yaml(read_configuration(file), file)
+
+
+def read_configuration(file: str | Path) -> str:
+    """Return the text of a YAML file of the size that configurations have; see `read_bounded` for what is refused."""
+    return read_bounded(file, 4 * MAX_YAML_CHARACTERS)
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """The lines, counted from 1, on which the keys of a YAML text stand. Keys of a dictionary within are KEY.INNER.
+
+    The text has passed `check_yaml`. It is empty if the text is no dictionary.
+    """
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str, depth: int) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) and depth < MAX_DEPTH else ():
+            if isinstance(key, yaml.ScalarNode):
+                lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
+                walk(value, f"{prefix}{key.value}.", depth + 1)
+
+    walk(yaml.compose(text, Loader=LOADER), "", 0)
+    return lines
 
 
 def check_yaml(text: str, source: str | Path) -> None:
@@ -141,7 +163,15 @@ def check_yaml(text: str, source: str | Path) -> None:
             if anchor is not None:
                 anchors[anchor] = size
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {_in_one_line(error)}") from error
+        raise _not_yaml(source, error) from error
+
+
+def _not_yaml(source: str | Path, error: yaml.YAMLError) -> ValueError:
+    """The error for what is no YAML, with its line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return ValueError(f"{source} is not YAML: {_in_one_line(error)}")
+    return ValueError(f"{source}:{mark.line + 1}: this is not YAML: {problem}, column {mark.column + 1}")
 
 
 def _in_one_line(error: Exception) -> str:

@@ -2,22 +2,32 @@
 
 import functools
 import itertools
-from collections.abc import Collection, Sequence
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
-from .bounded_text import check_yaml
+from .bounded_text import check_yaml, key_lines, read_configuration
+from .commands import values_of
 from .home import expand_home
-from .text import printable
+from .option_help import HelpAction, describe_type, format_options, names_of, option_type, options_of
+from .outlines import function_outline
+from .suggestions import did_you_mean
+from .text import joined_lines, printable
+
+T = TypeVar("T")
 
 
 class OptionParser(ArgumentParser):
     """A jsonargparse parser that expands ~ and accepts switches without a value; its messages are safe to print.
 
-    Configuration files that would take the machine's memory or stack are refused.
+    A mistake ends with one line, which names the option, the value and what it may be, and for a configuration file
+    also the file and the line. Configuration files that would take the machine's memory or stack are refused.
 
     Args:
         **options: as for `jsonargparse.ArgumentParser`; options cannot be abbreviated.
@@ -25,11 +35,24 @@ class OptionParser(ArgumentParser):
 
     def __init__(self, **options: Any):
         bound_yaml()
-        super().__init__(allow_abbrev=False, **options)
+        self.arguments: list[str] = []
+        self.files: list[str] = []  # of --config
+        super().__init__(allow_abbrev=False, add_help=False, **options)
+        self.add_argument("-h", "--help", action=HelpAction)
+
+    def add_function_options(self, module: str, name: str, skip: Collection[str] = ()) -> None:
+        """Add the parameters of a function as options, without importing its module; see `function_outline`."""
+        self.add_function_arguments(function_outline(module, name, skip))
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The text of --help: a line for each option."""
+        return printable(format_options(self))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the usage and the message, and exit with code 2."""
-        super().error(printable(message), ex)
+        """Print the mistake in one line, on the first process of a machine, and exit with code 2."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{self.prog}: error: {joined_lines(self.explain(message))}", file=sys.stderr)
+        self.exit(2)
 
     def parse_args(self, *arguments, **options):
         """Parse the command line, as jsonargparse does."""
@@ -47,11 +70,70 @@ class OptionParser(ArgumentParser):
             arguments: the command line.
             switches: boolean options that need no value: --name is --name true.
         """
+        self.arguments = list(arguments)
+        self.files = values_of("config", arguments)
+        for file in self.files:
+            try:
+                check_yaml(read_configuration(file), file)
+            except (OSError, ValueError) as error:
+                self.error(f"config={file!r}: {error.strerror}" if isinstance(error, OSError) else str(error))
         spelled_out: list[str] = []
         flags = {f"--{name}" for name in switches}
         for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
             spelled_out += [argument, "true"] if argument in flags and following.startswith("--") else [argument]
         return expand_home(self.parse_args(files_first(spelled_out)).as_dict())
+
+    def explain(self, message: str) -> str:
+        """A message of argparse or jsonargparse in the words of this package, with the place in a configuration."""
+        if unknown := re.match(r"unrecognized arguments: (-*)([^\s=]+)", message):
+            if not unknown[1]:
+                return f"{unknown[2]!r} belongs to no option; --help lists them"
+            return f"there is no option {unknown[1]}{unknown[2]}{self.nearest(unknown[2], '--')}"
+        if lacking := re.match(r"argument (?:-\w/)?(--\w+).*: expected", message):
+            return f"{lacking[1]} needs a value"
+        if unknown := re.match(r"Option '([^']+)' is not accepted", message):
+            return self.located(unknown[1], f"there is no option {unknown[1]}{self.nearest(unknown[1])}")
+        if wrong := re.match(r'Parser key "([^"]+)":\s*(.*)', message, flags=re.DOTALL):
+            return self.located(wrong[1], self.explain_value(wrong[1], wrong[2]))
+        return message
+
+    def explain_value(self, name: str, reason: str) -> str:
+        """What is wrong with the value of an option, by its type."""
+        value = re.search(r"Got value: (.*)|Given value: (.*)", reason)
+        action = next((each for each in options_of(self) if name in names_of(each)), None)
+        if value is None or action is None:
+            return f"{name}: {reason}"
+        given = (value[1] or value[2]).strip()
+        wanted = describe_type(option_type(action))
+        return f"{name}={given!r} must be {wanted}{did_you_mean(given, wanted.replace('one of ', '').split(', '))}"
+
+    def nearest(self, name: str, dashes: str = "") -> str:
+        """The option that is nearest to a mistyped one, for a message; where to look if none is."""
+        known = [f"{dashes}{each}" for action in options_of(self) for each in names_of(action)]
+        return did_you_mean(f"{dashes}{name}", known) or "; --help lists them"
+
+    def located(self, name: str, message: str) -> str:
+        """A message about an option, headed by the place in the configuration file that set it, if one did."""
+        given = {argument.partition("=")[0].lstrip("-") for argument in self.arguments if argument.startswith("--")}
+        for file in reversed(self.files if name not in given else []):
+            lines = key_lines(read_configuration(file))
+            parts = name.split(".")
+            for key in (".".join(parts[:count]) for count in range(len(parts), 0, -1)):
+                if key in lines:
+                    return f"{file}:{lines[key]}: {message}"
+        return message
+
+    def build(self, options_class: Callable[..., T], options: dict[str, Any]) -> T:
+        """Build a dataclass of options that were parsed.
+
+        Raises:
+            ValueError: of the class; if it begins with NAME=…, headed by the place in a configuration file that set it.
+        """
+        try:
+            return options_class(**options)
+        except ValueError as error:
+            name = re.match(r"([\w.]+)=", str(error))
+            raise (ValueError(self.located(name[1], str(error))) if name else error) from error
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:

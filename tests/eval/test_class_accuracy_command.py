@@ -10,7 +10,8 @@ from PIL import Image
 from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation.class_accuracy import fit_classifier
-from sit_atconv.evaluation.sampling import SamplingOptions, generate
+from sit_atconv.evaluation.sampling import generate
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 
 
 @pytest.fixture(scope="module")

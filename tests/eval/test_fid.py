@@ -15,7 +15,8 @@ from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import inception, scored_images, scores
 from sit_atconv.evaluation.frechet import frechet_distance
-from sit_atconv.evaluation.sampling import SamplingOptions, generate, load_pipeline
+from sit_atconv.evaluation.sampling import generate, load_pipeline
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.utils import commands
 
 CPU = torch.device("cpu")

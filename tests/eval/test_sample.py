@@ -18,7 +18,8 @@ from PIL import Image
 from sit_atconv.evaluation import sample_folder
 from sit_atconv.evaluation.image_sets import open_images
 from sit_atconv.evaluation.records import read_record
-from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
+from sit_atconv.evaluation.sampling import draw_images
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.utils.files import folder_lock
 
 OPTIONS = ["--num_inference_steps", "2", "--batch_size", "8"]

@@ -10,7 +10,8 @@ import torch
 from sit_atconv.evaluation.comparison import first_samples, paired_differences
 from sit_atconv.evaluation.evaluated_runs import Run
 from sit_atconv.evaluation.records import describe_pipeline
-from sit_atconv.evaluation.sampling import SamplingOptions, draw_images
+from sit_atconv.evaluation.sampling import draw_images
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 
 
 @pytest.mark.parametrize("changes", [{"solver": "euler"}, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}])

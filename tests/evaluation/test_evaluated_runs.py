@@ -146,7 +146,7 @@ def test_a_run_has_a_name_however_it_is_given(run_folder, monkeypatch):
 def test_a_damaged_configuration_is_named(run_folder, text):
     folder = run_folder("SA", a={})
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.yaml .*.*; restore it"):
+    with pytest.raises(ValueError, match=r"config\.yaml.*.*; restore it"):
         load_run(folder)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sit_atconv.evaluation.extractor import parse_extractor
-from sit_atconv.evaluation.features import build_extractor, check_extractor
+from sit_atconv.evaluation.extractor import check_extractor, parse_extractor
+from sit_atconv.evaluation.features import build_extractor
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline
-from sit_atconv.evaluation.sampling import SamplingOptions, balanced_labels, draw_images, generate
+from sit_atconv.evaluation.sampling import draw_images, generate
+from sit_atconv.evaluation.sampling_options import SamplingOptions, balanced_labels
 from sit_atconv.utils.randomness import image_generator
 
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from sit_atconv.data import DigitsDataset
 from sit_atconv.evaluation import metrics, scores
+from sit_atconv.evaluation.extractor import INCEPTION_FILE
 from sit_atconv.evaluation.features import build_extractor
 from sit_atconv.evaluation.frechet import frechet_distance
-from sit_atconv.evaluation.inception import INCEPTION_FILE
 from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.evaluation.sample_folder import sample_to_folder
-from sit_atconv.evaluation.sampling import SamplingOptions
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.evaluation.score_report import check_comparable
 
 CPU = torch.device("cpu")

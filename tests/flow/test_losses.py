@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from sit_atconv import Interpolant, InterpolantLoss
+from sit_atconv.flow.choices import WEIGHTINGS
 from sit_atconv.flow.interpolants import PREDICTIONS
-from sit_atconv.flow.losses import WEIGHTINGS
 
 PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's
 PARITY = [

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import train_sit
 
+from sit_atconv.training import loop
 from sit_atconv.training.trainer import Trainer
 from sit_atconv.utils.files import LOCK
 
@@ -45,7 +46,7 @@ def train(folder: Path, pipe, last: int | None, stop: int | None) -> None:
     Trainer.train_step = train_step
     os.chdir(folder)  # the run folder has the same name everywhere, since configurations contain it
     sys.addaudithook(watch)
-    train_sit.train(train_sit.parse_arguments(["--output_dir", "run", *OPTIONS]))
+    loop.train(train_sit.parse_arguments(["--output_dir", "run", *OPTIONS]))
     pipe.send(events)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from sit_atconv import SiTPipeline
 from sit_atconv.data import open_dataset
 from sit_atconv.training import build, encode
+from sit_atconv.training.loop import train
 from sit_atconv.utils.hashing import file_sha256
 
 
@@ -46,7 +47,7 @@ def test_one_process_opens_the_data_before_the_others(module, photos, vae, tmp_p
     def member(rank: int) -> None:
         with pytest.raises(ValueError, match="no data"):
             if module is build:
-                train_sit.train(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run")]))
+                train(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run")]))
             else:
                 encode.encode_latents(**options(photos, vae, tmp_path / "cache"))
 
@@ -90,7 +91,7 @@ TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "2", "--s
 def test_training_from_latents(latents, photos, vae, tmp_path):
     def train(folder, data, *others):
         arguments = [*TINY, "--output_dir", str(tmp_path / folder), "--vae", str(vae), "--data", str(data), *others]
-        return train_sit.train(train_sit.parse_arguments([*arguments, "--horizontal_flip", "true"]))
+        return train(train_sit.parse_arguments([*arguments, "--horizontal_flip", "true"]))
 
     pipelines = [train("cached", latents), train("images", photos, "--image_size", "16")]
     one, other = (load_file(path / "transformer" / "diffusion_pytorch_model.safetensors") for path in pipelines)

@@ -11,6 +11,7 @@ import train_sit
 from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
+from sit_atconv.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     options = ["--output_dir", str(folder), "--max_steps", "6", "--model.num_layers", "1", "--batch_size", "16"]
     options += ["--ema_decay", "[0.9, 0.5]", "--ema_stds", "[0.05, 0.1]", "--ema_snapshot_every", "2"]
     options += ["--checkpoint_every", "3", "--sample_steps", "1", "--log_with", "none"]
-    train_sit.train(train_sit.parse_arguments(options))
+    train(train_sit.parse_arguments(options))
     return folder
 
 
@@ -78,7 +79,7 @@ def test_run_of_a_tracker_that_is_not_here_and_without_decays(tmp_path, monkeypa
         "1",
     ]
     options += ["--ema_decay", "[]", "--ema_stds", "[0.1, 0.05]", "--log_with", "none", "--batch_size", "16"]
-    train_sit.train(train_sit.parse_arguments(options))
+    train(train_sit.parse_arguments(options))
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("log_with: none", "log_with: wandb"))
     find = importlib.util.find_spec

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from sit_atconv.flow.losses import InterpolantLoss
 from sit_atconv.training import learner, trainer
+from sit_atconv.training.loop import train
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.processes import on_main_process
 from sit_atconv.training.step_report import StepReports
@@ -46,7 +47,7 @@ TINY = [
 
 def run(folder: Path, *arguments: str, steps: int = 4) -> Path:
     options = ["--output_dir", str(folder), "--max_steps", str(steps), *TINY, *arguments]
-    return train_sit.train(train_sit.parse_arguments(options))
+    return train(train_sit.parse_arguments(options))
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -662,7 +663,7 @@ def test_signals_work_as_before_after_a_run(tmp_path):
 
 
 def test_stopped_run_has_its_own_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_sit, "train", lambda config: Path(config.output_dir))
+    monkeypatch.setattr("sit_atconv.training.loop.train", lambda config: Path(config.output_dir))
     with pytest.raises(SystemExit) as stopped:
         train_sit.main(["--output_dir", str(tmp_path / "run")])
     assert stopped.value.code == 143

@@ -18,7 +18,7 @@ from sit_atconv.data import open_dataset
 from sit_atconv.models.macs import closed_form_macs
 from sit_atconv.models.vae import load_vae
 from sit_atconv.training.build import build_transformer
-from sit_atconv.training.config import resolve_config
+from sit_atconv.training.stored_config import resolve_config
 
 CONFIGS = Path(train_sit.__file__).with_name("configs")
 RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.name)

@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline, cli
+from sit_atconv.training.loop import train
 
 TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "1", "--sample_steps", "2"]
 
 
 def run(folder, *arguments, steps: int = 3):
     options = ["--output_dir", folder, "--max_steps", steps, *TINY, *arguments]
-    return train_sit.train(train_sit.parse_arguments([str(option) for option in options]))
+    return train(train_sit.parse_arguments([str(option) for option in options]))
 
 
 def weights(pipeline) -> dict[str, torch.Tensor]:

@@ -14,13 +14,14 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
+from sit_atconv.training.loop import train
 
 TINY = ["--model.num_layers", "2", "--batch_size", "32", "--log_every", "2", "--sample_steps", "2"]
 
 
 def run(folder: Path, *arguments: str, steps: int = 4) -> Path:
     options = ["--output_dir", str(folder), "--max_steps", str(steps), *TINY, *arguments]
-    return train_sit.train(train_sit.parse_arguments(options))
+    return train(train_sit.parse_arguments(options))
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -358,7 +359,7 @@ def test_generated_digits_are_recognised(tmp_path, mixer):
     options = ["--mixer", mixer, "--output_dir", str(tmp_path / mixer), "--max_steps", "500", "--sample_every", "500"]
     options += ["--learning_rate", "0.003", "--ema_decay", "0.98"]
     options += ["--model.num_layers", "3", "--model.attention_head_dim", "32"]
-    pipeline = SiTPipeline.from_pretrained(train_sit.train(train_sit.parse_arguments(options)))
+    pipeline = SiTPipeline.from_pretrained(train(train_sit.parse_arguments(options)))
     pipeline.set_progress_bar_config(disable=True)
     labels = [label for label in range(10) for _ in range(20)]
     images = pipeline(labels, generator=torch.Generator().manual_seed(0), output_type="np").images  # (200, 8, 8, 1)
@@ -397,7 +398,7 @@ def test_fine_tuning_starts_from_the_pipeline(tmp_path):
     pipeline = run(tmp_path / "run", "--learning_rate", "0.01")
     options = ["--output_dir", str(tmp_path / "tuned"), "--init_from", str(pipeline), "--max_steps", "1"]
     options += ["--batch_size", "16", "--sample_steps", "1", "--learning_rate", "1e-9", "--lr_warmup_steps", "0"]
-    tuned = train_sit.train(train_sit.parse_arguments(options))
+    tuned = train(train_sit.parse_arguments(options))
     before, after = weights(pipeline), weights(tuned)
     assert before.keys() == after.keys()
     for name in before:

@@ -9,7 +9,8 @@ from sit_atconv import SiTTransformer2DModel
 from sit_atconv.data import DigitsDataset
 from sit_atconv.training.build import build_transformer
 from sit_atconv.training.command_line import parse_arguments
-from sit_atconv.training.config import TrainConfig, load_config, resolve_config
+from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.stored_config import load_config, resolve_config
 
 
 def test_preset_and_options_are_unchanged_without_init_from():
@@ -104,7 +105,7 @@ def test_groups_are_those_of_the_help(capsys):
         title: re.findall(r"^  --(\w+)", text, flags=re.MULTILINE)
         for title, text in zip(sections[1::2], sections[2::2], strict=True)
     }
-    assert shown.pop("options") == ["config", "print_config"]
+    assert shown.pop("Options") == ["config", "print_config"]
     assert list(shown) == [
         "Data",
         "Model",
@@ -153,7 +154,7 @@ def test_precision_no_is_not_a_boolean(tmp_path, word):
 )
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
 def test_numbers_are_finite(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"^{name}={value.replace('.', '')} must be a number"):
+    with pytest.raises(ValueError, match=rf"options\.yaml:1: {name}={value.replace('.', '')} must be a number"):
         parse(tmp_path, f"{name}: {value}\n")
 
 
@@ -166,7 +167,9 @@ def test_null_only_where_it_has_a_meaning(tmp_path, name):
     if name in OPTIONAL:
         parse(tmp_path, f"{name}: null\n")
     else:
-        with pytest.raises(ValueError, match=f"^{name}=null is no value; give one, or leave {name} out"):
+        with pytest.raises(
+            ValueError, match=rf"options\.yaml:1: {name}=null is no value; give one, or leave {name} out"
+        ):
             parse(tmp_path, f"{name}: null\n")
 
 

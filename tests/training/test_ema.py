@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from sit_atconv.training.ema import WeightAverages, power_exponent, power_weight
+from sit_atconv.training.ema import WeightAverages
+from sit_atconv.training.ema_profiles import power_exponent, power_weight
 
 APPLIED, SKIPPED = torch.tensor(1.0), torch.tensor(0.0)
 

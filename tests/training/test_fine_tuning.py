@@ -7,8 +7,9 @@ import torch
 
 from sit_atconv.data import DigitsDataset
 from sit_atconv.training.build import build_pipeline, build_transformer
-from sit_atconv.training.config import TrainConfig, resolve_config
+from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.finish import save_pipeline
+from sit_atconv.training.stored_config import resolve_config
 
 
 class Letters(DigitsDataset):

@@ -103,5 +103,5 @@ def test_damaged_configuration_without_a_checkpoint_is_named(content, tmp_path):
     config = TrainConfig(output_dir=str(tmp_path / "run"), resume="auto")
     killed_before_its_first_checkpoint(config)
     (tmp_path / "run" / "config.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"run/config\.yaml .*; choose another --output_dir"):
+    with pytest.raises(ValueError, match=r"run/config\.yaml.*; choose another --output_dir"):
         prepare_run_folder(config)

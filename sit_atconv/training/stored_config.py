@@ -1,0 +1,65 @@
+"""Configurations and the disk: the options that a run has saved; options checked against files and packages."""
+
+import dataclasses
+import importlib.util
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..utils.bounded_text import read_yaml
+from .checkpoints import checkpoint_steps, read_state
+from .config import TRACKERS, TrainConfig
+from .fine_tuning import check_objective, pipeline_vae
+
+CONFIG = "config.yaml"
+
+
+def resolve_config(config: TrainConfig) -> TrainConfig:
+    """Check a configuration against the disk and the installed packages, and return it with the VAE filled in.
+
+    Fine-tuning takes over the VAE of the pipeline folder in `init_from`, unless another one is given.
+
+    Raises:
+        ValueError: if `init_from` is not a pipeline folder or was trained with another objective, or if the package of
+            `log_with` is not installed.
+    """
+    if config.init_from is not None:
+        check_objective(config.init_from, config.path, config.prediction)
+        if config.vae is None:
+            config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
+    if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
+        raise ValueError(
+            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
+        )
+    return config
+
+
+def load_options(run: Path) -> dict[str, Any]:
+    """Return the options that a run has saved.
+
+    They are those of the newest checkpoint, which is protected by hashes. config.yaml shows them to people, and is
+    read if there is no checkpoint, or only checkpoints of earlier versions, which do not contain the options.
+
+    Raises:
+        FileNotFoundError: if the folder holds no config.yaml.
+        ValueError: if it is damaged.
+    """
+    for _, checkpoint in reversed(checkpoint_steps(run / "checkpoints")):
+        with suppress(ValueError):  # a damaged checkpoint, which is reported when the run is continued
+            if options := read_state(checkpoint).get("config"):
+                return options
+    options = read_yaml(run / CONFIG)
+    known = {each.name for each in dataclasses.fields(TrainConfig)}
+    if not isinstance(options, dict) or not options.keys() <= known:
+        raise ValueError(f"{run / CONFIG} is damaged, or no configuration of a run; restore it, or remove the folder")
+    return options
+
+
+def load_config(run: Path) -> TrainConfig:
+    """Open the configuration that a run has saved. Options that did not exist yet take their defaults.
+
+    Raises:
+        FileNotFoundError: if the folder holds no config.yaml.
+        ValueError: if it is damaged.
+    """
+    return TrainConfig(**load_options(run))
