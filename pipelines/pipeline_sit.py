@@ -43,7 +43,7 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
 
     Args:
         transformer: a `SiTTransformer2DModel`.
-        scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, or a flow-matching scheduler of diffusers.
+        scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, `MeanFlowScheduler`, or one of diffusers for flows.
         vae: `AutoencoderKL` or `AutoencoderTiny`. If None, the model works on pixels.
         id2label: class names by id. Keys are whole numbers, or their text, since JSON has no other keys.
     """
@@ -239,8 +239,8 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
 
     @property
     def default_num_inference_steps(self) -> int:
-        """The number of solver steps with about 50 network calls: 25 for the midpoint method, 50 for Euler's."""
-        return DEFAULT_NETWORK_CALLS // self.scheduler.order
+        """The scheduler's own, or that with about 50 network calls: 25 for the midpoint method, 50 for Euler's."""
+        return getattr(self.scheduler, "default_num_inference_steps", DEFAULT_NETWORK_CALLS // self.scheduler.order)
 
     def latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The shape (B, C, h, w) of the latents of images of height × width pixels."""

@@ -5,7 +5,7 @@ once, which reads each weight once instead of once per step, and each call looks
 
 The contract: a scheduler's `network_times(num_inference_steps)` lists the times at which its `solve` calls the network.
 Two times are the same if their float32 values are (`time_key`). A call at any other time is correct, but slower: its
-modulations are computed in the call.
+modulations are computed in the call. A scheduler of mean velocities lists steps (t, s) in place of times t.
 """
 
 import threading
@@ -56,7 +56,7 @@ def evaluating(*models: torch.nn.Module | None) -> Iterator[None]:
 
 
 class LabelledModel:
-    """A network with its labels bound: `model(x, t, rows)` -> raw output, float32.
+    """A network with its labels bound: `model(x, t, rows)` -> raw output, float32; `model(x, t, rows, s)` for a step.
 
     Args:
         transformer: a `SiTTransformer2DModel` in eval mode.
@@ -69,9 +69,9 @@ class LabelledModel:
         # What `prepare` computes; before that, and if it does not fit, every call computes its own modulations.
         self.modulations: torch.Tensor | None = None  # (times, unique labels, width)
         self.index: torch.Tensor | None = None  # of each label in the unique labels
-        self.steps: dict[float, int] = {}  # time_key -> index into self.modulations
+        self.steps: dict[tuple[float, ...], int] = {}  # time_key of t, and of s if given -> index into self.modulations
 
-    def prepare(self, times: Sequence[float]) -> None:
+    def prepare(self, times: Sequence[float] | Sequence[tuple[float, float]]) -> None:
         """Compute the modulations of all calls of a solve at once, if memory and the model's hooks allow it.
 
         Args:
@@ -79,12 +79,14 @@ class LabelledModel:
         """
         if not times or _has_hooks(self.transformer):
             return
-        keys = list(dict.fromkeys(map(time_key, times)))
+        calls = [time if isinstance(time, tuple) else (time,) for time in times]
+        keys = list(dict.fromkeys(tuple(map(time_key, call)) for call in calls))
         unique_labels, index = self.labels.unique(return_inverse=True)
         if not self._fits_in_memory(len(keys), len(unique_labels)):
             return
         self.index = index
-        self.modulations = self.transformer.modulations(torch.tensor(keys, device=self.labels.device), unique_labels)
+        columns = torch.tensor(keys, device=self.labels.device).unbind(1)  # t, and s if there is one
+        self.modulations = self.transformer.modulations(columns[0], unique_labels, *columns[1:])
         self.steps = {key: step for step, key in enumerate(keys)}
 
     def _fits_in_memory(self, num_times: int, num_labels: int) -> bool:
@@ -94,21 +96,30 @@ class LabelledModel:
         elements = num_times * num_labels * sum(self.transformer.modulation_sizes)
         return elements * self.transformer.dtype.itemsize <= limit
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, t: torch.Tensor, rows: slice | torch.Tensor, s: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = x.to(self.transformer.dtype)
-        step = self.steps.get(time_key(t)) if self.steps and not t.ndim else None
+        key = (t,) if s is None else (t, s)
+        step = self.steps.get(tuple(map(time_key, key))) if self.steps and not t.ndim else None
         if step is not None:
             assert self.modulations is not None and self.index is not None  # steps are set with them
             modulation = self.modulations[step, self.index[rows]]
             output = self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
         else:
-            if not t.ndim and t.device != x.device:
-                # Filled in on the device: copying one number to a GPU makes the CPU wait for all queued work.
-                t = torch.full((len(x),), t.item(), device=x.device)
-            output = self.transformer(x, t, self.labels[rows], return_dict=False)[0]
+            end = {} if s is None else {"end_timestep": _on_device(s, x)}
+            output = self.transformer(x, _on_device(t, x), self.labels[rows], return_dict=False, **end)[0]
         check_output(output, x)
         # A copy, because solvers keep the output, and CUDA graphs write each output to the same memory.
         return output.to(torch.float32, copy=True)
+
+
+def _on_device(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A time () or (B,) as the network takes it."""
+    if not t.ndim and t.device != x.device:
+        # Filled in on the device: copying one number to a GPU makes the CPU wait for all queued work.
+        return torch.full((len(x),), t.item(), device=x.device)
+    return t
 
 
 def _has_hooks(model: torch.nn.Module) -> bool:

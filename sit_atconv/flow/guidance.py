@@ -57,6 +57,12 @@ class Guidance:
     def check(self, transformer: ModelMixin) -> None:
         """Raise ValueError if this guidance cannot be applied to the `SiTTransformer2DModel`."""
         config = transformer.config
+        trained_scale = config.get("trained_guidance_scale", 1)
+        if self.is_active and trained_scale != 1:
+            raise ValueError(
+                f"guidance_scale={self.scale}: this model was trained to predict what guidance with scale "
+                f"{trained_scale:g} gives, and would be guided twice; use guidance_scale=1, which costs nothing"
+            )
         if self.is_active and self.model is None and config.class_dropout_prob == 0:
             raise ValueError(
                 f"guidance_scale={self.scale}: this model was trained without class dropout and cannot be guided; "
@@ -89,6 +95,8 @@ def check_same_channels(transformer: ModelMixin, name: str = "transformer") -> N
 class GuidedModel:
     """A network with its labels bound and its prediction guided: `model(x, t)` -> raw output, float32.
 
+    `model(x, t, s)` is that of a step from t to s, of a network of mean velocities.
+
     While guidance applies, the network runs on 2·B rows, the conditional and the null-class half; otherwise on B. With
     `guidance.model`, that model runs on B rows in place of the null-class half.
 
@@ -117,26 +125,27 @@ class GuidedModel:
         """The networks that are called."""
         return [model.transformer for model in (self.model, self.weaker) if model is not None]
 
-    def prepare(self, times: Sequence[float]) -> None:
+    def prepare(self, times: Sequence[float] | Sequence[tuple[float, float]]) -> None:
         """Compute what time and class do to the network for a whole solve; see `LabelledModel.prepare`."""
         for model in (self.model, self.weaker):
             if model is not None:
                 model.prepare(times)
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor | None = None) -> torch.Tensor:
+        assert s is None or s.ndim == 0  # the steps of a batch are the same
         rows, B = self._guided_rows(t), len(x)
         if rows is None:
-            return self.model(x, t, slice(B))
+            return self.model(x, t, slice(B), s)
         guided_t = t[rows] if t.ndim else t
         if self.weaker is not None:
-            cond = self.model(x, t, slice(B))
-            weak = self.weaker(x[rows], guided_t, rows)
+            cond = self.model(x, t, slice(B), s)
+            weak = self.weaker(x[rows], guided_t, rows, s)
         elif isinstance(rows, slice):
-            outputs = self.model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, slice(None))
+            outputs = self.model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, slice(None), s)
             cond, weak = outputs.chunk(2)
         else:
             stacked_rows = torch.cat([torch.ones_like(rows), rows])  # (2·B,): all conditional rows, some null ones
-            outputs = self.model(torch.cat([x, x[rows]]), torch.cat([t, guided_t]), stacked_rows)
+            outputs = self.model(torch.cat([x, x[rows]]), torch.cat([t, guided_t]), stacked_rows, s)
             cond, weak = outputs.tensor_split([B])
         output = cond.clone()  # the guided rows are replaced, and autograd may still need the others
         output[rows] = guide(cond[rows], weak, self.guidance.scale, self.guidance.channels)

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping
 
+import torch
+
 from ..utils.checks import check_choice, check_count, check_positive, is_number
 
 POSITION_EMBEDDINGS = ("sincos", "none")
+STEP_CONDITIONINGS = ("none", "span", "decoupled")
 # What is far beyond any model of this kind, and would take minutes to build or all of the memory.
 MAX_LAYERS = 1024
 MAX_PARAMETERS = 2 * 10**10
@@ -30,6 +33,8 @@ def check_arguments(config: Mapping) -> None:
             raise ValueError(f"{field}={config[field]!r} must be a finite number")
     if config["timestep_at_noise"] == config["timestep_at_data"]:
         raise ValueError(f"timestep_at_data={config['timestep_at_data']} must differ from timestep_at_noise, as t does")
+    check_choice("step_conditioning", config["step_conditioning"], STEP_CONDITIONINGS)
+    check_positive("trained_guidance_scale", config["trained_guidance_scale"])
 
 
 def estimate_parameters(config: Mapping) -> float:
@@ -55,6 +60,27 @@ def check_size(config: Mapping) -> None:
         )
 
 
+def choose_end_time_blocks(config: Mapping) -> int:
+    """Return how many blocks at the end get the end of a step in place of its start: 0 unless it is "decoupled".
+
+    Raises:
+        ValueError: for a number that the model does not have, or one without effect.
+    """
+    blocks, given = config["num_layers"], config["end_time_blocks"]
+    if config["step_conditioning"] != "decoupled":
+        if given is not None:
+            raise ValueError(
+                f"end_time_blocks={given!r} is for step_conditioning='decoupled' alone; leave it out, or choose that"
+            )
+        return 0
+    if given is None:
+        return max(1, round(blocks * 2 / 7))  # 8 of 28 blocks, as in Decoupled MeanFlow
+    check_count("end_time_blocks", given)
+    if given > blocks:
+        raise ValueError(f"end_time_blocks={given}: the model has num_layers={blocks}; choose at most that many")
+    return given
+
+
 def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:
     """Return "sincos" or "none"; if the config has None, "sincos" if at least one block is attention, else "none".
 
@@ -72,3 +98,18 @@ def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:
             "for the sin-cos position embedding"
         )
     return choice
+
+
+def token_grid(hidden_states: torch.Tensor, config: Mapping) -> tuple[int, int]:
+    """Return the grid (H, W) of the tokens of latents (B, C, H·p, W·p) with patches of side p.
+
+    Raises:
+        ValueError: for the wrong number of channels, or a size that the patch size does not divide.
+    """
+    _, C, height, width = hidden_states.shape
+    p = config["patch_size"]
+    if C != config["in_channels"]:
+        raise ValueError(f"hidden_states has {C} channels, but in_channels={config['in_channels']}")
+    if height % p or width % p:
+        raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
+    return height // p, width // p

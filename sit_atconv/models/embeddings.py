@@ -6,6 +6,7 @@ Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, D model 
 import functools
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 
 from ..ops.eager import is_eager, may_cache
 
@@ -36,6 +37,12 @@ def add_position_embedding(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
     # torch.compile ignores caches and warns of them; it makes one small kernel of the embedding.
     embed = _cached_position_embedding if may_cache(x) else sincos_position_embedding
     return x + embed(x.shape[-1], grid, x.device).to(x.dtype)
+
+
+def embed_times(layer: TimestepEmbedding, times: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Embed times (…,) float32 -> (…, D) in this dtype, by their sinusoids and the two linear layers of `layer`."""
+    frequencies = get_timestep_embedding(times.flatten(), FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return layer(frequencies.to(dtype)).unflatten(0, times.shape)
 
 
 def check_labels(labels: torch.Tensor | None, batch_size: int, num_ids: int) -> torch.Tensor:

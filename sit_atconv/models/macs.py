@@ -163,6 +163,6 @@ def closed_form_macs(config: Mapping, height: int, width: int) -> int:
     mlp = 2 * N * D * int(D * config["mlp_ratio"])
     blocks = sum(modulation + mixers[name] + mlp for name in mixer_per_block(config["mixer"], config["num_layers"]))
     patch_embed = N * D * C * p**2
-    time_embed = FREQUENCIES * D + D**2
+    time_embed = (FREQUENCIES * D + D**2) * (1 if config["step_conditioning"] == "none" else 2)  # of the end, too
     output = 2 * D**2 + N * D * p**2 * (config["out_channels"] or C)
     return patch_embed + time_embed + blocks + output

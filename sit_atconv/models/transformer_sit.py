@@ -1,7 +1,8 @@
 """SiT: the Scalable Interpolant Transformer (arXiv 2401.08740), with ATConv or self-attention in each block.
 
 Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W tokens in row-major order, D model width.
-Time: t=0 noise, t=1 data; the network gets t itself.
+Time: t=0 noise, t=1 data; the network gets t itself, and s ≥ t, the end of the step, if it predicts the mean velocity of a
+step.
 """
 
 from collections.abc import Mapping
@@ -11,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..ops.linear import Linear, linear_gelu
 from ..utils.checks import plain_numbers
-from .arguments import check_arguments, choose_position_embedding
+from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
-from .embeddings import FREQUENCIES, add_position_embedding, check_labels
+from .embeddings import FREQUENCIES, add_position_embedding, check_labels, embed_times
 from .loading import StrictModelMixin
 from .presets import PRESETS, check_preset, mixer_per_block
 
@@ -125,6 +126,13 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
             linearly in between. By default, it receives t itself. Weights trained elsewhere may count from data to
             noise: 1 and 0 for REPA, 999 and −1 for the thousand steps of DiT.
+        step_conditioning: how the network learns the end s of the step whose mean velocity it predicts (MeanFlow, arXiv
+            2505.13447): "none", it predicts the velocity at t; "span", a second embedding, of s − t, which has no effect
+            in a fresh model; or "decoupled", the last blocks and the output get s in place of t, without new weights
+            (arXiv 2510.24474).
+        end_time_blocks: number of blocks that get s; only for "decoupled". If None, two of seven.
+        trained_guidance_scale: scale of the guidance that training has built into the prediction; 1 for none. Such a
+            model is not guided once more in sampling.
 
     Raises:
         ValueError: for sizes below 1, an unknown choice, or sin-cos embeddings in a width that is not divisible by 4.
@@ -155,6 +163,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         qk_norm: bool = False,
         timestep_at_noise: float = 0.0,
         timestep_at_data: float = 1.0,
+        step_conditioning: str = "none",
+        end_time_blocks: int | None = None,
+        trained_guidance_scale: float = 1.0,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):
@@ -166,6 +177,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         self.out_channels = out_channels or in_channels
         self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.time_embed = TimestepEmbedding(FREQUENCIES, dim)
+        self.span_embed = TimestepEmbedding(FREQUENCIES, dim) if step_conditioning == "span" else None
+        self.end_time_blocks = choose_end_time_blocks(self.config)
         self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), dim)
         self.blocks = nn.ModuleList(
             SiTBlock(dim, make_mixer(name, self.config), int(dim * mlp_ratio)) for name in mixers
@@ -186,7 +199,11 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         nn.init.zeros_(self.patch_embed.get_parameter("bias"))
         for embedding in (self.class_embed, self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(embedding.weight, std=0.02)
-        for layer in (*self._modulation_layers, self.proj_out):
+        without_effect = [*self._modulation_layers, self.proj_out]
+        if self.span_embed is not None:
+            nn.init.normal_(self.span_embed.linear_1.weight, std=0.02)
+            without_effect.append(self.span_embed.linear_2)
+        for layer in without_effect:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -234,12 +251,28 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
             labels = labels.masked_fill(dropout.to(device), self.null_class)
         return self.class_embed(labels)
 
-    def _embed_times(self, times: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Embed times t (B,) float32 -> (B, D)."""
+    def _conditions(
+        self, times: torch.Tensor, ends: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """The inputs (…, D) of `_modulation_layers`, one each: the activated sum of the embeddings of time and class.
+
+        Args:
+            times: t (…,) float32.
+            ends: s, like t; equal to t where the velocity at t is asked for. Ignored if step_conditioning is "none".
+            labels: embedded labels, which broadcast with (…, D).
+            dtype: the type in which times are embedded.
+        """
         start, end = self.config.timestep_at_noise, self.config.timestep_at_data
-        times = start + (end - start) * times
-        frequencies = get_timestep_embedding(times, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return self.time_embed(frequencies.to(dtype))
+        num_layers = len(self.blocks) + 1
+        embedding = embed_times(self.time_embed, start + (end - start) * times, dtype)
+        if self.span_embed is not None:
+            embedding = embedding + embed_times(self.span_embed, ends - times, dtype)
+        condition = F.silu(embedding + labels)
+        if not self.end_time_blocks:
+            return [condition] * num_layers
+        end_condition = F.silu(embed_times(self.time_embed, start + (end - start) * ends, dtype) + labels)
+        num_ends = self.end_time_blocks + 1  # and the output's
+        return [condition] * (num_layers - num_ends) + [end_condition] * num_ends
 
     @property
     def _modulation_layers(self) -> list[nn.Linear]:
@@ -252,7 +285,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         dim = self.config.num_attention_heads * self.config.attention_head_dim
         return [6 * dim] * len(self.blocks) + [2 * dim]
 
-    def modulations(self, timesteps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+    def modulations(
+        self, timesteps: torch.Tensor, class_labels: torch.Tensor, end_timesteps: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute adaLN's parameters of every block for all time steps of a solve together.
 
         Each weight is read once for all T times. When images are sampled one at a time, reading these weights takes a
@@ -261,15 +296,29 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         Args:
             timesteps: (T,), in [0, 1].
             class_labels: (B,), as in `forward`.
+            end_timesteps: (T,), as in `forward`; None for `timesteps`.
 
         Returns:
             (T, B, (6·num_layers + 2)·D); entry [i] is `forward`'s `modulation` at timesteps[i].
+
+        Raises:
+            ValueError: for end_timesteps of a model with step_conditioning "none".
         """
         device = next(self.modulation_out.parameters()).device
-        times = self._embed_times(timesteps.to(device, torch.float32), self.dtype)  # (T, D)
+        times = timesteps.to(device, torch.float32)[:, None]  # (T, 1)
+        ends = times if end_timesteps is None else self._checked_ends(end_timesteps.to(device, torch.float32)[:, None])
         labels = self._embed_labels(class_labels, len(class_labels), None, device)  # (B, D)
-        condition = F.silu(times[:, None] + labels)  # (T, B, D)
-        return torch.cat([layer(condition) for layer in self._modulation_layers], dim=-1)
+        conditions = self._conditions(times, ends, labels, self.dtype)  # each (T, B, D)
+        return torch.cat([layer(x) for layer, x in zip(self._modulation_layers, conditions, strict=True)], dim=-1)
+
+    def _checked_ends(self, ends: torch.Tensor) -> torch.Tensor:
+        """Return end times; raise ValueError if this model does not know the end of a step."""
+        if self.config.step_conditioning == "none":
+            raise ValueError(
+                "end_timestep: this model has step_conditioning='none' and predicts the velocity at timestep alone; leave "
+                "end_timestep out, and sample it with InterpolantODEScheduler"
+            )
+        return ends
 
     def _split_modulation(self, modulation: torch.Tensor | None, batch_size: int) -> list[torch.Tensor | None]:
         """Split `modulations` into (B, 6·D) for each block and (B, 2·D) for the output; None into as many None."""
@@ -281,20 +330,6 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
                 f"modulation has shape {tuple(modulation.shape)}, but must be ({batch_size}, {sum(sizes)})"
             )
         return list(modulation.split(sizes, dim=-1))
-
-    def _token_grid(self, hidden_states: torch.Tensor) -> tuple[int, int]:
-        """Return the grid (H, W) of the tokens of latents (B, C, H·p, W·p).
-
-        Raises:
-            ValueError: for the wrong number of channels, or a size that the patch size does not divide.
-        """
-        _, C, height, width = hidden_states.shape
-        p = self.config.patch_size
-        if C != self.config.in_channels:
-            raise ValueError(f"hidden_states has {C} channels, but in_channels={self.config.in_channels}")
-        if height % p or width % p:
-            raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
-        return height // p, width // p
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Put patches back in their places: (B, N, p·p·out) -> (B, out, H·p, W·p)."""
@@ -310,8 +345,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         return_dict: bool = True,
         class_dropout: torch.Tensor | None = None,
         modulation: torch.Tensor | None = None,
+        end_timestep: torch.Tensor | float | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict the interpolant's target (the velocity, for most models).
+        """Predict the interpolant's target (the velocity, for most models), or its mean over a step.
 
         Args:
             hidden_states: x_t, (B, C, height, width); height and width are multiples of the patch size.
@@ -322,35 +358,41 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
                 ignored in eval mode.
             modulation: (B, (6·num_layers + 2)·D) from `modulations`, in place of timestep and class_labels, which are
                 then ignored.
+            end_timestep: s in [t, 1], the end of the step whose mean velocity is predicted; one number or (B,). If
+                None, s = t, where the mean is the velocity itself.
 
         Returns:
             `.sample`, (B, out_channels, height, width).
 
         Raises:
-            ValueError: for a size that the patch size does not divide, labels of the wrong type, number or range, or
-                modulation of another shape.
+            ValueError: for a size that the patch size does not divide, labels of the wrong type, number or range,
+                modulation of another shape, or an end_timestep of a model with step_conditioning "none".
         """
-        B, grid = hidden_states.shape[0], self._token_grid(hidden_states)
+        B, grid = hidden_states.shape[0], token_grid(hidden_states, self.config)
         # Contiguous, because the residual sums would inherit the transposed strides and each norm would copy its input.
         x = self.patch_embed(hidden_states).flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_embedding == "sincos":
             x = add_position_embedding(x, grid)
 
-        condition = None
+        conditions: list[torch.Tensor | None] = [None] * len(self._modulation_layers)
         if modulation is None:
             t = torch.as_tensor(timestep, dtype=torch.float32, device=x.device).expand(B)
+            s = t
+            if end_timestep is not None:
+                s = self._checked_ends(torch.as_tensor(end_timestep, dtype=torch.float32, device=x.device).expand(B))
             labels = self._embed_labels(class_labels, B, class_dropout, x.device)
-            condition = F.silu(self._embed_times(t, x.dtype) + labels)  # (B, D)
+            conditions = [*self._conditions(t, s, labels, x.dtype)]  # each (B, D)
+        *block_conditions, condition_out = conditions
         *block_modulations, output_modulation = self._split_modulation(modulation, B)
 
-        for block, block_modulation in zip(self.blocks, block_modulations, strict=True):
+        for block, condition, block_modulation in zip(self.blocks, block_conditions, block_modulations, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, condition, grid, block_modulation)
             else:
                 x = block(x, condition, grid, block_modulation)
 
         if output_modulation is None:
-            output_modulation = self.modulation_out(condition)
+            output_modulation = self.modulation_out(condition_out)
         shift, scale = output_modulation[:, None].chunk(2, dim=-1)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (B, N, p·p·out)
         sample = self._unpatchify(x, grid)

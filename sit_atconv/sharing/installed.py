@@ -19,6 +19,7 @@ PORTABLE_MODULES = {
     "transformer_sit": "sit_atconv.models.transformer_sit",
     "scheduling_interpolant_ode": "sit_atconv.schedulers.scheduling_interpolant_ode",
     "scheduling_interpolant_sde": "sit_atconv.schedulers.scheduling_interpolant_sde",
+    "scheduling_mean_flow": "sit_atconv.schedulers.scheduling_mean_flow",
 }
 
 PORTABLE_CLASSES = {
@@ -26,6 +27,7 @@ PORTABLE_CLASSES = {
     "transformer_sit": "SiTTransformer2DModel",
     "scheduling_interpolant_ode": "InterpolantODEScheduler",
     "scheduling_interpolant_sde": "InterpolantSDEScheduler",
+    "scheduling_mean_flow": "MeanFlowScheduler",
 }
 
 
