@@ -43,7 +43,7 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
 
     Args:
         transformer: a `SiTTransformer2DModel`.
-        scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, `MeanFlowScheduler`, or one of diffusers for flows.
+        scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, `MeanFlowScheduler`, or a flow's of diffusers.
         vae: `AutoencoderKL` or `AutoencoderTiny`. If None, the model works on pixels.
         id2label: class names by id. Keys are whole numbers, or their text, since JSON has no other keys.
     """

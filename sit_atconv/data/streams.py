@@ -23,6 +23,7 @@ class Stream(IntEnum):
     CLASS_DROPOUT = 4
     POSTERIOR = 5
     SUBSTITUTE = 6
+    END_TIME = 7
 
 
 def sample_generator(seed: int, stream: Stream, position: int) -> np.random.Generator:

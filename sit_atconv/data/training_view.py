@@ -23,6 +23,8 @@ class TrainingView(Dataset):
         label: class id
         noise: (c, s, s), x_0
         time: one standard normal number, for `InterpolantLoss.time_from_normal`
+        end_time: another one, for `MeanFlowLoss.times_from_normal`; only with `steps`
+        position: number of the sample in the run; only with `steps`
         dropout: one uniform number in [0, 1]; the label is dropped if it is below the model's class dropout probability
         broken: (index, reason) of each image that could not be read, if another one stands in for it
 
@@ -35,6 +37,7 @@ class TrainingView(Dataset):
         horizontal_flip: whether to mirror half of the images.
         noise_shape: (c, s, s).
         posterior: whether there is a VAE, so that each sample needs noise for its posterior.
+        steps: whether steps of the flow are trained, so that each sample needs a second time, and its position.
     """
 
     def __init__(
@@ -44,12 +47,14 @@ class TrainingView(Dataset):
         horizontal_flip: bool,
         noise_shape: tuple[int, ...],
         posterior: bool = False,
+        steps: bool = False,
     ):
         self.dataset = dataset
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.noise_shape = tuple(noise_shape)
         self.posterior = posterior
+        self.steps = steps
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,7 +64,9 @@ class TrainingView(Dataset):
         flip = self.horizontal_flip and sample_generator(self.seed, Stream.FLIP, position).random() < 0.5
         posterior = draw(self.seed, Stream.POSTERIOR, position, self.noise_shape) if self.posterior else None
         index, tensors, broken = self._read(index, position, flip, posterior)
+        step = {"end_time": draw(self.seed, Stream.END_TIME, position), "position": position} if self.steps else {}
         return tensors | {
+            **step,
             "label": int(self.dataset.labels[index]),
             "noise": draw(self.seed, Stream.NOISE, position, self.noise_shape),
             "time": draw(self.seed, Stream.TIME, position),

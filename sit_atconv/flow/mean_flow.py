@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..utils.checks import check_choice, check_non_negative, check_positive, is_number
+from ..utils.checks import check_choice, check_non_negative, check_positive, check_share, is_number
 from .callbacks import check_output
 from .interpolants import Interpolant, expand_like
 from .losses import InterpolantLoss
@@ -230,16 +230,10 @@ class MeanFlowLoss:
         return v, (v if self.velocity == "data" else cond)[spans]
 
 
-def check_share(field: str, value: float) -> None:
-    """Raise ValueError unless `value` is a number between 0 and 1."""
-    if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"{field}={value!r} must be between 0 and 1")
-
-
 def is_span_at(positions: torch.Tensor, share: float) -> torch.Tensor:
     """Whether the samples at these positions of a run are spans: this share of any run of samples, evenly spread.
 
     A function of the position alone, so that it does not depend on the number of processes and accumulation steps.
     """
-    exact = positions.double() * share
-    return (exact + share).floor() > exact.floor()
+    spans_before, spans_after = ((count.double() * share).floor() for count in (positions, positions + 1))
+    return spans_after > spans_before

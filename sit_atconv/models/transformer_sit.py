@@ -1,8 +1,7 @@
 """SiT: the Scalable Interpolant Transformer (arXiv 2401.08740), with ATConv or self-attention in each block.
 
 Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W tokens in row-major order, D model width.
-Time: t=0 noise, t=1 data; the network gets t itself, and s ≥ t, the end of the step, if it predicts the mean velocity of a
-step.
+Time: t=0 noise, t=1 data; the network gets t itself, and the end s ≥ t of a step if it predicts mean velocities.
 """
 
 from collections.abc import Mapping
@@ -126,10 +125,10 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
             linearly in between. By default, it receives t itself. Weights trained elsewhere may count from data to
             noise: 1 and 0 for REPA, 999 and −1 for the thousand steps of DiT.
-        step_conditioning: how the network learns the end s of the step whose mean velocity it predicts (MeanFlow, arXiv
-            2505.13447): "none", it predicts the velocity at t; "span", a second embedding, of s − t, which has no effect
-            in a fresh model; or "decoupled", the last blocks and the output get s in place of t, without new weights
-            (arXiv 2510.24474).
+        step_conditioning: how the network gets the end s of the step whose mean velocity it predicts (MeanFlow, arXiv
+            2505.13447). "none": not at all, it predicts the velocity at t. "span": by a second embedding, of s − t,
+            which has no effect in a fresh model. "decoupled": the last blocks and the output get s in place of t,
+            without new weights (arXiv 2510.24474).
         end_time_blocks: number of blocks that get s; only for "decoupled". If None, two of seven.
         trained_guidance_scale: scale of the guidance that training has built into the prediction; 1 for none. Such a
             model is not guided once more in sampling.
@@ -315,7 +314,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         """Return end times; raise ValueError if this model does not know the end of a step."""
         if self.config.step_conditioning == "none":
             raise ValueError(
-                "end_timestep: this model has step_conditioning='none' and predicts the velocity at timestep alone; leave "
+                "end_timestep: this model has step_conditioning='none' and predicts the velocity at one time; leave "
                 "end_timestep out, and sample it with InterpolantODEScheduler"
             )
         return ends

@@ -11,15 +11,19 @@ from torch.utils.data import DataLoader
 from ..data import ImageDataset, TrainingOrder, TrainingView, open_dataset
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
+from ..flow.mean_flow import MeanFlowLoss
 from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
+from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
-from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
+from .fine_tuning import load_pretrained, load_teacher, pretrained_classes, take_over_weights
+from .mean_flow import MeanFlowObjective
+from .objective import Objective
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
 from .signals import obey_parent_alone
@@ -36,14 +40,16 @@ class Components:
         trained: the module whose parameters are trained: the transformer, or an `AlignedTransformer` with REPA.
         loss_fn: the interpolant and its loss.
         encoder: the encoder whose features are predicted; None without REPA.
+        teacher: the transformer whose velocities are learnt; None without one.
     """
 
     dataset: ImageDataset
     vae: VAE | None
     transformer: SiTTransformer2DModel
     trained: nn.Module
-    loss_fn: InterpolantLoss
+    loss_fn: InterpolantLoss | MeanFlowLoss
     encoder: TargetEncoder | None
+    teacher: SiTTransformer2DModel | None = None
 
     @property
     def projector(self) -> nn.Module | None:
@@ -74,15 +80,54 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
             f"sample_guidance_scale={config.sample_guidance_scale}: without class dropout the model cannot be guided; "
             "use 1, or a class_dropout_prob above 0"
         )
-    interpolant = Interpolant(config.path, config.prediction)
-    loss_fn = InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
+    loss_fn, teacher = build_loss(config), None
+    if config.teacher is not None:
+        classes, scale = name_synsets(dataset.classes), config.meanflow_guidance_scale
+        teacher = load_teacher(config.teacher, transformer, classes, scale).to(accelerator.device)
     if config.repa is None:
-        return Components(dataset, vae, transformer, transformer, loss_fn, encoder=None)
+        return Components(dataset, vae, transformer, transformer, loss_fn, None, teacher)
     dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
     side = transformer.config.sample_size // transformer.config.patch_size
     encoder = TargetEncoder(config.repa, config.repa_weights, (side, side), accelerator.device)
     aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
-    return Components(dataset, vae, transformer, aligned, loss_fn, encoder)
+    return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher)
+
+
+def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
+    """Build the loss that the objective asks for."""
+    interpolant = Interpolant(config.path, config.prediction)
+    if config.objective == "flow":
+        return InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
+    return MeanFlowLoss(
+        interpolant,
+        config.meanflow_tangent if config.teacher is None else "teacher",
+        config.meanflow_derivative,
+        config.time_sampling,
+        config.time_shift,
+        config.meanflow_data_end_share,
+        config.meanflow_adaptive_power,
+        config.meanflow_guidance_scale,
+        config.meanflow_guidance_mix,
+    )
+
+
+def build_objective(
+    config: TrainConfig, components: Components, model: nn.Module, accelerator: Accelerator
+) -> Objective:
+    """Build the objective of the run for `model`, the trained module as accelerate has prepared it."""
+    transformer, loss_fn = components.transformer, components.loss_fn
+    parts = (model, transformer.config.class_dropout_prob, components.vae, components.encoder)
+    if isinstance(loss_fn, InterpolantLoss):
+        return Objective(loss_fn, *parts)
+    return MeanFlowObjective(
+        loss_fn,
+        *parts,
+        network=transformer,
+        teacher=components.teacher,
+        share=config.meanflow_share,
+        unguided_samples=config.meanflow_guidance_warmup_steps * config.batch_size,
+        autocast=accelerator.autocast,
+    )
 
 
 def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: VAE | None) -> SiTTransformer2DModel:
@@ -127,7 +172,9 @@ def _data_arguments(
             f"vae={config.vae!r} takes {vae.config.in_channels} channels, but the images of data={config.data!r} have "
             f"{dataset.channels}"
         )
+    is_meanflow = config.objective == "meanflow"
     arguments: dict[str, Any] = {
+        "trained_guidance_scale": config.meanflow_guidance_scale if is_meanflow else 1.0,
         "sample_size": dataset.image_size // factor,
         "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
         "num_classes": dataset.num_classes,
@@ -139,8 +186,12 @@ def _data_arguments(
             f"init_from={config.init_from!r} works on {base['in_channels']} channels, but data={config.data!r} and "
             f"vae={config.vae!r} give {arguments['in_channels']}"
         )
+    if is_meanflow and config.model.get("step_conditioning") == "none":
+        raise ValueError("model.step_conditioning='none' does not know the ends of steps; choose 'span' or 'decoupled'")
     if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
         raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
+    if is_meanflow and base.get("step_conditioning", "none") == "none":
+        arguments["step_conditioning"] = "span"
     if not dataset.classes:
         arguments["class_dropout_prob"] = 0.0  # there are no labels to drop
     return arguments
@@ -150,7 +201,8 @@ def build_pipeline(
     config: TrainConfig, transformer: SiTTransformer2DModel, vae: VAE | None, classes: list[str]
 ) -> SiTPipeline:
     """Build the pipeline that samples what a run trains."""
-    scheduler = InterpolantODEScheduler(path=config.path, prediction=config.prediction)
+    scheduler_class = MeanFlowScheduler if config.objective == "meanflow" else InterpolantODEScheduler
+    scheduler = scheduler_class(path=config.path, prediction=config.prediction)
     return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(classes))))
 
 
@@ -160,7 +212,8 @@ def build_loader(
     """Build the loader of this process's batches, from the step after `start_step` to the last one."""
     dataset, transformer = components.dataset, components.transformer
     shape = (transformer.config.in_channels, transformer.config.sample_size, transformer.config.sample_size)
-    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, posterior=components.vae is not None)
+    has_vae, has_steps = components.vae is not None, config.objective == "meanflow"
+    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps)
     order = TrainingOrder(
         len(dataset),
         config.batch_size,

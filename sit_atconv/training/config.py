@@ -14,8 +14,10 @@ from ..models.presets import MIXERS, PRESETS, check_preset
 from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
+from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 
 DEFAULT_PRESET = "SiT-ATConv-Nano/2"
+TUNABLE = {"class_dropout_prob", *STEP_ARGUMENTS}  # arguments of the model that fine-tuning may change
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -69,6 +71,8 @@ class ObjectiveConfig:
     """Objective
 
     Args:
+        objective: flow, the prediction at each time; or meanflow, the mean velocities of steps, for sampling in one to
+            four network calls. The path is then linear and the prediction velocity.
         path: the interpolant between noise and data: linear, gvp or vp.
         prediction: what the network predicts: velocity, score, noise or data.
         weighting: weighting of the loss over time: none, velocity or likelihood.
@@ -81,6 +85,7 @@ class ObjectiveConfig:
         repa_depth: number of the block whose output is aligned, counted from 1.
     """
 
+    objective: Literal["flow", "meanflow"] = "flow"
     path: Literal["linear", "gvp", "vp"] = "linear"
     prediction: Literal["velocity", "score", "noise", "data"] = "velocity"
     weighting: str = "none"
@@ -198,20 +203,21 @@ class LoggingConfig:
         log_every: number of updates between two lines of metrics.jsonl.
         sample_every: number of updates between two sample grids.
         sample_guidance_scale: scale of classifier-free guidance in the sample grids; 1 means no guidance.
-        sample_steps: number of solver steps for the sample grids.
+        sample_steps: number of solver steps for the sample grids. Defaults to 25, and to 2 with objective meanflow.
     """
 
     log_with: Literal["tensorboard", "wandb", "trackio", "none", False] | None = None  # YAML reads "no" as False
     log_every: int = 50
     sample_every: int = 1000
     sample_guidance_scale: float = 1.0
-    sample_steps: int = 25
+    sample_steps: int | None = None
 
 
 GROUPS = (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
+    MeanFlowConfig,
     OptimizerConfig,
     AverageConfig,
     PrecisionConfig,
@@ -250,6 +256,7 @@ class TrainConfig(
     PrecisionConfig,
     AverageConfig,
     OptimizerConfig,
+    MeanFlowConfig,
     ObjectiveConfig,
     ModelConfig,
     DataConfig,
@@ -274,17 +281,21 @@ class TrainConfig(
             self.mixer = PRESETS[self.preset]["mixer"] if self.mixer is None else self.mixer
             if isinstance(self.mixer, str):
                 check_choice("mixer", self.mixer, (*MIXERS, "hybrid"))
-        elif self.preset or self.mixer or self.model.keys() - {"class_dropout_prob"}:
+        elif self.preset or self.mixer or self.model.keys() - TUNABLE:
             given = {"preset": self.preset, "mixer": self.mixer}
-            given |= {f"model.{name}": value for name, value in self.model.items() if name != "class_dropout_prob"}
+            given |= {f"model.{name}": value for name, value in self.model.items() if name not in TUNABLE}
             named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             raise ValueError(f"init_from={self.init_from!r} sets the architecture; remove: {named}")
+        if self.sample_steps is None:
+            self.sample_steps = 2 if self.objective == "meanflow" else 25
         self._check_values()
         if self.output_dir is None:
             mixer = self.mixer if isinstance(self.mixer, str) else "finetuned" if self.init_from else "mixed"
             self.output_dir = f"runs/{source_name(self.data)}-{mixer}"
 
     def _check_values(self) -> None:
+        check_choice("objective", self.objective, ("flow", "meanflow"))
+        check_mean_flow(vars(self))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         for name in COUNTS:

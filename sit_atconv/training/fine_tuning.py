@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run takes over from the pipeline folder in `init_from`."""
+"""Fine-tuning: what a run takes over from the pipeline folder in `init_from`, and the teacher of MeanFlow."""
 
 from pathlib import Path
 
@@ -8,20 +8,21 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..utils.bounded_text import read_json_object
 
 
-def check_objective(folder: str, path: str, prediction: str) -> None:
+def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
     """Check that a folder is a pipeline folder and that its model was trained with this path and prediction.
 
     Raises:
-        ValueError: if the folder holds no transformer, or its scheduler names another path or prediction.
+        ValueError: if the folder in the option `field` holds no transformer, or its scheduler names another path or
+            prediction.
     """
     if not (Path(folder) / "transformer" / "config.json").is_file():
-        raise ValueError(f"init_from={folder!r} is not a pipeline folder: it has no transformer/config.json")
+        raise ValueError(f"{field}={folder!r} is not a pipeline folder: it has no transformer/config.json")
     scheduler = Path(folder) / "scheduler" / "scheduler_config.json"
     trained = read_json_object(scheduler) if scheduler.is_file() else {}
     for name, value in (("path", path), ("prediction", prediction)):
         if trained.get(name, value) != value:
             raise ValueError(
-                f"{name}={value}: the model in init_from={folder!r} was trained with {trained[name]}; "
+                f"{name}={value}: the model in {field}={folder!r} was trained with {trained[name]}; "
                 f"give --{name} {trained[name]}"
             )
 
@@ -31,16 +32,47 @@ def pipeline_vae(folder: str) -> str | None:
     return folder if (Path(folder) / "vae" / "config.json").is_file() else None
 
 
-def load_pretrained(folder: str) -> SiTTransformer2DModel:
+def load_pretrained(folder: str, field: str = "init_from") -> SiTTransformer2DModel:
     """Load the transformer of a pipeline folder in float32.
 
     Raises:
-        ValueError: if it cannot be loaded.
+        ValueError: if the folder in the option `field` cannot be loaded.
     """
     try:
         return SiTTransformer2DModel.from_pretrained(folder, subfolder="transformer", local_files_only=True).float()
     except (OSError, ValueError) as error:
-        raise ValueError(f"init_from={folder!r} cannot be loaded: {error}") from error
+        raise ValueError(f"{field}={folder!r} cannot be loaded: {error}") from error
+
+
+def load_teacher(
+    folder: str, student: SiTTransformer2DModel, classes: list[str], guidance_scale: float
+) -> SiTTransformer2DModel:
+    """Load the frozen transformer of a pipeline folder, whose velocities `student` learns.
+
+    Args:
+        folder: the pipeline folder.
+        student: the model that is trained.
+        classes: the class names of the data.
+        guidance_scale: scale of the guidance of the teacher's velocities; 1 for none.
+
+    Raises:
+        ValueError: if it cannot be loaded, or takes other images or classes than the student.
+    """
+    teacher = load_pretrained(folder, "teacher").requires_grad_(False)
+    for name in ("in_channels", "num_classes"):
+        if teacher.config[name] != student.config[name]:
+            raise ValueError(
+                f"teacher={folder!r} has {name}={teacher.config[name]}, but the model that is trained has "
+                f"{student.config[name]}; they must agree"
+            )
+    if pretrained_classes(folder) != classes:
+        raise ValueError(f"teacher={folder!r} was trained on other classes than those of the data; they must agree")
+    if teacher.config.class_dropout_prob == 0 and (student.config.class_dropout_prob > 0 or guidance_scale != 1):
+        raise ValueError(
+            f"teacher={folder!r} was trained without class dropout and cannot predict without a label; give "
+            "--model.class_dropout_prob 0 and --meanflow_guidance_scale 1"
+        )
+    return teacher.train()  # only in training mode, labels are dropped as the student's are
 
 
 def pretrained_classes(folder: str) -> list[str]:
@@ -52,10 +84,15 @@ def pretrained_classes(folder: str) -> list[str]:
 def take_over_weights(new: SiTTransformer2DModel, trained: SiTTransformer2DModel, same_classes: bool) -> None:
     """Copy all weights, except the label embeddings of classes that differ.
 
+    A model of velocities has no embedding of the length of a step; that of the new model keeps its initial weights.
+
     Args:
         new: the freshly initialized model.
         trained: the model whose weights are copied.
         same_classes: whether both models have the same class names.
+
+    Raises:
+        ValueError: if the trained model has such an embedding, and the new one has not.
     """
     weights: dict[str, torch.Tensor] = trained.state_dict()
     trained_rows, rows = weights["class_embed.weight"], new.class_embed.weight.detach().clone()
@@ -64,7 +101,13 @@ def take_over_weights(new: SiTTransformer2DModel, trained: SiTTransformer2DModel
     row, trained_row = _no_class_row(new), _no_class_row(trained)
     if row is not None and trained_row is not None:
         rows[row] = trained_rows[trained_row]
-    new.load_state_dict(weights | {"class_embed.weight": rows})
+    weights = new.state_dict() | weights | {"class_embed.weight": rows}
+    if weights.keys() != new.state_dict().keys():
+        raise ValueError(
+            f"model.step_conditioning={new.config.step_conditioning!r}: the model in init_from has "
+            f"{trained.config.step_conditioning!r}, whose weights would be lost; leave it out"
+        )
+    new.load_state_dict(weights)
 
 
 def _no_class_row(model: SiTTransformer2DModel) -> int | None:

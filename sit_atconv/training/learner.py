@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .build import Components
+from .build import Components, build_objective
 from .checkpoints import Tensors, read_checkpoint
 from .config import TrainConfig
 from .ema import WeightAverages
-from .objective import Objective
 from .optimizer import build_optimizer, learning_rate, masked_step, set_sharded_precision
 from .sharding import whole
 from .state import AVERAGES, gather_average, gather_state, restore_state
@@ -46,8 +45,7 @@ class Learner:
         optimizer = build_optimizer(config, components.trained)
         self.model, self.optimizer = accelerator.prepare(components.trained, optimizer)
         self.averages = WeightAverages(self.transformer.parameters(), config.ema_decays, config.ema_stds)
-        dropout = self.transformer.config.class_dropout_prob
-        self.objective = Objective(components.loss_fn, self.model, dropout, components.vae, components.encoder)
+        self.objective = build_objective(config, components, self.model, accelerator)
 
     def backward(self, batch: dict[str, torch.Tensor]) -> StepReport:
         """Accumulate the gradient of this process's batch, part by part, and report its losses."""
@@ -56,11 +54,10 @@ class Learner:
         chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
         parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
         for i, part in enumerate(parts):
-            part = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()}
             # DDP sums gradients over the processes only in the backward pass of the last part.
             with accelerator.no_sync(self.model) if i < len(parts) - 1 else nullcontext():
-                diffusion, t, alignment = self.objective.losses(part)
-                loss = (diffusion.mean() + config.repa_coefficient * alignment.mean()) / len(parts)
+                diffusion, t, alignment, weights = self.objective.losses(part)
+                loss = ((weights * diffusion).mean() + config.repa_coefficient * alignment.mean()) / len(parts)
                 accelerator.backward(loss)
             report.alignment += alignment.detach().sum() / config.batch_size
             report.add_losses(diffusion.detach(), t)

@@ -21,11 +21,13 @@ class Losses(NamedTuple):
         diffusion: (B,) squared error of the network's prediction.
         t: (B,) time at which the network was evaluated.
         alignment: (B,) alignment loss; 0 without REPA.
+        weights: (B,) weight of each diffusion loss in what is minimized.
     """
 
     diffusion: torch.Tensor
     t: torch.Tensor
     alignment: torch.Tensor
+    weights: torch.Tensor
 
 
 class Objective:
@@ -54,7 +56,8 @@ class Objective:
         self.encoder = encoder
 
     def losses(self, batch: dict[str, torch.Tensor]) -> Losses:
-        """Compute the losses of a batch, whose tensors are on the device of the model."""
+        """Compute the losses of a batch, whose tensors are on the CPU or on the device of the model."""
+        batch = self.on_device(batch)
         x_1 = self.latents(batch)  # (B, C, S, S)
         t = self.loss_fn.time_from_normal(batch["time"])  # (B,)
         class_dropout = batch["dropout"] < self.class_dropout_prob  # (B,)
@@ -65,9 +68,15 @@ class Objective:
             return outputs[0][0]
 
         diffusion = self.loss_fn(predict, x_1, batch["noise"], t)
-        if self.encoder is None:
-            return Losses(diffusion, t, torch.zeros_like(diffusion))
-        return Losses(diffusion, t, alignment_loss(outputs[0].projected, self.encoder(batch["x"])))
+        alignment = torch.zeros_like(diffusion)
+        if self.encoder is not None:
+            alignment = alignment_loss(outputs[0].projected, self.encoder(batch["x"]))
+        return Losses(diffusion, t, alignment, torch.ones_like(diffusion))
+
+    def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move a batch to the device of the model."""
+        device = next(self.model.parameters()).device
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

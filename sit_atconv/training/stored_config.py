@@ -20,13 +20,15 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     Fine-tuning takes over the VAE of the pipeline folder in `init_from`, unless another one is given.
 
     Raises:
-        ValueError: if `init_from` is not a pipeline folder or was trained with another objective, or if the package of
-            `log_with` is not installed.
+        ValueError: if `init_from` or `teacher` is not a pipeline folder or was trained with another path or prediction,
+            or if the package of `log_with` is not installed.
     """
     if config.init_from is not None:
         check_objective(config.init_from, config.path, config.prediction)
         if config.vae is None:
             config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
+    if config.teacher is not None:
+        check_objective(config.teacher, config.path, config.prediction, "teacher")
     if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
         raise ValueError(
             f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"

@@ -75,6 +75,12 @@ def check_eps(field: str, value) -> None:
         raise ValueError(f"{field}={value!r} must be in [0, 0.5)")
 
 
+def check_share(field: str, value) -> None:
+    """Raise ValueError unless `value` is a number between 0 and 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{field}={value!r} must be between 0 and 1")
+
+
 def check_count(field: str, value) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1."""
     if not is_whole(value) or value < 1:

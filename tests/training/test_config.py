@@ -10,6 +10,7 @@ from sit_atconv.data import DigitsDataset
 from sit_atconv.training.build import build_transformer
 from sit_atconv.training.command_line import parse_arguments
 from sit_atconv.training.config import TrainConfig
+from sit_atconv.training.mean_flow_options import MeanFlowConfig
 from sit_atconv.training.stored_config import load_config, resolve_config
 
 
@@ -85,10 +86,13 @@ def test_config_of_an_earlier_run_opens_anywhere(tmp_path, monkeypatch):
     """Its pipeline and data are somewhere else, and its tracker is not installed: nothing of this is looked at."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: pytest.fail("looked for a package"))
     (tmp_path / "config.yaml").write_text(EARLIER)
-    assert dataclasses.asdict(load_config(tmp_path)) == yaml.safe_load(EARLIER)
+    saved = yaml.safe_load(EARLIER)
+    later = {"objective", *(each.name for each in dataclasses.fields(MeanFlowConfig))}
+    defaults = {name: value for name, value in dataclasses.asdict(TrainConfig()).items() if name in later}
+    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **defaults}
     younger = EARLIER.replace("time_shift: 1.0\n", "")
     (tmp_path / "config.yaml").write_text(younger)
-    assert dataclasses.asdict(load_config(tmp_path)) == yaml.safe_load(EARLIER)
+    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **defaults}
 
 
 def test_constructing_a_config_reads_nothing(tmp_path, monkeypatch):
@@ -110,6 +114,7 @@ def test_groups_are_those_of_the_help(capsys):
         "Data",
         "Model",
         "Objective",
+        "MeanFlow, with --objective meanflow",
         "Optimizer",
         "Averages of the weights",
         "Precision and memory",
@@ -118,7 +123,7 @@ def test_groups_are_those_of_the_help(capsys):
     ]
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert len(names) == 47
+    assert len(names) == 57
 
 
 def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:
@@ -159,7 +164,8 @@ def test_numbers_are_finite(tmp_path, name, value):
 
 
 OPTIONAL = {"image_size", "vae", "init_from", "preset", "mixer", "repa", "max_grad_norm", "mixed_precision"}
-OPTIONAL |= {"output_dir", "resume", "keep_every", "push_to_hub", "log_with"}
+OPTIONAL |= {"output_dir", "resume", "keep_every", "push_to_hub", "log_with", "sample_steps"}
+OPTIONAL |= {"teacher", "meanflow_guidance_mix"}
 
 
 @pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(TrainConfig)])

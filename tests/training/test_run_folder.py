@@ -35,6 +35,16 @@ DECIDE_ON_THE_RESULT = {
     "repa_depth",
     "mixed_precision",
     "seed",
+    "objective",
+    "teacher",
+    "meanflow_share",
+    "meanflow_tangent",
+    "meanflow_data_end_share",
+    "meanflow_derivative",
+    "meanflow_adaptive_power",
+    "meanflow_guidance_scale",
+    "meanflow_guidance_mix",
+    "meanflow_guidance_warmup_steps",
 }
 
 
