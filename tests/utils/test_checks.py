@@ -16,6 +16,7 @@ from sit_atconv.utils.checks import (
     check_non_negative,
     check_pixel_dimensions,
     check_positive,
+    check_share,
     is_number,
     is_whole,
     near_misses,
@@ -92,6 +93,17 @@ def test_what_cannot_be_cut_from_both_ends(value):
 @pytest.mark.parametrize("value", [None, 0, 0.499])
 def test_what_can_be_cut_from_both_ends(value):
     check_eps("sample_eps", value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "0.5", True, None])
+def test_what_is_no_share(value):
+    with pytest.raises(ValueError, match=r"f=.* must be between 0 and 1"):
+        check_share("f", value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.25, np.float32(0.5)])
+def test_what_is_a_share(value):
+    check_share("f", value)
 
 
 def test_images_too_large_for_their_raw_pixels():
