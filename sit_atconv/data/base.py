@@ -228,9 +228,12 @@ def cached_index(key: str, build: Callable[[], dict]) -> dict:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sit_atconv" / "index"
     file = cache / f"{hash_of(key)}.json"
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        index = build()
+        index = json.loads(file.read_text(encoding="utf-8"))  # of any size: a shard may have millions of members
+        if isinstance(index, dict):
+            return index
+    except (OSError, ValueError, RecursionError):
+        pass  # it is made again
+    index = build()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(index))

@@ -20,12 +20,14 @@ from safetensors.torch import save
 
 from ..models.latent_scaling import latent_shift, vae_scale_factor
 from ..utils.bounded_text import read_json_object
-from ..utils.files import STAGING, write_atomically
+from ..utils.files import STAGING, remove, write_atomically
 from ..utils.hashing import tensors_sha256
 from .base import ImageDataset
 
 MANIFEST, SETTINGS = "manifest.json", "encoding.json"
 FORMAT = 1
+# What the record of a shard must hold, and its entry in the manifest.
+SHARD_FIELDS: dict[str, type] = {"file": str, "images": int, "bytes": int, "sha256": str}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -132,7 +134,7 @@ def begin_folder(folder: Path, settings: dict) -> bool:
         return True
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{STAGING}*"):
-        leftover.unlink()
+        remove(leftover)
     write_atomically(folder / SETTINGS, json.dumps(settings, indent=2))
     return False
 
@@ -163,10 +165,31 @@ def published_shards(folder: Path, settings: dict) -> dict[int, dict]:
     """Return what `write_shard` recorded about the shards that are finished, by number."""
     files = {number: shard_path(folder, number) for number in range(count_shards(settings))}
     return {
-        number: json.loads(file.with_suffix(".json").read_text())
+        number: read_shard_record(file.with_suffix(".json"))
         for number, file in files.items()
         if file.is_file() and file.with_suffix(".json").is_file()
     }
+
+
+def read_shard_record(file: Path) -> dict:
+    """Return what `write_shard` recorded about a shard.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        record = read_json_object(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, so that its shard is encoded again") from error
+    check_fields(record, {**SHARD_FIELDS, "broken": list}, str(file), "remove it, so that its shard is encoded again")
+    return record
+
+
+def check_fields(entry: object, fields: dict[str, type], where: str, remedy: str = "copy the folder again") -> None:
+    """Raise ValueError unless an entry of a manifest has these fields, of these types."""
+    values = entry if isinstance(entry, dict) else {}
+    if wrong := [name for name, kind in fields.items() if not isinstance(values.get(name), kind)]:
+        raise ValueError(f"{where} is damaged: {', '.join(wrong)} are missing or of another type; {remedy}")
 
 
 def finish_folder(folder: Path, settings: dict) -> dict:

@@ -18,7 +18,7 @@ from ..models.latent_scaling import normalize_latents
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
 from .base import ImageDataset, cached_index, hash_of
-from .latent_shards import FORMAT, MANIFEST, SETTINGS, describe_vae, differences
+from .latent_shards import FORMAT, MANIFEST, SETTINGS, SHARD_FIELDS, check_fields, describe_vae, differences
 
 THREADS = 8  # that hash shards at the same time
 
@@ -33,7 +33,6 @@ FIELDS = {
     "latents": dict,
     "shards": list,
 }
-SHARD_FIELDS = {"file": str, "images": int, "bytes": int, "sha256": str}
 
 
 class LatentsDataset(ImageDataset):
@@ -190,15 +189,6 @@ def read_manifest(folder: Path) -> dict:
         check_fields(shard, SHARD_FIELDS, f"{source}: {MANIFEST}, shards")
         check_shard(folder, shard, source)
     return manifest
-
-
-def check_fields(entry: object, fields: dict[str, type], where: str) -> None:
-    """Raise ValueError unless an entry of a manifest has these fields, of these types."""
-    values = entry if isinstance(entry, dict) else {}
-    if wrong := [name for name, kind in fields.items() if not isinstance(values.get(name), kind)]:
-        raise ValueError(
-            f"{where} is damaged: {', '.join(wrong)} are missing or of another type; copy the folder again"
-        )
 
 
 def check_shard(folder: Path, shard: dict, source: str) -> None:

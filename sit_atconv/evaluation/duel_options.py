@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..training.config import TrainConfig
 from ..utils.bounded_text import load_yaml
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_seed
 from ..utils.text import joined_lines
 from .metric_options import MetricOptions
 from .sampling_options import SamplingOptions
@@ -90,6 +90,8 @@ class Duel:
                 )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds} must name at least one seed, and each only once")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
         for name in ("max_steps", "evaluate_every", "latency_repeats"):
             check_count(name, getattr(self, name))
         for steps in self.inference_steps:

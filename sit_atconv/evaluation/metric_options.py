@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..utils.checks import check_choice, check_count, check_non_negative
+from ..utils.checks import check_choice, check_count, check_seed
 from .extractor import check_extractor, parse_extractor, torchscript_program
 from .metrics import METRICS
 
@@ -101,7 +101,7 @@ class MetricOptions:
             raise ValueError(
                 f"bootstrap={self.bootstrap}: an interval of fid needs that metric and 20 resamples or more"
             )
-        check_non_negative("metric_seed", self.metric_seed)
+        check_seed("metric_seed", self.metric_seed)
         check_extractor(self.extractor, self.weights, self.outputs)
         if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..utils.checks import check_choice, check_count
+from ..utils.checks import check_choice, check_count, check_seed
 
 if TYPE_CHECKING:
     from ..flow.guidance import Guidance
@@ -94,8 +94,7 @@ class SamplingOptions:
         pipeline = self.configure(pipeline)
         steps = pipeline.default_num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
         check_count("batch_size", self.batch_size)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+        check_seed("seed", self.seed)
         height, width, _ = image_shape(pipeline)
         pipeline.check_inputs(self.batch_size, self.guidance, steps, height, width)
         if hasattr(pipeline.scheduler, "time_grid"):

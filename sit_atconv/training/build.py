@@ -19,6 +19,7 @@ from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
+from ..utils.checks import check_count
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
 from .fine_tuning import load_pretrained, load_teacher, pretrained_classes, take_over_weights
@@ -162,6 +163,7 @@ def _data_arguments(
     """The arguments of the transformer that follow from data, VAE and mixer, checked against the others."""
     factor = vae_scale_factor(vae)
     patch_size = config.model.get("patch_size", base["patch_size"])
+    check_count("model.patch_size", patch_size)
     if dataset.image_size % (factor * patch_size):
         raise ValueError(
             f"image_size={dataset.image_size} must be divisible by {factor * patch_size} "

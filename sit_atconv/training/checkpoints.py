@@ -18,12 +18,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..utils.bounded_text import read_json_object
 from ..utils.files import STAGING, remove, sync
 from ..utils.hashing import file_sha256
 from ..utils.text import one_line
 
 CHECKPOINT_MANIFEST, STATE = "manifest.json", "state.json"
 CORRUPT = ".corrupt"  # suffix of a checkpoint whose hashes did not match and which was set aside
+# What the state of every training holds. A folder from elsewhere may hold anything under hashes that fit.
+STATE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "data": dict,
+    "classes": list,
+    "window": dict,
+    "transformer": dict,
+    "scaler": (dict, type(None)),
+}
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name of the tensor
 
@@ -169,7 +179,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     for name in _manifest(path):
         try:
             if name == STATE:
-                state = json.loads((path / name).read_text(encoding="utf-8"))
+                state = read_json_object(path / name)
             else:
                 tensors[name.removesuffix(".safetensors")] = load_file(path / name)
         except (OSError, SafetensorError, ValueError) as error:
@@ -181,22 +191,25 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read the state.json of a checkpoint, of which nothing else is verified.
 
     Raises:
-        ValueError: if it is missing or has changed since it was written.
+        ValueError: if it is missing, has changed since it was written, or is not that of a training.
     """
     entry = _manifest(path)[STATE]
     try:
         if file_sha256(path / STATE) != entry["sha256"]:
             raise ValueError("its SHA-256 differs")
-        return json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = read_json_object(path / STATE)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint {path}: {STATE} is missing or has changed since it was written: {error}"
         ) from error
+    if wrong := [name for name, kind in STATE_FIELDS.items() if not isinstance(state.get(name, ...), kind)]:
+        raise ValueError(f"checkpoint {path}: {STATE} does not say {', '.join(wrong)} as a training does")
+    return state
 
 
 def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        files = json.loads((path / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json_object(path / CHECKPOINT_MANIFEST)["files"]
         well_formed = STATE in files and all(
             re.fullmatch(r"[\w.-]+\.(safetensors|json)", name) and {"bytes", "sha256"} <= entry.keys()
             for name, entry in files.items()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import MIXERS, PRESETS, check_preset
-from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive
+from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive, check_seed
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
@@ -241,7 +241,6 @@ POSITIVE = ("learning_rate", "time_shift", "repa_coefficient")
 NON_NEGATIVE = (
     "num_workers",
     "max_broken_images",
-    "seed",
     "lr_warmup_steps",
     "weight_decay",
     "sample_guidance_scale",
@@ -305,6 +304,9 @@ class TrainConfig(
                 check_count(name, getattr(self, name))
         if self.mixed_precision is not None:  # it may come from accelerate's configuration
             check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if self.log_with is not None:
+            check_choice("log_with", self.log_with, (*TRACKERS, "none"))
+        check_seed("seed", self.seed)
         for name in POSITIVE:
             check_positive(name, getattr(self, name))
         if self.max_grad_norm is not None:

@@ -17,10 +17,10 @@ def power_exponent(std: float) -> float:
     """The exponent γ of the power function with relative standard deviation `std` (arXiv 2312.02696, Equation 125).
 
     Raises:
-        ValueError: unless 0 < std < 0.2886, the deviation of the plain mean (γ = 0).
+        ValueError: unless 1e-6 ≤ std < 0.2886, the deviation of the plain mean (γ = 0).
     """
-    if not 0 < std < 12**-0.5:
-        raise ValueError(f"std={std} must be between 0 and {12**-0.5:.4f}, the deviation of the plain mean")
+    if not 1e-6 <= std < 12**-0.5:
+        raise ValueError(f"std={std} must be between 1e-6 and {12**-0.5:.4f}, the deviation of the plain mean")
     return float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max())
 
 

@@ -35,7 +35,7 @@ from ..models.vae import load_vae, posterior_moments
 from ..utils.checks import check_choice, check_count, check_non_negative
 from ..utils.files import folder_lock
 from ..utils.text import one_line, printable
-from .processes import on_main_process, one_process_first
+from .processes import join_processes, on_main_process, one_process_first
 
 
 def encode_latents(
@@ -76,7 +76,7 @@ def encode_latents(
     check_count("batch_size", batch_size)
     for name, value in (("num_workers", num_workers), ("max_broken_images", max_broken_images)):
         check_non_negative(name, value)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # on CPUs, processes only find each other so
+    accelerator = join_processes()
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")
     dataset.check_output("output_dir", Path(output_dir))

@@ -1,6 +1,5 @@
 """Export a pipeline folder with any of the averaged weights of a run, while it trains or afterwards."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
 from .build import build_pipeline
-from .checkpoints import STATE, checkpoint_steps, verify_checkpoint
+from .checkpoints import checkpoint_steps, read_state, verify_checkpoint
 from .ema_profiles import profile_weights
 from .finish import save_pipeline
 from .posthoc_ema import reconstruct
@@ -19,7 +18,7 @@ from .stored_config import load_config
 
 def average_names(run: Path, checkpoint: Path) -> list[str]:
     """The names of the averages in a checkpoint, such as decay-0.999. The first one is the pipeline's."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = read_state(checkpoint)
     if AVERAGES not in state:  # a checkpoint of an earlier version; config.yaml has the same order
         config = load_config(run)
         return list(profile_weights(config.ema_decays, config.ema_stds))
@@ -74,9 +73,12 @@ def export_average(
         weights = reconstruct(run / "ema", std, step)
     else:
         weights = load_file(average_file(run, checkpoint, average))
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    transformer = SiTTransformer2DModel(**state["transformer"])
-    transformer.load_state_dict(weights)
+    state = read_state(checkpoint)
+    try:
+        transformer = SiTTransformer2DModel(**state["transformer"])
+        transformer.load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:  # unknown arguments, or tensors of another model
+        raise ValueError(f"{checkpoint} does not hold the weights of the model that it names: {error}") from error
     config = load_config(run)
     vae = None if config.vae is None else load_vae(config.vae)
     save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out)

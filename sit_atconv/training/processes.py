@@ -19,7 +19,40 @@ TIMEOUT = timedelta(hours=1)  # until a process gives up on the others: the main
 
 
 # What accelerate takes from the environment, and this training does not support.
-REFUSED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
+REFUSED = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+    "ACCELERATE_FP8_BACKEND",
+)
+OFF = ("", "0", "no", "false")
+
+
+def join_processes(**options: Any) -> Accelerator:
+    """Join the processes of the command, on the accelerator of each or on the CPU.
+
+    Args:
+        **options: as for `Accelerator`.
+
+    Raises:
+        ValueError: naming the environment variables that ask for something that is not supported, or make no sense.
+    """
+    for name in REFUSED:
+        if os.environ.get(name, "").lower() not in OFF:
+            raise ValueError(
+                f"{name}={os.environ[name]} is not supported; unset it, or choose a configuration of accelerate "
+                "without it, such as train/configs/accelerate/ddp_8gpus.yaml"
+            )
+    try:
+        # On CPUs, the processes of torchrun find each other only with cpu=True.
+        return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    except (ValueError, RuntimeError, ImportError) as error:
+        if not (read := [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ACCELERATE_")]):
+            raise
+        raise ValueError(
+            f"accelerate cannot start with {', '.join(sorted(read))} in the environment: {error}"
+        ) from error
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
@@ -29,20 +62,13 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     Those that would change the training beside its options have no effect, or are refused.
 
     Raises:
-        ValueError: naming the environment variable that asks for something that is not supported.
+        ValueError: as `join_processes`.
     """
-    for name in REFUSED:
-        if os.environ.get(name, "false").lower() == "true":
-            raise ValueError(
-                f"{name}={os.environ[name]} is not supported; unset it, or choose a configuration of accelerate "
-                "without it, such as train/configs/accelerate/ddp_8gpus.yaml"
-            )
-    accelerator = Accelerator(
+    accelerator = join_processes(
         # Given here, so that ACCELERATE_GRADIENT_ACCUMULATION_STEPS and ACCELERATE_DYNAMO_BACKEND have no effect: the
         # options gradient_accumulation_steps and compile alone decide.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
-        cpu=not torch.accelerator.is_available(),  # otherwise the processes of torchrun do not find each other on CPUs
         mixed_precision=config.mixed_precision,
         log_with=trackers(config) or None,
         project_dir=config.output_dir,

@@ -17,9 +17,17 @@ from accelerate import Accelerator
 from ..data import ImageDataset
 from ..models.vae import VAE
 from ..utils.environment import device_name, git_commit, package_versions
-from ..utils.files import LOCK, append_line, check_no_links, folder_lock, remove_staged, write_atomically
+from ..utils.files import (
+    LOCK,
+    append_line,
+    check_no_links,
+    check_writable_folder,
+    folder_lock,
+    remove_staged,
+    write_atomically,
+)
 from ..utils.hashing import tensors_sha256
-from .checkpoints import STATE, checkpoint_steps, rotate, sweep
+from .checkpoints import checkpoint_steps, read_state, rotate, sweep
 from .config import TrainConfig
 from .stored_config import CONFIG, load_options
 
@@ -74,6 +82,7 @@ def prepare_run_folder(config: TrainConfig) -> bool:
         ValueError: if the folder holds something else, if there is nothing to resume, or if the configurations differ.
     """
     folder, resume = config.run_folder, config.resume
+    check_writable_folder("output_dir", folder)
     check_no_links(folder, WRITTEN)
     is_used = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
     if not is_used:
@@ -159,7 +168,7 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
     Raises:
         ValueError: naming what differs.
     """
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = read_state(checkpoint)
     saved = state["data"]
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..utils.checks import is_number
 from ..utils.files import open_to_append, write_atomically
 from .checkpoints import CORRUPT
 from .step_report import TIME_BINS, StepReport
@@ -34,6 +35,20 @@ class Window:
     loss_sums: list[float] = field(default_factory=lambda: [0.0] * TIME_BINS)
     loss_counts: list[float] = field(default_factory=lambda: [0.0] * TIME_BINS)
     alignment: float = 0.0
+
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> "Window":
+        """The window of a checkpoint.
+
+        Raises:
+            ValueError: if these are not the values of a window.
+        """
+        for name, value in asdict(cls()).items():
+            found = values.get(name)
+            numbers, count = (found, TIME_BINS) if isinstance(value, list) else ([found], 1)
+            if not isinstance(numbers, list) or len(numbers) != count or not all(map(is_number, numbers)):
+                raise ValueError(f"the checkpoint's window of losses is damaged: {name} is {found!r}")
+        return cls(**{name: values[name] for name in asdict(cls())})
 
     def add(self, report: StepReport) -> None:
         """Add the report of an applied step."""

@@ -47,13 +47,24 @@ def load_options(run: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     for _, checkpoint in reversed(checkpoint_steps(run / "checkpoints")):
+        options = None
         with suppress(ValueError):  # a damaged checkpoint, which is reported when the run is continued
-            if options := read_state(checkpoint).get("config"):
-                return options
+            options = read_state(checkpoint).get("config")
+        if isinstance(options, dict) and options:
+            return _known_options(options, checkpoint)
     options = read_yaml(run / CONFIG)
-    known = {each.name for each in dataclasses.fields(TrainConfig)}
-    if not isinstance(options, dict) or not options.keys() <= known:
+    if not isinstance(options, dict):
         raise ValueError(f"{run / CONFIG} is damaged, or no configuration of a run; restore it, or remove the folder")
+    return _known_options(options, run / CONFIG)
+
+
+def _known_options(options: dict[str, Any], source: Path) -> dict[str, Any]:
+    known = {each.name for each in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(map(str, options.keys() - known)):
+        raise ValueError(
+            f"{source} has options that do not exist: {', '.join(unknown)}; it is damaged, or of a newer version of "
+            "sit_atconv, which you can install"
+        )
     return options
 
 

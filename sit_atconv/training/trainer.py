@@ -105,9 +105,9 @@ class Trainer:
             ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
         """
         config, accelerator = self.config, self.accelerator
+        self.is_resumed = prepare_run_folder(config) and not config.dry_run  # first, since data may take long to scan
         self.components = build_components(config, accelerator)
         dataset, vae = self.components.dataset, self.components.vae
-        self.is_resumed = prepare_run_folder(config) and not config.dry_run
         if self.is_resumed:
             on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
             folder = self.run / "checkpoints"
@@ -144,12 +144,12 @@ class Trainer:
         """Restore the newest good checkpoint if the run is resumed.
 
         Raises:
-            ValueError: if it is a checkpoint of another model or of other averages.
+            ValueError: if it is damaged, or a checkpoint of another model or of other averages.
         """
         if self._checkpoint is None:
             return
         state = self.learner.restore_state(self._checkpoint)
-        self.step, self.window = state["step"], Window(**state["window"])
+        self.step, self.window = state["step"], Window.restored(state["window"])
         self.accelerator.print(f"continuing {printable(self.run)} from step {self.step}")
 
     def start(self) -> None:

@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -46,14 +48,20 @@ def near_misses(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def check_given(options: Any) -> None:
-    """Raise ValueError if a field of a dataclass of options is None, although its type does not allow that.
+    """Raise ValueError if a field of a dataclass of options is None, no text or no dictionary, against its type.
 
-    This is what `null` in a YAML file or on the command line becomes.
+    None is what `null` in a YAML file or on the command line becomes.
     """
     types = get_type_hints(type(options))
     for each in dataclasses.fields(options):
-        if getattr(options, each.name) is None and type(None) not in get_args(types[each.name]):
+        value, hint = getattr(options, each.name), types[each.name]
+        allowed = {get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) is UnionType else (hint,))}
+        if value is None and type(None) not in allowed | set(get_args(hint)):  # the latter: of Literal[…] | None
             raise ValueError(f"{each.name}=null is no value; give one, or leave {each.name} out for its default")
+        if allowed <= {str, type(None)} and not isinstance(value, (str, os.PathLike, type(None))):
+            raise ValueError(f"{each.name}={value!r} must be text")
+        if allowed == {dict} and not isinstance(value, dict):
+            raise ValueError(f"{each.name}={value!r} must be names and values, such as {{name: 1}}")
 
 
 def check_choice(field: str, value, choices: Iterable) -> None:
@@ -91,6 +99,12 @@ def check_non_negative(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number of at least zero."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number of at least 0")
+
+
+def check_seed(field: str, value) -> None:
+    """Raise ValueError unless `value` can be the seed of PyTorch's and NumPy's generators."""
+    if not is_whole(value) or not 0 <= value < 2**63:
+        raise ValueError(f"{field}={value!r} must be a whole number of at least 0, and below 2**63")
 
 
 MAX_PIXEL_DIMENSIONS = 4096  # a covariance of 4096² float64 is 128 MiB

@@ -41,11 +41,16 @@ def check_new_folder(field: str, folder: str | Path) -> None:
     files and a lock.
     """
     folder = Path(folder)
+    check_writable_folder(field, folder)
+    if os.path.isdir(folder) and (others := sorted(e.name for e in folder.iterdir() if not is_leftover(e.name))):
+        raise ValueError(f"{field}={str(folder)!r} holds other files ({others[0]!r}); name a new folder")
+
+
+def check_writable_folder(field: str, folder: str | Path) -> None:
+    """Raise ValueError unless `folder` is a folder that can be written to, or can be made."""
     is_folder = os.path.isdir(folder)  # unlike Path.is_dir, also for names that are too long
     if os.path.lexists(folder) and not is_folder:
         raise ValueError(f"{field}={str(folder)!r} is not a folder; name another")
-    if is_folder and (others := sorted(each.name for each in folder.iterdir() if not is_leftover(each.name))):
-        raise ValueError(f"{field}={str(folder)!r} holds other files ({others[0]!r}); name a new folder")
     if is_folder and not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{field}={str(folder)!r} is not a folder that you may write to; name another")
     check_writable(field, folder)
@@ -75,7 +80,9 @@ def remove_staged(folder: Path) -> None:
 def check_writable(field: str, path: str | Path) -> None:
     """Raise ValueError unless a file or folder can be made at `path`, or beside it, in the nearest existing folder."""
     path = Path(path)
-    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if "\0" in str(path):
+        raise ValueError(f"{field}={str(path)!r} cannot be written: no name holds a zero byte; name another")
+    folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path.absolute())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
             f"{field}={str(path)!r} cannot be written: {folder} is not a folder that you may write to; name another"

@@ -12,6 +12,7 @@ from latents_stand_in import IMAGES, contents, options
 from safetensors.torch import load_file
 
 from sit_atconv.data import LatentsDataset, TrainingView, open_dataset
+from sit_atconv.data.latent_shards import published_shards
 from sit_atconv.models.vae import encode as vae_encode
 from sit_atconv.models.vae import load_vae
 from sit_atconv.training import encode
@@ -176,3 +177,13 @@ def test_latents_are_not_written_through_links(photos, vae, tmp_path):
     encode.encode_latents(**options(photos, vae, folder))
     assert (tmp_path / "victim").read_text() == "mine"
     assert not any(file.is_symlink() for file in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}", b'{"file": 1}'])
+def test_damaged_records_of_shards_are_named(tmp_path, content):
+    settings = {"source_images": 2, "shard_size": 2}
+    record = tmp_path / "shard-00000.json"
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"")
+    record.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{record} .*; remove it, so that its shard is encoded again$"):
+        published_shards(tmp_path, settings)

@@ -19,6 +19,7 @@ from sit_atconv.training import checkpoints
 from sit_atconv.training.checkpoints import (
     checkpoint_steps,
     read_checkpoint,
+    read_state,
     recover_checkpoint,
     save_checkpoint,
     verify_checkpoint,
@@ -267,3 +268,45 @@ def test_fifty_random_kills_never_cost_the_newest_checkpoint(tmp_path):
     assert step > 3  # and between them
     save(tmp_path, step + 1, keep=2)
     assert names(tmp_path) == [f"step-{step:08d}", f"step-{step + 1:08d}"]
+
+
+TRAINED = {"step": 1, "data": {}, "classes": ["a"], "window": {}, "transformer": {}, "scaler": None}
+
+
+def crafted(folder: Path, file: str, content: bytes) -> Path:
+    """A checkpoint with another file in it, and with hashes that fit."""
+    path = save_checkpoint(folder, 1, tensors(1), TRAINED)
+    (path / file).write_bytes(content)
+    if file != "manifest.json":
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][file] = {"bytes": len(content), "sha256": file_sha256(path / file)}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.mark.parametrize("file", ["state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"a":' * 1000 + b"1" + b"}" * 1000, b"[]", b"null", b"3", b"", b"{}", b"\xff\xfe", b"9" * 5000],
+    ids=["deep-list", "deep-dict", "list", "null", "number", "empty", "nothing", "no-text", "long-number"],
+)
+def test_crafted_json_ends_with_the_name_of_its_file(tmp_path, file, content):
+    path = crafted(tmp_path, file, content)
+    with pytest.raises(ValueError, match=rf"^checkpoint {path}: {file} "):
+        read_state(path)
+    if (file, content) != ("state.json", b"{}"):
+        with pytest.raises(ValueError, match=rf"^checkpoint {path}: {file} "):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("value", ["x", [[]], 1.5, ...])
+def test_state_that_is_not_of_a_training_is_named(tmp_path, name, value):
+    state = TRAINED | {name: value}
+    if value is ...:
+        del state[name]
+    if name == "classes" and value == [[]]:
+        return
+    path = crafted(tmp_path, "state.json", json.dumps(state).encode())
+    with pytest.raises(ValueError, match=rf"state\.json does not say {name} as a training does$"):
+        read_state(path)

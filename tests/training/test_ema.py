@@ -22,7 +22,7 @@ def test_exponent_gives_the_deviation(std):
     assert np.sqrt((weights * tau**2).sum() - (weights * tau).sum() ** 2) == pytest.approx(std, rel=1e-4)
 
 
-@pytest.mark.parametrize("std", [0.0, 0.29, -1.0])
+@pytest.mark.parametrize("std", [0.0, 1e-300, 0.29, -1.0, float("nan"), float("inf")])
 def test_impossible_deviation_is_refused(std):
     with pytest.raises(ValueError, match=f"std={std}"):
         power_exponent(std)

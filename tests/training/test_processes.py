@@ -3,7 +3,7 @@
 import pytest
 
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.processes import REFUSED, start_accelerator
+from sit_atconv.training.processes import OFF, REFUSED, join_processes, start_accelerator
 
 
 @pytest.fixture(autouse=True)
@@ -29,4 +29,28 @@ def test_options_alone_decide_on_accumulation_and_compilation(monkeypatch):
 def test_what_is_not_supported_is_named(monkeypatch, name):
     monkeypatch.setenv(name, "true")
     with pytest.raises(ValueError, match=f"^{name}=true is not supported; unset it, or choose a configuration"):
+        start_accelerator(TrainConfig(log_with="none"))
+
+
+@pytest.mark.parametrize("value", OFF)
+def test_what_is_switched_off_is_supported(monkeypatch, value):
+    for name in REFUSED[:-1]:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ACCELERATE_FP8_BACKEND", "NO")  # which accelerate knows in this spelling only
+    assert join_processes().num_processes == 1
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8"),
+        ("ACCELERATE_USE_CPU", "maybe"),
+        ("ACCELERATE_TORCH_DEVICE", "toaster"),
+        ("ACCELERATE_DEBUG_MODE", "x"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(monkeypatch, name, value):
+    """Accelerate's own messages name neither the variable nor, some of them, the value."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^accelerate cannot start with {name}={value} in the environment: "):
         start_accelerator(TrainConfig(log_with="none"))

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import yaml
 
+from sit_atconv.training import trainer
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.run_folder import prepare_run_folder
+from sit_atconv.training.stored_config import load_config
 
 DECIDE_ON_THE_RESULT = {
     "image_size",
@@ -115,3 +117,32 @@ def test_damaged_configuration_without_a_checkpoint_is_named(content, tmp_path):
     (tmp_path / "run" / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"run/config\.yaml.*; choose another --output_dir"):
         prepare_run_folder(config)
+
+
+def test_output_folder_is_checked_first(tmp_path, monkeypatch):
+    """Before data are scanned, which may take long."""
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(trainer, "build_components", None)
+    for name, reason in (("file", "is not a folder"), ("file/run", "cannot be written: "), ("a\0b", "a zero byte")):
+        config = TrainConfig(output_dir=str(tmp_path / name), log_with="none")
+        with (
+            trainer.Trainer(config) as training,
+            pytest.raises(ValueError, match=rf"^output_dir='.*' .*{reason}.*; name another$"),
+        ):
+            training.setup()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_options_of_a_newer_version_are_named(tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config) | {"sparkle": 3}))
+    with pytest.raises(ValueError, match=r"options that do not exist: sparkle; it is damaged, or of a newer version"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name, value", [("vae", [1]), ("model", "x"), ("data", 3), ("output_dir", {"a": 1})])
+def test_options_of_another_type_are_damage(tmp_path, name, value):
+    config = TrainConfig(output_dir=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config) | {name: value}))
+    with pytest.raises(ValueError, match=rf"^{name}=.* must be (text|names and values)"):
+        load_config(tmp_path)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 from sit_atconv.training import runlog
 from sit_atconv.training.loss_plot import plot_metrics
 from sit_atconv.training.runlog import MetricsFile, Stopwatch, Window, read_metrics
-from sit_atconv.training.step_report import StepReport
+from sit_atconv.training.step_report import TIME_BINS, StepReport
 
 
 def step_report(losses=(), t=(), grad_norm=0.0, alignment=0.0, device="cpu") -> StepReport:
@@ -96,3 +97,14 @@ def test_only_lines_of_this_file_are_read(tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in [*good[:1], *bad, *good[1:]])
     (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"[" * 100000 + b"\n\xff\n")
     assert read_metrics(tmp_path / "metrics.jsonl") == good
+
+
+@pytest.mark.parametrize("change", [{"steps": None}, {"grad_norm": "1"}, {"loss_sums": [0.0]}, {"loss_counts": 3}, {}])
+def test_window_of_a_checkpoint_is_checked(change):
+    values = asdict(Window(steps=3, grad_norm=1.5, loss_sums=[1.0] * TIME_BINS))
+    assert Window.restored(values) == Window(**values)
+    values.update(change)
+    if not change:
+        del values["alignment"]
+    with pytest.raises(ValueError, match=r"^the checkpoint's window of losses is damaged: "):
+        Window.restored(values)

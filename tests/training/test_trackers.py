@@ -40,6 +40,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     for start, steps in ((0, range(1, 7)), (4, range(5, 9))):  # killed after step 6, continued from step 4
         options = tracker_options(config, start).get("tensorboard", {})
         tracker = TensorBoardTracker("tensorboard", str(tmp_path), **options)
+        tracker.start()
         for step in steps:
             tracker.log({"loss": float(step + 100 * start)}, step=step)
         tracker.finish()

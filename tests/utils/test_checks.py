@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sit_atconv.utils.checks import (
     check_non_negative,
     check_pixel_dimensions,
     check_positive,
+    check_seed,
     check_share,
     is_number,
     is_whole,
@@ -125,3 +127,22 @@ def test_null_where_a_value_is_needed():
     check_given(Options(1, []))
     with pytest.raises(ValueError, match=r"^names=null is no value; give one, or leave names out for its default$"):
         check_given(Options(1, None))
+
+
+def test_text_where_text_is_needed():
+    for folder in (None, "a", Path("a")):
+        check_given(Options(1, [], folder))
+    for folder in (1, True, ["a"], {}):
+        with pytest.raises(ValueError, match=r"^folder=.* must be text$"):
+            check_given(Options(1, [], folder))
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True, "1", None, 2**63, math.nan])
+def test_what_is_no_seed(value):
+    with pytest.raises(ValueError, match=r"^seed=.* must be a whole number of at least 0, and below 2\*\*63$"):
+        check_seed("seed", value)
+
+
+@pytest.mark.parametrize("value", [0, 2**63 - 1, np.int64(5)])
+def test_what_is_a_seed(value):
+    check_seed("seed", value)
