@@ -9,13 +9,21 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .eager import is_eager
-from .linear_onednn import onednn_linear, onednn_linear_gelu, onednn_takes
+from .linear_onednn import (
+    onednn_linear,
+    onednn_linear_duals,
+    onednn_linear_gelu,
+    onednn_takes,
+    onednn_takes_duals,
+)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Compute `F.linear(x, weight, bias)`."""
     if onednn_takes(x, weight, bias):
         return onednn_linear(x, weight, bias)
+    if onednn_takes_duals(x, weight, bias):
+        return onednn_linear_duals(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

@@ -32,7 +32,32 @@ TRACED_WEIGHTS = 2**13  # the same under torch.compile: elements of the weight, 
 
 
 def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether oneDNN should compute x·Wᵀ + b: float32 on a CPU, plain tensors that fit, and large enough to pay off.
+    """Whether oneDNN should compute x·Wᵀ + b of tensors that are neither dual numbers nor transformed by torch.func."""
+    return (
+        not torch._C._are_functorch_transforms_active()
+        and onednn_suits(x, weight, bias)
+        and not any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in (x, weight, bias))
+    )
+
+
+def onednn_takes_duals(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether oneDNN should compute x·Wᵀ + b and its forward-mode derivative: one level of it, and no gradients.
+
+    Other mixtures of derivatives and vmap are left to PyTorch.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        transforms = torch._C._functorch.get_interpreter_stack()
+        if len(transforms) != 1 or transforms[0].key() != torch._C._functorch.TransformType.Jvp:
+            return False
+    elif forward_ad._current_level < 0:
+        return False
+    return onednn_suits(x, weight, bias)
+
+
+def onednn_suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether oneDNN can compute x·Wᵀ + b: float32 on a CPU, plain tensors that fit, and large enough to pay off.
 
     This runs before every layer, with cold caches, where each microsecond of Python becomes several.
     """
@@ -42,7 +67,6 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         or torch.jit.is_tracing()
         or torch.compiler._is_exporting_flag  # in torch 2.11, is_exporting() is also true under torch.compile
         or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()  # oneDNN has no rule for vmap and forward-mode derivatives
     ):
         return False
     operands = (x, weight) if bias is None else (x, weight, bias)
@@ -55,9 +79,8 @@ def onednn_takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         return weight.numel() >= TRACED_WEIGHTS
     if x.numel() * weight.shape[0] < WORTHWHILE_PRODUCTS:
         return False
-    for t in operands:
-        if t.layout != torch.strided or forward_ad.unpack_dual(t).tangent is not None:
-            return False
+    if any(t.layout != torch.strided for t in operands):
+        return False
     # oneDNN refuses weights whose strides overlap, and reads a bias as if it were contiguous.
     return is_dense(weight) and (bias is None or bias.is_contiguous())
 
@@ -72,6 +95,11 @@ def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return OneDNNLinear.apply(x, weight, bias)
     return call_onednn(x, weight, bias)
+
+
+def onednn_linear_duals(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x·Wᵀ + b and its tangent, for operands that `onednn_takes_duals`."""
+    return torch.ops.sit_atconv.onednn_linear_duals_v1(x, weight, bias)
 
 
 def call_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -129,6 +157,31 @@ def register_onednn_linear() -> None:
         return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+def register_onednn_linear_duals() -> None:
+    """Define `torch.ops.sit_atconv.onednn_linear_duals_v1`, whose forward-mode derivative oneDNN computes, too.
+
+    Custom operators of `torch.library.custom_op` drop tangents in silence, so this one has its rule where PyTorch's own
+    operators have theirs. There dual numbers are visible, whether torch.func made them or torch.autograd.forward_ad.
+    """
+
+    def rule(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if any(t is not None and forward_ad.unpack_dual(t, level=0).tangent is not None for t in (weight, bias)):
+            return F.linear(x, weight, bias)
+        primal, tangent = forward_ad.unpack_dual(x, level=0)
+        with torch._C._AutoDispatchBelowAutograd():
+            y = call_onednn(primal, weight, bias)
+            if tangent is None:
+                return y
+            d_y = call_onednn(tangent, weight, None)
+        return forward_ad.make_dual(y, d_y, level=0)
+
+    library = torch.library.Library("sit_atconv", "FRAGMENT")
+    library.define("onednn_linear_duals_v1(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+    library.impl("onednn_linear_duals_v1", call_onednn, "CPU")
+    library.impl("onednn_linear_duals_v1", rule, "Autograd")
+    vars(torch.ops.sit_atconv)["onednn_linear_library"] = library  # kept as long as the process
+
+
 def register_onednn_flops() -> None:
     """Teach PyTorch's FlopCounterMode to count those of oneDNN's products that it does not know yet."""
     products = {torch.ops.mkldnn._linear_pointwise, torch.ops.sit_atconv.onednn_linear_v1}
@@ -145,4 +198,6 @@ def register_onednn_flops() -> None:
 if HAS_ONEDNN_PRODUCT:
     if not hasattr(torch.ops.sit_atconv, "onednn_linear_v1"):
         register_onednn_linear()
+    if not hasattr(torch.ops.sit_atconv, "onednn_linear_duals_v1"):
+        register_onednn_linear_duals()
     register_onednn_flops()
