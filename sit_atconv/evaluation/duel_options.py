@@ -15,6 +15,7 @@ from ..utils.text import joined_lines
 from .metric_options import MetricOptions
 from .sampling_options import SamplingOptions
 
+MAX_EVALUATIONS = 10_000  # of one model
 # Training options that the duel sets itself.
 RESERVED = {"output_dir", "resume", "seed", "max_steps", "checkpoint_every", "keep_every", "config"}
 
@@ -60,6 +61,7 @@ class Duel:
     latency_repeats: int = 20
 
     def __post_init__(self) -> None:
+        self.inference_steps = self.inference_steps or []  # null stands for the default
         self._check_own_options()
         # Options of the command line arrive as text, and an empty block of a YAML file as None.
         self.train = parse_text_values(self.train or {}, TrainConfig)
@@ -94,6 +96,11 @@ class Duel:
             check_seed("seeds", seed)
         for name in ("max_steps", "evaluate_every", "latency_repeats"):
             check_count(name, getattr(self, name))
+        if self.max_steps > MAX_EVALUATIONS * self.evaluate_every:
+            raise ValueError(
+                f"max_steps={self.max_steps}, evaluate_every={self.evaluate_every}: that would be more than "
+                f"{MAX_EVALUATIONS} evaluations of each model; raise evaluate_every"
+            )
         for steps in self.inference_steps:
             check_count("inference_steps", steps)
 
@@ -136,6 +143,8 @@ def without_nulls(options: dict[str, Any]) -> dict[str, Any]:
 def check_training_options(name: str, options: dict) -> None:
     """Raise ValueError unless all keys are options of train/train_sit.py that the duel does not set itself."""
     known = {each.name for each in dataclasses.fields(TrainConfig)}
+    if odd := [key for key in options if not isinstance(key, str)]:
+        raise ValueError(f"{name}: YAML reads the name {odd[0]!r} as a {type(odd[0]).__name__}; it is no option")
     if reserved := sorted(RESERVED & options.keys()):
         raise ValueError(f"{name}: {', '.join(reserved)} are set by the duel itself; leave them out")
     if unknown := sorted(key for key in options if key.partition(".")[0] not in known):

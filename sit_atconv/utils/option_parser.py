@@ -103,7 +103,7 @@ class OptionParser(ArgumentParser):
         action = next((each for each in options_of(self) if name in names_of(each)), None)
         if value is None or action is None:
             return f"{name}: {reason}"
-        given = (value[1] or value[2]).strip()
+        given = (value[1] or value[2] or "").strip()
         wanted = describe_type(option_type(action))
         return f"{name}={given!r} must be {wanted}{did_you_mean(given, wanted.replace('one of ', '').split(', '))}"
 

@@ -13,7 +13,7 @@ def duel(**changes) -> Duel:
 
 def test_null_is_the_default_and_metrics_may_be_a_list():
     plain = duel()
-    assert duel(train=None, models={"A": None, "B": None}) == plain
+    assert duel(train=None, models={"A": None, "B": None}, inference_steps=None) == plain
     assert duel(metrics={"extractor": "pixels", "metrics": None, "bootstrap": None}) == plain
     assert duel(sampling={"num_samples": 4, "solver": None}) == plain
     assert duel(metrics={"extractor": "pixels", "metrics": ["fid", "kid"]}).metric_options.names == ["fid", "kid"]
@@ -33,6 +33,14 @@ def test_null_is_the_default_and_metrics_may_be_a_list():
         ({"sampling": {"num_samples": True}}, "sampling: num_samples=True cannot be used"),
         ({"sampling": {"num_samples": 4, 5: 6}}, "sampling: unknown options 5"),
         ({"sampling": None}, "sampling: num_samples must be given"),
+        ({"train": {1: 2}}, "train: YAML reads the name 1 as a int; it is no option"),
+        ({"models": {"A": {None: 2}, "B": {}}}, "A: YAML reads the name None as a NoneType; it is no option"),
+        (
+            {"max_steps": 10**24},
+            "max_steps=1000000000000000000000000, evaluate_every=400: that would be more than 10000",
+        ),
+        ({"seeds": [2**63]}, "seeds=9223372036854775808 must be a whole number of at least 0"),
+        ({"seeds": [-1]}, "seeds=-1 must be a whole number of at least 0"),
     ],
 )
 def test_values_of_another_type_are_named(changes, message):

@@ -107,6 +107,7 @@ def test_mistakes_of_the_command_line_in_one_line(arguments, message, capsys):
     [
         ("path: gvp\nratte: 2\n", "2: there is no option ratte; did you mean rate?"),
         ("\n# a comment\nrate: fast\n", "3: rate='fast' must be a number"),
+        ("path: gvp\nrate: ''\n", "2: rate='' must be a number"),
         ("path: gvp\nmore:\n  a: 1\n  b: x\n", "2: more="),
         ("rate: 2\nsizes: [3\npath: gvp\n", "3: this is not YAML: "),
     ],
