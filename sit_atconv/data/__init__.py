@@ -14,7 +14,7 @@ from .scan import scan_folder
 from .shards import ShardDataset
 from .sources import is_image_folder, open_dataset
 from .streams import Stream, draw, sample_generator
-from .training_view import TrainingView
+from .training_view import TrainingView, View
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "Stream",
     "TrainingOrder",
     "TrainingView",
+    "View",
     "draw",
     "is_image_folder",
     "open_dataset",

@@ -10,7 +10,13 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
+
+from ..data import TrainingOrder
+from .config import CommonConfig
+from .signals import obey_parent_alone
+from .task import Task
 
 HINTS = {
     "SIGKILL": ", as the system does when memory runs out",
@@ -84,3 +90,28 @@ class Batches(Iterator[dict[str, Any]]):
         order.steps = order.steps[self._given :]  # type: ignore[union-attr]  # it is a TrainingOrder
         keys = next(iter(order))  # type: ignore[arg-type]
         return self._loader.collate_fn([self._loader.dataset[key] for key in keys])
+
+
+def build_loader(
+    config: CommonConfig, task: Task, accelerator: Accelerator, start_step: int
+) -> DataLoader[dict[str, Any]]:
+    """Build the loader of this process's batches, from the step after `start_step` to the last one."""
+    view = task.view()
+    order = TrainingOrder(
+        len(task.dataset),
+        config.batch_size,
+        config.seed,
+        start_step,
+        config.max_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        task.epoch_order,
+    )
+    return DataLoader(
+        view,
+        batch_sampler=order,
+        num_workers=config.num_workers,
+        collate_fn=view.collate,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=obey_parent_alone,
+    )

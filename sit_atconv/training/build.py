@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ..data import ImageDataset, TrainingOrder, TrainingView, open_dataset
+from ..data import ImageDataset, open_dataset
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
 from ..flow.mean_flow import MeanFlowLoss
@@ -27,7 +26,6 @@ from .mean_flow import MeanFlowObjective
 from .objective import Objective
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
-from .signals import obey_parent_alone
 
 
 @dataclass
@@ -206,31 +204,3 @@ def build_pipeline(
     scheduler_class = MeanFlowScheduler if config.objective == "meanflow" else InterpolantODEScheduler
     scheduler = scheduler_class(path=config.path, prediction=config.prediction)
     return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(classes))))
-
-
-def build_loader(
-    config: TrainConfig, components: Components, accelerator: Accelerator, start_step: int
-) -> DataLoader[dict[str, Any]]:
-    """Build the loader of this process's batches, from the step after `start_step` to the last one."""
-    dataset, transformer = components.dataset, components.transformer
-    shape = (transformer.config.in_channels, transformer.config.sample_size, transformer.config.sample_size)
-    has_vae, has_steps = components.vae is not None, config.objective == "meanflow"
-    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps)
-    order = TrainingOrder(
-        len(dataset),
-        config.batch_size,
-        config.seed,
-        start_step,
-        config.max_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-        dataset.epoch_order,
-    )
-    return DataLoader(
-        view,
-        batch_sampler=order,
-        num_workers=config.num_workers,
-        collate_fn=view.collate,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=obey_parent_alone,
-    )

@@ -1,36 +1,46 @@
-"""The command line of train/train_sit.py: every field of `TrainConfig` is an option, grouped as in config.py."""
+"""The command line of a training: every field of its configuration is an option, grouped as in config.py."""
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ..utils.option_parser import OptionParser
 from ..utils.text import printable
-from .config import GROUPS, TrainConfig
+from .config import GROUPS, CommonConfig, TrainConfig
+
+Config = TypeVar("Config", bound=CommonConfig)
 
 STOPPED = 143  # exit code of a run that was asked to stop, that of a terminated process
 
 
-def build_parser() -> OptionParser:
+def build_parser(kind: type[CommonConfig] = TrainConfig, groups: Sequence[type] = GROUPS) -> OptionParser:
     """The parser, with one titled group of options for each group of the configuration."""
-    assert TrainConfig.__doc__ is not None
+    assert kind.__doc__ is not None
     parser = OptionParser(
-        description=TrainConfig.__doc__.splitlines()[0],
+        description=kind.__doc__.splitlines()[0],
         usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    for group in GROUPS:
+    for group in groups:
         parser.add_class_arguments(group)
     return parser
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
-    """Parse the command line. It takes precedence over --config FILE.yaml, which takes precedence over the defaults.
+    """Parse the command line of train/train_sit.py; see `parse_config`."""
+    return parse_config(TrainConfig, GROUPS, arguments)
+
+
+def parse_config(kind: type[Config], groups: Sequence[type], arguments: list[str] | None = None) -> Config:
+    """Parse a command line. It takes precedence over --config FILE.yaml, which takes precedence over the defaults.
 
     Boolean options such as --dry_run need no value, and ~ is the home folder, in YAML as well.
 
     Args:
+        kind: the class of the configuration.
+        groups: the classes of its groups of options.
         arguments: the command line; sys.argv if None.
 
     Raises:
@@ -38,14 +48,14 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
         SystemExit: for unknown options and values of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    switches = [field.name for field in dataclasses.fields(TrainConfig) if field.type is bool]
-    parser = build_parser()
+    switches = [field.name for field in dataclasses.fields(kind) if field.type is bool]
+    parser = build_parser(kind, groups)
     options = parser.parse_options(arguments, switches)
     options.pop("config")
-    return parser.build(TrainConfig, options)
+    return parser.build(kind, options)
 
 
-def run_training(parse: Callable[[], TrainConfig], prog: str) -> int:
+def run_training(parse: Callable[[], CommonConfig], prog: str) -> int:
     """Train, report a mistake in one line, and return the exit code: 2 after a mistake, 143 after a requested stop.
 
     Args:

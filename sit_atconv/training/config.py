@@ -7,7 +7,7 @@ installed packages is checked and filled in by `resolve_config` (stored_config.p
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import MIXERS, PRESETS, check_preset
@@ -15,6 +15,9 @@ from ..utils.checks import check_choice, check_count, check_given, check_non_neg
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
+
+if TYPE_CHECKING:
+    from .task import Task
 
 DEFAULT_PRESET = "SiT-ATConv-Nano/2"
 TUNABLE = {"class_dropout_prob", *STEP_ARGUMENTS}  # arguments of the model that fine-tuning may change
@@ -224,42 +227,68 @@ GROUPS = (
     RunConfig,
     LoggingConfig,
 )
-COUNTS = (
-    "max_steps",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "log_every",
-    "sample_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "sample_steps",
-    "max_skipped_steps",
-    "repa_depth",
-    "ema_snapshot_every",
-)
-POSITIVE = ("learning_rate", "time_shift", "repa_coefficient")
-NON_NEGATIVE = (
-    "num_workers",
-    "max_broken_images",
-    "lr_warmup_steps",
-    "weight_decay",
-    "sample_guidance_scale",
-)
 
 
 @dataclass
-class TrainConfig(
-    # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
-    LoggingConfig,
-    RunConfig,
-    PrecisionConfig,
-    AverageConfig,
-    OptimizerConfig,
-    MeanFlowConfig,
-    ObjectiveConfig,
-    ModelConfig,
-    DataConfig,
-):
+class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
+    """What the training of every kind of model has, besides its data and its logging. `Trainer` needs these options."""
+
+    if TYPE_CHECKING:  # they are options of other groups
+        data: str = ""
+        num_workers: int = 0
+        max_broken_images: int = 0
+        log_with: str | bool | None = None
+        log_every: int = 0
+
+    def task_class(self) -> "type[Task]":
+        """The task of the run."""
+        raise NotImplementedError
+
+    def check_common(self) -> None:
+        """Check the values of these options, and turn the off that YAML reads into words.
+
+        Raises:
+            ValueError: for values that no run can use.
+        """
+        check_given(self)
+        for name, off in (("mixed_precision", "no"), ("log_with", "none")):
+            if getattr(self, name) is False:
+                setattr(self, name, off)
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_skipped_steps",
+            "ema_snapshot_every",
+        ):
+            check_count(name, getattr(self, name))
+        if self.keep_every is not None:
+            check_count("keep_every", self.keep_every)
+        if self.mixed_precision is not None:  # it may come from accelerate's configuration
+            check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if self.log_with is not None:
+            check_choice("log_with", self.log_with, (*TRACKERS, "none"))
+        check_seed("seed", self.seed)
+        check_positive("learning_rate", self.learning_rate)
+        if self.max_grad_norm is not None:
+            check_positive("max_grad_norm", self.max_grad_norm)
+        for name in ("lr_warmup_steps", "weight_decay", "num_workers", "max_broken_images"):
+            check_non_negative(name, getattr(self, name))
+        profile_weights(self.ema_decays, self.ema_stds)
+
+    @property
+    def run_folder(self) -> Path:
+        """`output_dir` as a path."""
+        assert self.output_dir is not None  # __post_init__
+        return Path(self.output_dir)
+
+
+@dataclass
+# dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
+class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, ModelConfig, DataConfig):
     """Train SiT on images. The defaults are the built-in recipe: handwritten digits, in about 5 minutes on 2 cores.
 
     The options of all groups above are options of this class. `preset`, `mixer` and `output_dir` are resolved from the
@@ -269,11 +298,13 @@ class TrainConfig(
         ValueError: for values that no run can use, naming the field, its value and what it may be.
     """
 
+    def task_class(self) -> "type[Task]":
+        from .sit_task import SiTTask  # imports PyTorch and diffusers, which options can do without
+
+        return SiTTask
+
     def __post_init__(self) -> None:
-        check_given(self)
-        for name, off in (("mixed_precision", "no"), ("log_with", "none")):
-            if getattr(self, name) is False:
-                setattr(self, name, off)
+        self.check_common()
         if self.init_from is None:
             self.preset = DEFAULT_PRESET if self.preset is None else self.preset
             check_preset(self.preset)
@@ -297,26 +328,10 @@ class TrainConfig(
         check_mean_flow(vars(self))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
-        for name in COUNTS:
+        for name in ("sample_every", "sample_steps", "repa_depth"):
             check_count(name, getattr(self, name))
-        for name in ("keep_every", "image_size"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.mixed_precision is not None:  # it may come from accelerate's configuration
-            check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        if self.log_with is not None:
-            check_choice("log_with", self.log_with, (*TRACKERS, "none"))
-        check_seed("seed", self.seed)
-        for name in POSITIVE:
+        if self.image_size is not None:
+            check_count("image_size", self.image_size)
+        for name in ("time_shift", "repa_coefficient"):
             check_positive(name, getattr(self, name))
-        if self.max_grad_norm is not None:
-            check_positive("max_grad_norm", self.max_grad_norm)
-        for name in NON_NEGATIVE:
-            check_non_negative(name, getattr(self, name))
-        profile_weights(self.ema_decays, self.ema_stds)
-
-    @property
-    def run_folder(self) -> Path:
-        """`output_dir` as a path."""
-        assert self.output_dir is not None  # __post_init__
-        return Path(self.output_dir)
+        check_non_negative("sample_guidance_scale", self.sample_guidance_scale)

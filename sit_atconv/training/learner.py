@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .build import Components, build_objective
 from .checkpoints import Tensors, read_checkpoint
-from .config import TrainConfig
+from .config import CommonConfig
 from .ema import WeightAverages
-from .optimizer import build_optimizer, learning_rate, masked_step, set_sharded_precision
+from .optimizer import masked_step, set_sharded_precision
 from .sharding import whole
 from .state import AVERAGES, gather_average, gather_state, restore_state
 from .step_report import StepReport
+from .task import Task
 
 
 class Learner:
@@ -25,27 +25,23 @@ class Learner:
 
     Args:
         config: the configuration of the run.
-        components: the parts of the run.
+        task: what is trained, and on which loss.
         accelerator: the processes over which they are distributed.
 
     Attributes:
         model: the trained module, as accelerate has prepared it.
-        averages: the averages of the transformer's weights.
+        averages: the averages of the weights of the task's model.
     """
 
-    def __init__(self, config: TrainConfig, components: Components, accelerator: Accelerator):
+    def __init__(self, config: CommonConfig, task: Task, accelerator: Accelerator):
         self.config = config
+        self.task = task
         self.accelerator = accelerator
-        self.transformer, self.modules = components.transformer, components.modules
-        if config.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
-        if config.compile:
-            self.transformer.compile_repeated_blocks(fullgraph=True)
+        task.prepare()
         set_sharded_precision(accelerator)
-        optimizer = build_optimizer(config, components.trained)
-        self.model, self.optimizer = accelerator.prepare(components.trained, optimizer)
-        self.averages = WeightAverages(self.transformer.parameters(), config.ema_decays, config.ema_stds)
-        self.objective = build_objective(config, components, self.model, accelerator)
+        self.model, self.optimizer = accelerator.prepare(task.trained, task.build_optimizer())
+        task.distributed(self.model)
+        self.averages = WeightAverages(task.model.parameters(), config.ema_decays, config.ema_stds)
 
     def backward(self, batch: dict[str, torch.Tensor]) -> StepReport:
         """Accumulate the gradient of this process's batch, part by part, and report its losses."""
@@ -56,11 +52,7 @@ class Learner:
         for i, part in enumerate(parts):
             # DDP sums gradients over the processes only in the backward pass of the last part.
             with accelerator.no_sync(self.model) if i < len(parts) - 1 else nullcontext():
-                diffusion, t, alignment, weights = self.objective.losses(part)
-                loss = ((weights * diffusion).mean() + config.repa_coefficient * alignment.mean()) / len(parts)
-                accelerator.backward(loss)
-            report.alignment += alignment.detach().sum() / config.batch_size
-            report.add_losses(diffusion.detach(), t)
+                accelerator.backward(self.task.loss(part, report) / len(parts))
         return report
 
     def update(self, step: int, report: StepReport) -> StepReport:
@@ -86,19 +78,19 @@ class Learner:
         report.grad_norm = norm.to(report.applied)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step - 1)
+            group["lr"] = self.task.learning_rate(step - 1)
         masked_step(self.optimizer, report.applied, self.accelerator.scaler)
         self.optimizer.zero_grad()
-        self.averages.update(self.transformer.parameters(), step, report.applied)
+        self.averages.update(self.task.model.parameters(), step, report.applied)
         return report
 
     def gather_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Gather the state on the main process: the tensors of a checkpoint and its entries of state.json."""
         scaler = self.accelerator.scaler
-        tensors = gather_state(self.modules, self.averages, self.optimizer, self.accelerator.is_main_process)
+        tensors = gather_state(self.task.modules, self.averages, self.optimizer, self.accelerator.is_main_process)
         return tensors, {
             AVERAGES: list(self.averages.averages),
-            "transformer": {key: value for key, value in self.transformer.config.items() if not key.startswith("_")},
+            **self.task.describe_model(),
             "scaler": scaler.state_dict() if scaler else None,
         }
 
@@ -109,7 +101,7 @@ class Learner:
             ValueError: if it is a checkpoint of another model or of other averages.
         """
         tensors, state = read_checkpoint(checkpoint)  # as large as everything that is trained; freed on return
-        restore_state(tensors, self.modules, self.averages, self.optimizer)
+        restore_state(tensors, self.task.modules, self.averages, self.optimizer)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return state
@@ -117,4 +109,4 @@ class Learner:
     def gather_average(self, name: str | None = None) -> dict[str, torch.Tensor]:
         """Gather an average of the weights on the main process; the first one, which is sampled, if `name` is None."""
         average = self.averages.first if name is None else self.averages.averages[name]
-        return gather_average(self.transformer, average, self.accelerator.is_main_process)
+        return gather_average(self.task.model, average, self.accelerator.is_main_process)

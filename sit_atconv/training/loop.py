@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from .config import TrainConfig
+from .config import CommonConfig
 from .trainer import Trainer
 
 
-def train(config: TrainConfig) -> Path:
-    """Run the training; return the folder of the finished pipeline, or the run folder if the run was stopped.
+def train(config: CommonConfig) -> Path:
+    """Run the training; return the folder of the finished model, or the run folder if the run was stopped.
 
     Raises:
         ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
@@ -31,8 +31,8 @@ def train(config: TrainConfig) -> Path:
                 trainer.snapshot_averages(step)
             if trainer.is_due(step, config.checkpoint_every) or trainer.is_stopping:
                 trainer.checkpoint(step)
-            if step == config.max_steps or (step % config.sample_every == 0 and not trainer.is_stopping):
-                trainer.sample(step)
+            if trainer.validation_is_due(step):
+                trainer.validate(step)  # for example, draw samples
             if trainer.is_stopping:
                 break
         return trainer.finish()

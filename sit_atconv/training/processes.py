@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
-from .config import TrainConfig
+from .config import CommonConfig
 from .trackers import trackers
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def join_processes(**options: Any) -> Accelerator:
         ) from error
 
 
-def start_accelerator(config: TrainConfig) -> Accelerator:
+def start_accelerator(config: CommonConfig) -> Accelerator:
     """Join the processes of the run, on the accelerator of each or on the CPU.
 
     Accelerate also reads environment variables, which its launcher sets from a configuration that may be forgotten.

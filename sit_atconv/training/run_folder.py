@@ -28,8 +28,10 @@ from ..utils.files import (
 )
 from ..utils.hashing import tensors_sha256
 from .checkpoints import checkpoint_steps, read_state, rotate, sweep
-from .config import TrainConfig
+from .config import CommonConfig
 from .stored_config import CONFIG, load_options
+
+SOURCES = ("data", "vae")  # options that name data, of those that a run has
 
 # Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
 # have moved: their content is compared with that of the checkpoint (`describe_data`).
@@ -75,7 +77,7 @@ WRITTEN = (
 )
 
 
-def prepare_run_folder(config: TrainConfig) -> bool:
+def prepare_run_folder(config: CommonConfig) -> bool:
     """Check that the output folder is free or holds the run to continue; return whether it is continued.
 
     Raises:
@@ -112,11 +114,11 @@ def prepare_run_folder(config: TrainConfig) -> bool:
     return True
 
 
-def _changes(config: TrainConfig, folder: Path) -> list[str]:
+def _changes(config: CommonConfig, folder: Path) -> list[str]:
     """The options in which this run differs from the one in `folder`, for messages."""
     try:
         # options that did not exist yet when the run was started had their defaults in it
-        saved = dataclasses.asdict(TrainConfig()) | load_options(folder)
+        saved = dataclasses.asdict(type(config)()) | load_options(folder, type(config))
     except FileNotFoundError:
         return [f"{folder} holds no {CONFIG}"]
     except ValueError as error:
@@ -157,7 +159,7 @@ def describe_data(dataset: ImageDataset, vae: VAE | None) -> dict[str, Any]:
     }
 
 
-def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path) -> None:
+def check_continues(config: CommonConfig, data: dict[str, Any], checkpoint: Path) -> None:
     """Check that a verified checkpoint belongs to this data and that its step is not beyond `max_steps`.
 
     Args:
@@ -171,16 +173,15 @@ def check_continues(config: TrainConfig, data: dict[str, Any], checkpoint: Path)
     state = read_state(checkpoint)
     saved = state["data"]
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
-        raise ValueError(
-            f"data={config.data!r}, vae={config.vae!r}: {checkpoint} was trained on other data: {'; '.join(changed)}"
-        )
+        sources = ", ".join(f"{name}={getattr(config, name)!r}" for name in SOURCES if hasattr(config, name))
+        raise ValueError(f"{sources}: {checkpoint} was trained on other data: {'; '.join(changed)}")
     if state["step"] > config.max_steps:  # at max_steps, only the pipeline is left to write
         raise ValueError(
             f"resume={config.resume}: the run in {config.output_dir} has done {state['step']} steps; raise --max_steps"
         )
 
 
-def record_start(config: TrainConfig, accelerator: Accelerator, step: int) -> None:
+def record_start(config: CommonConfig, accelerator: Accelerator, step: int) -> None:
     """Record that the run starts or continues: its options in config.yaml, and a line in starts.jsonl.
 
     What a kill has left behind is removed.

@@ -66,8 +66,12 @@ class Window:
         self.skipped += 1
         self.skipped_in_a_row += 1
 
-    def close(self) -> dict[str, Any]:
-        """Return the means of the window and start the next one; None for means over nothing."""
+    def close(self, has_times: bool = True) -> dict[str, Any]:
+        """Return the means of the window and start the next one; None for means over nothing.
+
+        Args:
+            has_times: whether losses belong to times. If not, "loss_by_time" is None, and there is no alignment.
+        """
         values = {
             "loss": _ratio(sum(self.loss_sums), sum(self.loss_counts)),
             "loss_by_time": [_ratio(a, b) for a, b in zip(self.loss_sums, self.loss_counts, strict=True)],
@@ -77,6 +81,9 @@ class Window:
             "skipped_steps": self.skipped,
         }
         self.__dict__.update(asdict(Window(skipped_in_a_row=self.skipped_in_a_row)))
+        if not has_times:
+            values["loss_by_time"] = None
+            del values["alignment_loss"]
         return values
 
 
@@ -178,9 +185,10 @@ def _is_whole(line: Any) -> bool:
     """Whether this is a line that `MetricsFile` has written: that of a skipped step, or that of a window."""
     if not isinstance(line, dict) or type(line.get("step")) is not int:
         return False
-    numbers = [line.get("grad_norm"), line.get("loss"), *_parts(line.get("loss_by_time"))]
+    by_time = line.get("loss_by_time")
+    numbers = [line.get("grad_norm"), line.get("loss"), *_parts([None] * TIME_BINS if by_time is None else by_time)]
     is_window = len(numbers) == 2 + TIME_BINS and all(each is None or type(each) in (int, float) for each in numbers)
-    return line.get("skipped") is True or (is_window and {"loss", "grad_norm"} <= line.keys())
+    return line.get("skipped") is True or (is_window and {"loss", "loss_by_time", "grad_norm"} <= line.keys())
 
 
 def _parts(values: Any) -> list[Any]:

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ..utils.files import write_atomically
-from .config import TRACKERS, TrainConfig
+from .config import TRACKERS, CommonConfig
 
 
-def trackers(config: TrainConfig) -> list[str]:
+def trackers(config: CommonConfig) -> list[str]:
     """The trackers that log a run besides metrics.jsonl."""
     if config.log_with is None:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
@@ -18,11 +18,11 @@ def trackers(config: TrainConfig) -> list[str]:
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl as trackers take them; the loss by time becomes one number per part."""
-    by_time = {f"loss_by_time/{i}": value for i, value in enumerate(values["loss_by_time"])}
+    by_time = {f"loss_by_time/{i}": value for i, value in enumerate(values["loss_by_time"] or [])}
     return {key: value for key, value in (values | by_time).items() if isinstance(value, (int, float))}
 
 
-def tracker_config(config: TrainConfig) -> dict[str, int | float | str | bool]:
+def tracker_config(config: CommonConfig) -> dict[str, int | float | str | bool]:
     """The configuration as all trackers take it: whatever is not a number becomes text."""
     return {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -30,7 +30,7 @@ def tracker_config(config: TrainConfig) -> dict[str, int | float | str | bool]:
     }
 
 
-def tracker_options(config: TrainConfig, start_step: int = 0) -> dict[str, dict[str, Any]]:
+def tracker_options(config: CommonConfig, start_step: int = 0) -> dict[str, dict[str, Any]]:
     """Options of the tracker that name the run to start or to continue.
 
     TensorBoard is told to forget the steps after `start_step`, which are repeated.

@@ -1,4 +1,7 @@
-"""The trainer: one run, from its configuration to its pipeline. train/train_sit.py shows the loop that drives it."""
+"""The trainer: one run, from its configuration to what it leaves. train/train_sit.py shows the loop that drives it.
+
+What kind of model is trained is the subject of its task (task.py).
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,33 +9,25 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import BrokenImages, too_many_broken
-from ..models.transformer_sit import SiTTransformer2DModel
 from ..sharing.hub import prepare_repository
-from ..utils.image_grid import save_grid
 from ..utils.text import printable
-from .batches import Batches
-from .build import Components, build_components, build_loader, build_pipeline
+from .batches import Batches, build_loader
 from .checkpoints import checkpoint_steps, recover_checkpoint, save_checkpoint
-from .config import TrainConfig
-from .finish import print_next_steps, save_pipeline, upload
+from .config import CommonConfig
 from .learner import Learner
 from .loss_plot import plot_metrics
-from .optimizer import learning_rate
-from .plan import describe_plan
 from .processes import on_main_process, start_accelerator
-from .run_folder import check_continues, describe_data, prepare_run_folder, record_start, take_run_folder
+from .run_folder import check_continues, prepare_run_folder, record_start, take_run_folder
 from .runlog import MetricsFile, Stopwatch, Window, memory_gb
-from .samples import GRID_COLUMNS, sample_grid
 from .signals import StopSignals
 from .step_report import StepReport, StepReports
-from .stored_config import resolve_config
+from .task import Task
 from .trackers import scalars, tracker_config, tracker_options, trackers
 
 
@@ -43,10 +38,11 @@ class Trainer:
     whatever is due; and `finish` at the end. As a context manager, it closes what it has opened and frees the folder.
 
     Args:
-        config: the configuration; it is resolved here.
+        config: the configuration; it is resolved here, and says which task the run has.
 
     Attributes:
         config: the resolved configuration.
+        task: what the run is for.
         run: the run folder.
         step: the last step that was started, counted from 1; for a resumed run, initially that of its checkpoint.
         is_resumed: whether the run continues the one in its folder.
@@ -57,8 +53,8 @@ class Trainer:
         ValueError: if the configuration does not fit the disk, the installed packages or the number of processes.
     """
 
-    components: Components
-    data: dict[str, Any]  # the description of the data set by `describe_data`
+    task: Task
+    data: dict[str, Any]  # the description of the data by the task
     learner: Learner
     loader: DataLoader
     batches: Batches
@@ -69,16 +65,19 @@ class Trainer:
     watch: Stopwatch
     _last_logged: int  # step of the last line of metrics.jsonl
 
-    def __init__(self, config: TrainConfig):
-        config = resolve_config(config)
+    def __init__(self, config: CommonConfig):
+        task = config.task_class()
+        config = task.resolve(config)
         self.accelerator: Accelerator = start_accelerator(config)
         self.config = dataclasses.replace(config, mixed_precision=self.accelerator.mixed_precision)
+        self.task = task(self.config, self.accelerator)
         processes, parts = self.accelerator.num_processes, config.gradient_accumulation_steps
-        self.smallest_batch = processes * parts  # one image per process and accumulation step
+        self.smallest_batch = processes * parts * task.smallest_part
         if config.batch_size % self.smallest_batch:
+            least = f" × {task.smallest_part} images" if task.smallest_part > 1 else ""
             raise ValueError(
                 f"batch_size={config.batch_size} must be divisible by {self.smallest_batch} "
-                f"({processes} processes × {parts} accumulation steps)"
+                f"({processes} processes × {parts} accumulation steps{least})"
             )
         self.run = config.run_folder
         self.is_main = self.accelerator.is_main_process
@@ -104,41 +103,27 @@ class Trainer:
         Raises:
             ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
         """
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, task = self.config, self.accelerator, self.task
         self.is_resumed = prepare_run_folder(config) and not config.dry_run  # first, since data may take long to scan
-        self.components = build_components(config, accelerator)
-        dataset, vae = self.components.dataset, self.components.vae
+        task.build()
         if self.is_resumed:
             on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
             folder = self.run / "checkpoints"
             self._checkpoint = on_main_process(accelerator, lambda: recover_checkpoint(folder))
-        on_main_process(accelerator, dataset.verify)
-        self.data = on_main_process(accelerator, lambda: describe_data(dataset, vae))
+        on_main_process(accelerator, task.verify_data)
+        self.data = on_main_process(accelerator, task.describe_data)
         if self._checkpoint is not None:
             check_continues(config, self.data, self._checkpoint)
-        self.print_plan()
+        accelerator.print(printable(task.plan()))
         if config.dry_run:
             workers = min(config.num_workers, 1)
             self.config = dataclasses.replace(config, batch_size=self.smallest_batch, max_steps=1, num_workers=workers)
+            task.config = self.config
         elif config.push_to_hub is not None:
             repository = config.push_to_hub
             on_main_process(accelerator, lambda: prepare_repository(repository))
         accelerator.wait_for_everyone()
-        self.learner = Learner(self.config, self.components, accelerator)
-
-    def print_plan(self) -> None:
-        """Print what the run is about to do."""
-        accelerator, parts = self.accelerator, self.components
-        plan = describe_plan(
-            self.config,
-            parts.dataset,
-            parts.transformer,
-            parts.projector,
-            accelerator.num_processes,
-            accelerator.distributed_type == DistributedType.FSDP,
-            accelerator.mixed_precision,
-        )
-        accelerator.print(printable(plan))
+        self.learner = Learner(self.config, task, accelerator)
 
     def resume(self) -> None:
         """Restore the newest good checkpoint if the run is resumed.
@@ -159,7 +144,7 @@ class Trainer:
             ValueError: if another process writes to the folder, or if the run met too many broken images before.
         """
         config, accelerator, start_step = self.config, self.accelerator, self.step
-        self.loader = build_loader(config, self.components, accelerator, start_step)
+        self.loader = build_loader(config, self.task, accelerator, start_step)
         broken = None if config.dry_run else self.run / "broken_images.txt"
         self.broken_images = BrokenImages(broken, config.max_broken_images)
         self.check_broken_images()  # a run stopped by broken images must not restart with the same limit
@@ -187,15 +172,15 @@ class Trainer:
         self.learner.model.train()
 
     def catch_up(self) -> None:
-        """Draw what a kill or a stop has kept a run from drawing after the checkpoint that it continues from."""
+        """Draw and validate what a kill or a stop has kept a run from after the checkpoint that it continues from."""
         if not self.is_resumed:
             return
         if self.is_main:
             plot_metrics(self.run / "metrics.jsonl", self.run / "loss.png")
-        if self.is_due(self.step, self.config.sample_every):
-            file = self.sample_file(self.step)
-            if not on_main_process(self.accelerator, file.exists):
-                self.sample(self.step)
+        if self.is_due(self.step, self.task.validate_every):
+            step = self.step
+            if not on_main_process(self.accelerator, lambda: self.task.is_validated(step)):
+                self.validate(step)
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The steps that are left, counted from 1, each with this process's batch."""
@@ -210,7 +195,7 @@ class Trainer:
 
         Args:
             step: number of the step, counted from 1.
-            batch: this process's part of the batch, as `TrainingView.collate` makes it.
+            batch: this process's part of the batch, as `collate` of the task's view makes it.
         """
         self.broken_images.add(batch.pop("broken"))
         report = self.learner.backward(batch)
@@ -264,8 +249,8 @@ class Trainer:
         speed = self.watch.read((step - self._last_logged) * self.config.batch_size)
         self._last_logged = step
         values = {
-            **self.window.close(),
-            "learning_rate": learning_rate(self.config, step - 1),
+            **self.window.close(self.task.has_times),
+            "learning_rate": self.task.learning_rate(step - 1),
             **speed,
             "memory_gb": memory_gb(self.accelerator.device),
         }
@@ -294,7 +279,7 @@ class Trainer:
                 "step": step,
                 "config": dataclasses.asdict(config),
                 "data": self.data,
-                "classes": self.components.dataset.classes,
+                "classes": self.task.dataset.classes,
                 "window": dataclasses.asdict(self.window),
                 **learned,
             }
@@ -303,19 +288,14 @@ class Trainer:
             if self.is_main:
                 plot_metrics(self.run / "metrics.jsonl", self.run / "loss.png")
 
-    def sample(self, step: int) -> None:
-        """Draw the sample grid with the first average of the weights."""
-        parts = self.components
-        with self.watch.paused():
-            with self.learner.averages.in_place_of(parts.transformer):
-                pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
-                images = sample_grid(self.config, pipeline, self.accelerator)
-            if self.is_main:
-                save_grid(images, self.sample_file(step), columns=GRID_COLUMNS)
+    def validation_is_due(self, step: int) -> bool:
+        """Whether `validate` is due: at its interval, unless the run is stopping, and after the last step."""
+        return step == self.config.max_steps or (step % self.task.validate_every == 0 and not self.is_stopping)
 
-    def sample_file(self, step: int) -> Path:
-        """The picture of a sample grid."""
-        return self.run / "samples" / f"step-{step:08d}.png"
+    def validate(self, step: int) -> None:
+        """Look at what the model can do after this step, as its task does."""
+        with self.watch.paused():
+            self.task.validate(step, self.learner.averages)
 
     def check_broken_images(self) -> None:
         """Raise ValueError if all processes together met more than `max_broken_images` broken images."""
@@ -333,7 +313,7 @@ class Trainer:
             )
 
     def finish(self) -> Path:
-        """Save the pipeline and upload it; return its folder, or the run folder after a stop and a dry run.
+        """Export the model and upload it; return its folder, or the run folder after a stop and a dry run.
 
         Raises:
             ChildProcessError: if the death of a data worker stopped the run.
@@ -352,17 +332,9 @@ class Trainer:
             accelerator.end_training()
             return self.run
         self._opened.close()
-        weights = self.learner.gather_average()
-        on_main_process(accelerator, lambda: self._save_pipeline(weights))
+        weights, exported = self.learner.gather_average(), self.run / self.task.exported
+        on_main_process(accelerator, lambda: self.task.export(weights, exported))
         accelerator.end_training()
         if self.is_main and config.push_to_hub is not None:  # no barrier: an upload may outlast its time limit
-            print(f"uploaded: {upload(self.run / 'pipeline', config.push_to_hub)}")
-        return self.run / "pipeline"
-
-    def _save_pipeline(self, weights: dict[str, torch.Tensor]) -> None:
-        parts, folder = self.components, self.run / "pipeline"
-        averaged = SiTTransformer2DModel.from_config(parts.transformer.config)
-        averaged.load_state_dict(weights)
-        pipeline = build_pipeline(self.config, averaged, parts.vae, parts.dataset.classes)
-        save_pipeline(pipeline, folder, dataclasses.asdict(self.config), self.sample_file(self.config.max_steps))
-        print_next_steps(parts.dataset, folder)
+            print(f"uploaded: {self.task.upload(exported, config.push_to_hub)}")
+        return exported

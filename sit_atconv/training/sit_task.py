@@ -1,0 +1,130 @@
+"""The task of training SiT: what `Trainer` needs to know about transformers that generate images."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType
+from torch import nn
+
+from ..data import TrainingView, View
+from ..models.transformer_sit import SiTTransformer2DModel
+from ..utils.image_grid import save_grid
+from .build import Components, build_components, build_objective, build_pipeline
+from .config import TrainConfig
+from .ema import WeightAverages
+from .finish import print_next_steps, save_pipeline, upload
+from .objective import Objective
+from .optimizer import build_optimizer, learning_rate
+from .plan import describe_plan
+from .run_folder import describe_data
+from .samples import GRID_COLUMNS, sample_grid
+from .step_report import StepReport
+from .stored_config import resolve_config
+from .task import Task
+
+
+class SiTTask(Task):
+    """Train a transformer on images or latents, draw grids of samples, and leave a pipeline folder.
+
+    Attributes:
+        components: the parts of the run.
+        objective: the loss of a batch.
+    """
+
+    exported = "pipeline"
+    has_times = True
+    config: TrainConfig
+    components: Components
+    objective: Objective
+
+    @staticmethod
+    def resolve(config: TrainConfig) -> TrainConfig:
+        return resolve_config(config)
+
+    def build(self) -> None:
+        self.components = parts = build_components(self.config, self.accelerator)
+        self.dataset, self.model = parts.dataset, parts.transformer
+        self.trained, self.modules = parts.trained, parts.modules
+
+    def verify_data(self) -> None:
+        self.dataset.verify()
+
+    def describe_data(self) -> dict[str, Any]:
+        return describe_data(self.dataset, self.components.vae)
+
+    def plan(self) -> str:
+        accelerator, parts = self.accelerator, self.components
+        return describe_plan(
+            self.config,
+            parts.dataset,
+            parts.transformer,
+            parts.projector,
+            accelerator.num_processes,
+            accelerator.distributed_type == DistributedType.FSDP,
+            accelerator.mixed_precision,
+        )
+
+    def prepare(self) -> None:
+        transformer = self.components.transformer
+        if self.config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if self.config.compile:
+            transformer.compile_repeated_blocks(fullgraph=True)
+
+    def view(self) -> View:
+        config, model = self.config, self.components.transformer.config
+        shape = (model.in_channels, model.sample_size, model.sample_size)
+        has_vae, has_steps = self.components.vae is not None, config.objective == "meanflow"
+        return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps)
+
+    def build_optimizer(self) -> torch.optim.AdamW:
+        return build_optimizer(self.config, self.trained)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(self.config, step)
+
+    def distributed(self, model: nn.Module) -> None:
+        self.objective = build_objective(self.config, self.components, model, self.accelerator)
+
+    def loss(self, batch: dict[str, torch.Tensor], report: StepReport) -> torch.Tensor:
+        diffusion, t, alignment, weights = self.objective.losses(batch)
+        report.alignment += alignment.detach().sum() / self.config.batch_size
+        report.add_losses(diffusion.detach(), t)
+        return (weights * diffusion).mean() + self.config.repa_coefficient * alignment.mean()
+
+    def describe_model(self) -> dict[str, Any]:
+        config = self.components.transformer.config
+        return {"transformer": {key: value for key, value in config.items() if not key.startswith("_")}}
+
+    @property
+    def validate_every(self) -> int:
+        return self.config.sample_every
+
+    def validate(self, step: int, averages: WeightAverages) -> None:
+        """Draw the sample grid with the first average of the weights."""
+        parts = self.components
+        with averages.in_place_of(parts.transformer):
+            pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
+            images = sample_grid(self.config, pipeline, self.accelerator)
+        if self.accelerator.is_main_process:
+            save_grid(images, self.sample_file(step), columns=GRID_COLUMNS)
+
+    def is_validated(self, step: int) -> bool:
+        return self.sample_file(step).exists()
+
+    def sample_file(self, step: int) -> Path:
+        """The picture of a sample grid."""
+        return self.config.run_folder / "samples" / f"step-{step:08d}.png"
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        parts = self.components
+        averaged = SiTTransformer2DModel.from_config(parts.transformer.config)
+        averaged.load_state_dict(weights)
+        pipeline = build_pipeline(self.config, averaged, parts.vae, parts.dataset.classes)
+        save_pipeline(pipeline, folder, dataclasses.asdict(self.config), self.sample_file(self.config.max_steps))
+        print_next_steps(parts.dataset, folder)
+
+    def upload(self, folder: Path, repo_id: str) -> str:
+        return upload(folder, repo_id)
