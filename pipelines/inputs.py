@@ -9,7 +9,21 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from sit_atconv.utils.checks import check_count
+
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
+
+
+def check_sizes(height: int, width: int, vae_scale_factor: int, patch_size: int) -> None:
+    """Raise ValueError unless images of this height and width, in pixels, consist of whole patches."""
+    multiple = vae_scale_factor * patch_size
+    for field, size in (("height", height), ("width", width)):
+        check_count(field, size)
+        if size % multiple:
+            raise ValueError(
+                f"{field}={size} must be divisible by {multiple} (VAE factor {vae_scale_factor} × patch size "
+                f"{patch_size})"
+            )
 
 
 def latents_from(latents: Any, shape: tuple[int, ...]) -> torch.Tensor:
@@ -23,11 +37,18 @@ def latents_from(latents: Any, shape: tuple[int, ...]) -> torch.Tensor:
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
         kind = getattr(latents, "dtype", type(latents).__name__)
         raise ValueError(f"latents must be a tensor or an array of floating-point numbers, not {kind}")
+    _check_values("latents", latents)
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have the shape {shape}")
     if not latents.isfinite().all():
         raise ValueError("latents holds NaN or infinity; give finite numbers, or leave it out to draw noise")
     return latents
+
+
+def _check_values(field: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError for a sparse tensor, and for one without values."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(f"{field} must be a dense tensor with values; it is {tensor.layout} on {tensor.device}")
 
 
 def images_from(images: Any, channels: int) -> torch.Tensor:
@@ -50,6 +71,7 @@ def images_from(images: Any, channels: int) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     elif isinstance(images, torch.Tensor):
         tensor = images
+        _check_values("images", tensor)
     else:
         raise ValueError(
             f"images is a {type(images).__name__}; give a tensor (B, C, H, W), an array (B, H, W, C), or pictures (PIL)"

@@ -32,13 +32,14 @@ from sit_atconv.utils.class_labels import ids_by_name, parse_labels
 from sit_atconv.utils.randomness import check_generator
 
 from .calls import CallStateMixin, StepCallback, check_callback, solve_finite
-from .inputs import images_from, latents_from
+from .components import ComponentsMixin, check_channels
+from .inputs import check_sizes, images_from, latents_from
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # at which the midpoint method's error is about a fifth of a grey level
 
 
-class SiTPipeline(CallStateMixin, DiffusionPipeline):
+class SiTPipeline(CallStateMixin, ComponentsMixin, DiffusionPipeline):
     """Generate images of given classes.
 
     Args:
@@ -221,18 +222,11 @@ class SiTPipeline(CallStateMixin, DiffusionPipeline):
         output_type: str = "pil",
     ) -> None:
         """Raise ValueError if an argument cannot be used, naming the argument, its value and the remedy."""
-        config = self.transformer.config
         check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_channels(self.transformer, self.vae, output_type)
         check_count("num_inference_steps", num_inference_steps)
         guidance.check(self.transformer)
-        multiple = self.vae_scale_factor * config.patch_size
-        for field, size in (("height", height), ("width", width)):
-            check_count(field, size)
-            if size % multiple:
-                raise ValueError(
-                    f"{field}={size} must be divisible by {multiple} "
-                    f"(VAE factor {self.vae_scale_factor} × patch size {config.patch_size})"
-                )
+        check_sizes(height, width, self.vae_scale_factor, self.transformer.config.patch_size)
         check_generator(generator, batch_size)
         if latents is not None:
             latents_from(latents, self.latents_shape(batch_size, height, width))

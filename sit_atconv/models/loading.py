@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -52,10 +52,14 @@ def check_model_can_be_loaded_again(model: ModelMixin) -> None:
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return
+    # As it is saved: without diffusers' list of the fields that had their defaults when the model was built.
+    config = {field: value for field, value in model.config.items() if not field.startswith("_")}
     with torch.device("meta"):  # no weights are initialised in vain
-        fresh = type(model).from_config(dict(model.config))
+        fresh = type(model).from_config(config)
+    weights = model.state_dict()
+    _check_weights_are_here(model, weights)
     expected = {name: tuple(tensor.shape) for name, tensor in fresh.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     faults = [
         *(f"{name} is not in a model with its config" for name in found if name not in expected),
         *(f"{name} is missing" for name in expected if name not in found),
@@ -78,6 +82,18 @@ def check_model_can_be_loaded_again(model: ModelMixin) -> None:
         remedy = "undo what changed its layers, or copy their weights into a new model with a config that fits"
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     raise ValueError(f"this {type(model).__name__} could not be loaded again: {'; '.join(faults[:3])}{more}; {remedy}")
+
+
+def _check_weights_are_here(model: ModelMixin, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless all weights are dense tensors with values, which a file can hold."""
+    name = type(model).__name__
+    if away := [key for key, tensor in weights.items() if tensor.is_meta]:
+        raise ValueError(
+            f"weights of this {name} are not in memory, such as {away[0]}: they are offloaded, or were never loaded. "
+            "Call accelerate.hooks.remove_hook_from_module(model, recurse=True) first, or load the model again"
+        )
+    if sparse := [key for key, tensor in weights.items() if tensor.layout != torch.strided]:
+        raise ValueError(f"weights of this {name} are sparse, such as {sparse[0]}; make them dense by to_dense()")
 
 
 class StrictModelMixin(ModelMixin):

@@ -65,7 +65,10 @@ class DiffusersFlowScheduler:
                 f"InterpolantODEScheduler.from_config(pipe.scheduler.config) in place of {name}"
             )
         if config.get("stochastic_sampling"):
-            raise ValueError(f"{name}: stochastic_sampling draws without a generator; use InterpolantSDEScheduler")
+            raise ValueError(
+                f"{name}: stochastic_sampling draws without a generator; use "
+                "InterpolantSDEScheduler.from_config(config), with config = pipe.scheduler.config"
+            )
         flags = (config.get("prediction_type", "flow_prediction"), config.get("use_flow_sigmas", True))
         if flags != ("flow_prediction", True):
             raise ValueError(f"scheduler {name} is not set up for flow matching; {remedy(scheduler)}")
@@ -120,8 +123,7 @@ class DiffusersFlowScheduler:
             generator = torch.Generator().manual_seed(0)
             result = trial._integrate(velocity, -torch.ones_like(image), num_inference_steps, generator, None)
         except Exception as error:
-            reason = f"cannot make {num_inference_steps} steps ({str(error) or type(error).__name__})"
-            raise self._refusal(reason, num_inference_steps) from error
+            raise self._refusal(_stumble(error, num_inference_steps), num_inference_steps) from error
         if result.shape != image.shape or not (result - image).abs() < 1e-2:
             reason = f"ends at {result.flatten()[0]:.3g} where the data is {image.item():.3g}"
             raise self._refusal(reason, num_inference_steps)
@@ -159,7 +161,7 @@ class DiffusersFlowScheduler:
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=device, **options)
         except Exception as error:
-            raise self._refusal(f"cannot make {num_inference_steps} steps ({error})", num_inference_steps) from error
+            raise self._refusal(_stumble(error, num_inference_steps), num_inference_steps) from error
         sigmas = torch.as_tensor(getattr(self.scheduler, "sigmas", ())).to("cpu", torch.float32)
         if reason := fault_of_grid(sigmas, len(self.scheduler.timesteps)):
             raise self._refusal(reason, num_inference_steps)
@@ -181,11 +183,19 @@ def checked_solver(scheduler: Any, num_inference_steps: int, num_tokens: int) ->
     Raises:
         ValueError: if a scheduler of diffusers is none for flow matching, or not with this number of steps.
     """
+    check_scheduler(scheduler)
     if hasattr(scheduler, "solve"):
         return scheduler
     solver = DiffusersFlowScheduler(scheduler, num_tokens)
     solver.check(num_inference_steps)
     return solver
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError unless this is a scheduler, of this package or of diffusers; a name of a solver is none."""
+    if isinstance(scheduler, type) or not (hasattr(scheduler, "config") and hasattr(scheduler, "set_timesteps")):
+        shown = repr(scheduler) if isinstance(scheduler, str) else f"a {type(scheduler).__name__}"
+        raise ValueError(f"scheduler is {shown}; give a scheduler, such as InterpolantODEScheduler(solver='heun')")
 
 
 def fault_of_grid(sigmas: torch.Tensor, num_calls: int) -> str | None:
@@ -203,6 +213,11 @@ def fault_of_grid(sigmas: torch.Tensor, num_calls: int) -> str | None:
     if sigmas[-1] > 0:
         return f"stops at sigma={sigmas[-1]:.3g}, which leaves that much noise in the images"
     return None
+
+
+def _stumble(error: Exception, num_inference_steps: int) -> str:
+    said = str(error)
+    return f"cannot make {num_inference_steps} steps ({said if said not in ('', 'None') else type(error).__name__})"
 
 
 def _shown(sigmas: torch.Tensor) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import diffusers
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -20,7 +21,7 @@ from ..models.weight_files import (
     verifying,
 )
 from ..utils.folder_update import updating_folder
-from .portable import superseded_sources
+from .portable import PACKAGE, superseded_sources
 
 
 def check_components(pipeline) -> None:
@@ -32,11 +33,30 @@ def check_components(pipeline) -> None:
                 check_model_can_be_loaded_again(component)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        elif component is not None and not isinstance(component, SchedulerMixin):
+            check_class_is_known(name, component)
+        elif isinstance(component, SchedulerMixin):
+            check_class_is_known(name, component)
+        elif component is not None:
             raise ValueError(
                 f"{name} is a {type(component).__name__}, which a pipeline folder cannot hold; set pipeline.{name} to "
                 "the model of diffusers inside of it"
             )
+
+
+def check_class_is_known(name: str, component) -> None:
+    """Raise ValueError unless the class of a component will be found when the folder is loaded.
+
+    Those are the classes of this package, of diffusers, and of the code in a folder that the pipeline was loaded from.
+    """
+    component_class = type(component)
+    module, class_name = component_class.__module__, component_class.__name__
+    if module.split(".")[0] in (PACKAGE, "diffusers_modules"):
+        return
+    if getattr(diffusers, class_name, None) is not component_class:
+        raise ValueError(
+            f"{name} is of the class {module}.{class_name}; SiTPipeline.from_pretrained runs no code of a folder, so "
+            f"it could not be loaded again. Set pipeline.{name} to an object of a class of sit-atconv or diffusers"
+        )
 
 
 @contextmanager

@@ -265,3 +265,35 @@ def test_misspelt_arguments_are_refused(tiny_transformer, tmp_path):
         with pytest.raises(ValueError, match=r"has no option num_layer; did you mean num_layers\?"):
             load(num_layer=3)
     assert SiTTransformer2DModel.from_config(model.config, num_layers=3).config.num_layers == 3
+
+
+@pytest.mark.parametrize("field", ["patch_size", "kernel_size", "num_classes"])
+def test_a_config_that_was_changed_later_is_not_saved(field, tiny_transformer, tmp_path):
+    """Also a field that had its default, which diffusers leaves out when it builds a model from the config."""
+    model = SiTTransformer2DModel(sample_size=8, num_layers=1, num_attention_heads=1, attention_head_dim=8)
+    model.register_to_config(**{field: model.config[field] + 2})
+    with pytest.raises(ValueError, match=r"could not be loaded again: .* has the shape"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_offloaded_weights_are_not_saved_but_the_remedy_works(tiny_transformer, tmp_path):
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    model = tiny_transformer()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cpu_offload(model, "cpu")
+    with pytest.raises(ValueError, match=r"not in memory, such as .*remove_hook_from_module\(model, recurse=True\)"):
+        model.save_pretrained(tmp_path)
+    remove_hook_from_module(model, recurse=True)
+    model.save_pretrained(tmp_path)
+    loaded = SiTTransformer2DModel.from_pretrained(tmp_path).state_dict()
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+
+
+def test_sparse_weights_are_not_saved(tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    model.proj_out.weight = torch.nn.Parameter(model.proj_out.weight.detach().to_sparse())
+    with pytest.raises(ValueError, match=r"are sparse, such as proj_out\.weight; make them dense by to_dense\(\)"):
+        model.save_pretrained(tmp_path / "new")

@@ -44,6 +44,7 @@ def test_pictures_are_converted_to_the_channels_of_the_model():
         ([], "images is a list"),
         ("a.png", "images is a str"),
         (None, "images is a NoneType"),
+        (IMAGES.to_sparse(), "images must be a dense tensor with values"),
         ([pictures()[0], pictures()[1].resize((8, 8))], "one size at a time"),
     ],
 )
@@ -66,6 +67,8 @@ def test_latents():
         ((IMAGES.numpy() * 9).astype(int), "not int64"),
         (IMAGES[:1], "latents has shape"),
         (IMAGES / 0, "latents holds NaN or infinity"),
+        (IMAGES.to_sparse(), "latents must be a dense tensor with values; it is torch.sparse_coo on cpu"),
+        (IMAGES.to("meta"), "latents must be a dense tensor with values; it is torch.strided on meta"),
     ],
 )
 def test_latents_that_cannot_be_used(latents, message):

@@ -21,7 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from sit_atconv import InterpolantODEScheduler
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler, checked_solver, dynamic_shift, fault_of_grid
 
 FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
@@ -81,7 +81,10 @@ def test_a_callback_replaces_and_stops(latents):
         (DDIMScheduler(), "DDIMScheduler is not set up for flow matching"),
         (DPMSolverMultistepScheduler(), r"use DPMSolverMultistepScheduler\.from_config\(config, use_flow_sigmas=True"),
         (DPMSolverMultistepScheduler(use_flow_sigmas=True), "not set up for flow matching"),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling draws without a generator"),
+        (
+            FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+            r"use InterpolantSDEScheduler\.from_config\(config\)",
+        ),
         (
             FlowMatchEulerDiscreteScheduler.from_config(InterpolantODEScheduler(path="vp").config),
             "path='vp': diffusers' flow schedulers support the linear path only; use InterpolantODEScheduler",
@@ -205,3 +208,15 @@ def test_dynamic_shift():
         for tokens in (256, 4096)
     ]
     assert times[1] < times[0]  # more tokens: more steps near the noise
+
+
+def test_a_refusal_always_has_a_reason():
+    """An assertion without a text inside diffusers is named by its type."""
+    scheduler = DPMSolverMultistepScheduler(use_dynamic_shifting=True, time_shift_type="linear", **FLOW)
+    with pytest.raises(ValueError, match=r"cannot make 10 steps \(AssertionError\); use "):
+        checked_solver(scheduler, 10, num_tokens=16)
+
+
+def test_stochastic_sampling_has_a_remedy():
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    assert InterpolantSDEScheduler.from_config(scheduler.config).config.path == "linear"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from sit_atconv import SiTPipeline
+from sit_atconv import InterpolantODEScheduler, SiTPipeline
 from sit_atconv.convert import export_checkpoint
 
 
@@ -48,6 +48,22 @@ def adapted_vae(pipeline):
     layer.base_layer = torch.nn.Conv2d(1, 1, 1)
 
 
+class OwnScheduler(InterpolantODEScheduler):
+    pass
+
+
+class OwnVAE(AutoencoderTiny):
+    pass
+
+
+def own_scheduler(pipeline):
+    pipeline.scheduler = OwnScheduler()
+
+
+def own_vae(pipeline):
+    pipeline.vae = OwnVAE.from_config(pipeline.vae.config)
+
+
 def wrapped_layer(pipeline):
     pipeline.transformer.proj_out = torch.nn.Sequential(pipeline.transformer.proj_out)
 
@@ -58,6 +74,14 @@ def wrapped_layer(pipeline):
         (wrap_vae, r"vae: this AutoencoderTiny could not be loaded again: decoder\.layers\.0\.0"),
         (adapted_vae, r"vae: .*base_layer.*unload_lora"),
         (wrapped_layer, r"transformer: this SiTTransformer2DModel could not be loaded again"),
+        (
+            own_scheduler,
+            r"scheduler is of the class .*OwnScheduler.*runs no code of a folder, so it could not be loaded again",
+        ),
+        (
+            own_vae,
+            r"vae is of the class .*OwnVAE.*Set pipeline\.vae to an object of a class of sit-atconv or diffusers",
+        ),
         (wrap_transformer, r"transformer is a Sequential.*set pipeline\.transformer to the model"),
     ],
 )
