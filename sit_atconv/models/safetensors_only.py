@@ -39,7 +39,8 @@ def check_weight_indices(name_or_path: str | Path, **location: Any) -> None:
     subfolder, variant = location.pop("subfolder", None) or "", location.pop("variant", None)
     folder = Path(name_or_path) / subfolder
     if Path(name_or_path).is_dir():
-        indices = sorted(folder.glob("*.index*.json"))
+        # Files alone: opening a pipe would wait for its writer.
+        indices = sorted(file for file in folder.glob("*.index*.json") if file.is_file())
     else:
         indices = list(_downloaded_indices(str(name_or_path), subfolder, variant, location))
     for index in indices:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import safetensors.torch
@@ -216,6 +218,16 @@ def test_a_damaged_index_is_named(content, tiny_transformer, tmp_path):
     shard(tmp_path, model=tiny_transformer()).write_text(content)
     with pytest.raises(ValueError, match="is damaged: it is no index of weights"):
         SiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+def test_a_pipe_named_as_an_index_is_not_waited_for(tiny_transformer, tmp_path):
+    tiny_transformer.save_pretrained(tmp_path)
+    os.mkfifo(tmp_path / "x.index.json")
+    signal.alarm(20)  # ends the process if the pipe is opened
+    try:
+        SiTTransformer2DModel.from_pretrained(tmp_path)
+    finally:
+        signal.alarm(0)
 
 
 def test_pickles_are_refused(tiny_transformer, tmp_path):
