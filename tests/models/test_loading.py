@@ -221,7 +221,7 @@ def test_a_damaged_index_is_named(content, tiny_transformer, tmp_path):
 
 
 def test_a_pipe_named_as_an_index_is_not_waited_for(tiny_transformer, tmp_path):
-    tiny_transformer.save_pretrained(tmp_path)
+    tiny_transformer().save_pretrained(tmp_path)
     os.mkfifo(tmp_path / "x.index.json")
     signal.alarm(20)  # ends the process if the pipe is opened
     try:
