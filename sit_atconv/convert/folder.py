@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..models.finite import weights_not_finite
 from ..models.latent_scaling import vae_scale_factor
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
@@ -225,6 +226,8 @@ def stored_transformer(folder: str | Path) -> SiTTransformer2DModel:
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{str(folder)!r} does not hold this model: {error}") from error
+    if broken := weights_not_finite(model):
+        raise ValueError(f"{str(folder)!r} holds weights that are not finite, such as {broken[0]}; take an earlier one")
     return model
 
 

@@ -41,7 +41,8 @@ def run_to_end(command: list[str]) -> int:
     as well.
 
     Raises:
-        KeyboardInterrupt: after SIGINT or SIGTERM, when the command has ended.
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP (unless that is ignored, as under nohup), when the command
+            has ended.
     """
     process = subprocess.Popen(command)
     stopped = False
@@ -49,10 +50,12 @@ def run_to_end(command: list[str]) -> int:
     def stop(number, frame):
         nonlocal stopped
         stopped = True
-        if number == signal.SIGTERM:  # Ctrl-C reaches the command by itself
+        if number != signal.SIGINT:  # Ctrl-C reaches the command by itself
             process.terminate()
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    stopping = (signal.SIGINT, signal.SIGTERM, *(() if nohup else (signal.SIGHUP,)))
+    previous = {number: signal.signal(number, stop) for number in stopping}
     try:
         status = process.wait()
     finally:

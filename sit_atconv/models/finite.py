@@ -38,7 +38,7 @@ def not_finite_error(what: str, *models: torch.nn.Module | None, row: int | None
 def _reason(*models: torch.nn.Module | None) -> str:
     present = [model for model in models if model is not None]
     for model in present:
-        if names := _weights_not_finite(model):
+        if names := weights_not_finite(model):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             return (
                 f", because weights of {type(model).__name__} are not: {', '.join(names[:3])}{more}; load weights from "
@@ -55,7 +55,7 @@ def _reason(*models: torch.nn.Module | None) -> str:
     )
 
 
-def _weights_not_finite(model: torch.nn.Module) -> list[str]:
+def weights_not_finite(model: torch.nn.Module) -> list[str]:
     """The names of the parameters that hold NaN or infinity, of those that can be read."""
     names = []
     for name, parameter in model.named_parameters():

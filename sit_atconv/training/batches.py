@@ -43,16 +43,14 @@ class Batches(Iterator[dict[str, Any]]):
     def __init__(self, loader: DataLoader[dict[str, Any]]):
         self.failure: str | None = None
         self._loader, self._given = loader, 0
-        before = set(multiprocessing.active_children())
-        self._batches = iter(loader)
-        self._workers: list[BaseProcess] = [each for each in multiprocessing.active_children() if each not in before]
+        self._batches, self._workers = start_workers(loader)
         self._handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if self._workers else None
 
     def __next__(self) -> dict[str, Any]:
         try:
             batch = next(self._batches)
         except Exception:
-            self.failure = self._dead_worker()
+            self.failure = dead_worker(self._workers)
             if self.failure is None:
                 raise
             print(f"\n{self.failure}; this process reads the batch itself", file=sys.stderr)
@@ -69,21 +67,6 @@ class Batches(Iterator[dict[str, Any]]):
         if self._handler is not None:
             signal.signal(signal.SIGCHLD, self._handler)
         self._workers, self._handler = [], None
-
-    def _dead_worker(self) -> str | None:
-        """Describe the first worker that has ended, if one has."""
-        if not self._workers:
-            return None
-        ended = wait([worker.sentinel for worker in self._workers], timeout=1)  # it may be about to end
-        code = next((worker.exitcode for worker in self._workers if worker.sentinel in ended), None)
-        if code is None:
-            return None
-        if code >= 0:
-            return f"a data worker died with exit code {code}"
-        name = str(-code)
-        with suppress(ValueError):
-            name = signal.Signals(-code).name
-        return f"a data worker died: it was killed by {name}{HINTS.get(name, '')}"
 
     def _read_here(self) -> dict[str, Any]:
         order = copy.copy(self._loader.batch_sampler)
@@ -115,3 +98,26 @@ def build_loader(
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=obey_parent_alone,
     )
+
+
+def start_workers(loader: DataLoader) -> tuple[Iterator, list[BaseProcess]]:
+    """Return the iterator of a loader, and the worker processes that it has started."""
+    before = set(multiprocessing.active_children())
+    batches = iter(loader)
+    return batches, [each for each in multiprocessing.active_children() if each not in before]
+
+
+def dead_worker(workers: list[BaseProcess]) -> str | None:
+    """Describe the first data worker that has ended, if one has."""
+    if not workers:
+        return None
+    ended = wait([worker.sentinel for worker in workers], timeout=1)  # it may be about to end
+    code = next((worker.exitcode for worker in workers if worker.sentinel in ended), None)
+    if code is None:
+        return None
+    if code >= 0:
+        return f"a data worker died with exit code {code}"
+    name = str(-code)
+    with suppress(ValueError):
+        name = signal.Signals(-code).name
+    return f"a data worker died: it was killed by {name}{HINTS.get(name, '')}"

@@ -7,6 +7,7 @@ B images of a batch, C channels, S image side in pixels; c latent channels, s la
 """
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from ..models.vae import load_vae, posterior_moments
 from ..utils.checks import check_choice, check_count, check_non_negative
 from ..utils.files import folder_lock
 from ..utils.text import one_line, printable
+from .batches import dead_worker, start_workers
 from .processes import join_processes, on_main_process, one_process_first
 
 
@@ -184,7 +186,7 @@ class LatentEncoder:
         hidden = not self.accelerator.is_main_process
         total = sum(map(len, batches))
         with tqdm(total=total, desc="encoding", unit="image", disable=hidden, dynamic_ncols=True) as progress:
-            for items, wanted in zip(loader, batches, strict=True):
+            for items, wanted in zip(self.read(loader), batches, strict=True):
                 shard.broken += [reason for _, _, reason in items if reason is not None]
                 self.check_broken(broken + shard.broken)
                 if read := [(index, pixels) for index, pixels, _ in items if pixels is not None]:
@@ -197,6 +199,28 @@ class LatentEncoder:
                     write_shard(self.folder, last // size, shard.tensors(self.dataset.labels), shard.broken)
                     broken = broken + shard.broken
                     shard = Shard()
+
+    def read(self, loader: DataLoader) -> Iterator[list]:
+        """The batches of a loader.
+
+        Raises:
+            ChildProcessError: if a data worker died.
+        """
+        batches, workers = start_workers(loader)
+        # PyTorch would raise RuntimeError wherever the main thread is, also between two batches.
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if workers else None
+        try:
+            yield from batches
+        except Exception as error:
+            if (death := dead_worker(workers)) is None:
+                raise
+            raise ChildProcessError(
+                f"{death}. num_workers={self.num_workers}: finished shards are whole; the same command encodes the "
+                "others. Lower --num_workers if memory is short"
+            ) from error
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGCHLD, handler)
 
     def check_broken(self, reasons: list[str]) -> None:
         """Raise BrokenImageError if these are more broken images than tolerated."""

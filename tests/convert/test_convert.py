@@ -247,3 +247,12 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_pipeline, tmp_path, 
             export_checkpoint(tmp_path / "folder", tmp_path / file)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     export_checkpoint(tmp_path / "folder", tmp_path / file)
+
+
+def test_a_folder_whose_weights_are_not_finite_is_not_exported(tiny_pipeline, tmp_path):
+    pipeline = tiny_pipeline()
+    torch.nn.init.constant_(pipeline.transformer.proj_out.bias, torch.nan)
+    pipeline.save_pretrained(tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"holds weights that are not finite, such as proj_out\.bias"):
+        export_checkpoint(tmp_path / "folder", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -11,7 +11,7 @@ import pytest
 from sit_atconv.evaluation.subprocesses import run_to_end
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_training_is_waited_for(number, tmp_path):
     """The command ends by itself after the signal, as training does that writes its checkpoint first."""
     code = (

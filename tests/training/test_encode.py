@@ -137,3 +137,26 @@ def test_latents_inside_their_images_are_refused(photos, vae):
     with pytest.raises(ValueError, match=r"output_dir=.*lies inside data=.*name a folder outside"):
         encode.encode_latents(**options(photos, vae, photos / "cat" / "latents"))
     assert not (photos / "cat" / "latents").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_dead_data_worker_is_named_and_the_same_command_goes_on(number, photos, vae, latents, tmp_path, monkeypatch):
+    original, calls = encode.encode_batch, []
+
+    def killing(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, number)
+        return original(*arguments)
+
+    monkeypatch.setattr(encode, "encode_batch", killing)
+    arguments = options(photos, vae, tmp_path / "cache", num_workers=2, batch_size=1)
+    message = (
+        f"a data worker died: it was killed by {number.name}.*num_workers=2: .* the same command encodes the others"
+    )
+    with pytest.raises(ChildProcessError, match=message):
+        encode.encode_latents(**arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encode.encode_latents(**arguments)
+    assert contents(tmp_path / "cache").keys() == contents(latents).keys()
