@@ -25,7 +25,8 @@ from sit_atconv.models.latent_scaling import vae_scale_factor
 from sit_atconv.models.safetensors_only import require_safetensors
 from sit_atconv.models.vae import check_stored_models, check_vae_weights, decode, encode
 from sit_atconv.schedulers.diffusers_flow import checked_solver
-from sit_atconv.sharing.portable import check_format, installed_function, is_installed_class, make_portable
+from sit_atconv.sharing.formats import check_format
+from sit_atconv.sharing.portable import installed_function, is_installed_class, make_portable
 from sit_atconv.sharing.saving import locate_folder, updating_pipeline_folder, verifying_components
 from sit_atconv.utils.checks import check_choice, check_count
 from sit_atconv.utils.class_labels import ids_by_name, parse_labels

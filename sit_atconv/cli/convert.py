@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
     from ..convert.attnet import convert_attnet, export_attnet, holds_attnet, is_attnet_folder
     from ..sharing.folder import is_pipeline_folder, reading_folder
 
-    options = {name: value for name, value in vars(args).items() if name not in ("run", "checkpoint", "output")}
+    options = {
+        name: value for name, value in vars(args).items() if name not in ("run", "parser", "checkpoint", "output")
+    }
     given = {name: value for name, value in options.items() if value is not None}
     of_pipeline = is_pipeline_folder(args.checkpoint)
     if of_pipeline or is_attnet_folder(args.checkpoint):

@@ -27,8 +27,7 @@ def run(args: argparse.Namespace) -> None:
         read_json,
         reading_folder,
     )
-    from ..sharing.installed import edited_sources
-    from ..sharing.portable import check_format
+    from ..sharing.formats import check_format, edited_sources
 
     folder = Path(args.folder)
     check_pipeline_folder(folder)

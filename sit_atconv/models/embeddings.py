@@ -9,8 +9,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 
 from ..ops.eager import is_eager, may_cache
-
-FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
+from .presets import FREQUENCIES
 
 
 def sincos_position_embedding(dim: int, grid: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates (MACs) of one forward pass: counted from the operations that run, and by formula.
+"""Multiply-accumulates (MACs) of one forward pass, counted from the operations that run; costs.py has the formula.
 
 Only matrix products and convolutions are counted, as in the "Gflops" of DiT and SiT, which are giga-MACs. Sums,
 pooling, norms, activations, softmax and the elementwise products of adaLN, gating and lateral inhibition are not. Taps
@@ -8,7 +8,6 @@ Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W to
 """
 
 from collections import ChainMap
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from ..utils.checks import check_count
-from .embeddings import FREQUENCIES
-from .presets import mixer_per_block
 from .transformer_sit import SiTTransformer2DModel
 
 
@@ -133,36 +130,3 @@ def count_operations(
         if backward:
             getattr(output, "sample", output).sum().backward()
     return counter.operations
-
-
-def closed_form_macs(config: Mapping, height: int, width: int) -> int:
-    """Compute the MACs of one forward pass of one image by formula.
-
-    Args:
-        config: every argument of `SiTTransformer2DModel`, as in `model.config`.
-        height, width: size of the latents, in latent pixels.
-
-    Raises:
-        ValueError: for a size that the patch size does not divide.
-    """
-    p = config["patch_size"]
-    if height % p or width % p:
-        raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
-    N = (height // p) * (width // p)
-    D = config["num_attention_heads"] * config["attention_head_dim"]
-    k = config["kernel_size"]
-    C = config["in_channels"]
-
-    mixers = {
-        # q, k, v and output projections; then q·kᵀ and the weighted sum of v
-        "attention": 4 * N * D**2 + 2 * N**2 * D,
-        # value and output projections; kernel_proj on the k² pooled tokens; kernel_gen; the convolution
-        "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2,
-    }
-    modulation = 6 * D**2
-    mlp = 2 * N * D * int(D * config["mlp_ratio"])
-    blocks = sum(modulation + mixers[name] + mlp for name in mixer_per_block(config["mixer"], config["num_layers"]))
-    patch_embed = N * D * C * p**2
-    time_embed = (FREQUENCIES * D + D**2) * (1 if config["step_conditioning"] == "none" else 2)  # of the end, too
-    output = 2 * D**2 + N * D * p**2 * (config["out_channels"] or C)
-    return patch_embed + time_embed + blocks + output

@@ -10,6 +10,7 @@ from ..utils.checks import check_choice
 from ..utils.suggestions import did_you_mean
 
 MIXERS = ("atconv", "attention")
+FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
 # Depths and widths of DiT and SiT (Table 1 of arXiv 2212.09748), and our own small size for CPUs.
 PRESET_SIZES = {

@@ -20,9 +20,9 @@ from ..ops.linear import Linear, linear_gelu
 from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
-from .embeddings import FREQUENCIES, add_position_embedding, check_labels, embed_times
+from .embeddings import add_position_embedding, check_labels, embed_times
 from .loading import StrictModelMixin
-from .presets import PRESETS, check_preset, mixer_per_block
+from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

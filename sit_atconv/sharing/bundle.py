@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.abc import InspectLoader
 
-from .portable import PACKAGE
+from .formats import PACKAGE
 
 
 @dataclasses.dataclass

@@ -66,7 +66,7 @@ def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the transformer's weights by name, from the headers of its files alone."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted((Path(folder) / "transformer").glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "np") as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return shapes
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from ..models.weight_files import stored_variants, weight_patterns
 from .card import write_model_card
 from .folder import check_pipeline_folder
-from .portable import FILE_HASH
+from .formats import FILE_HASH
 
 # HTTPError is that of the HTTP library which huggingface_hub uses, and the base class of its own errors.
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)

@@ -10,8 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 
 from ..models.weight_files import weight_patterns
-from ..utils.bounded_text import read_bounded
-from .portable import FILE_HASH, PACKAGE, source_hash
+from .formats import FILE_HASH, PACKAGE, edited_sources
 
 # The modules of the classes in portable folders, by the name of the file there.
 PORTABLE_MODULES = {
@@ -51,19 +50,6 @@ def download_pipeline(repo_id: str, **options) -> str:
         weights = [f"{model.name}/{pattern}" for model in without for pattern in weight_patterns(None)]
         snapshot_download(repo_id, allow_patterns=weights, **passed_on)
     return folder
-
-
-def edited_sources(folder: str | Path) -> list[str]:
-    """List the code files of a portable folder that were edited after they were saved."""
-    edited = []
-    for file in sorted(Path(folder).glob("**/*.py")):
-        try:
-            is_edited = (saved := FILE_HASH.search(file.stem)) and saved[1] != source_hash(read_bounded(file))
-        except (OSError, ValueError):  # a pipe, a link to nowhere, bytes that are no text: nothing that was saved
-            is_edited = True
-        if is_edited:
-            edited.append(str(file.relative_to(folder)))
-    return edited
 
 
 def check_component(folder: str | Path, name: str, entry: Sequence) -> None:

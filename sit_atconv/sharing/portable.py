@@ -12,22 +12,16 @@ This module is copied into the folder as well, so that a loaded pipeline can be 
 package are not.
 """
 
-import hashlib
 import importlib
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
-PACKAGE = "sit_atconv"
-# Version of the folder's layout, raised when older code could not read what is written. 0: the index has no version,
-# and file names have no hash.
-FORMAT_VERSION = 1
-FILE_HASH = re.compile(r"_([0-9a-f]{8})$")
+from .formats import FILE_HASH, FORMAT_VERSION, PACKAGE, source_hash
 
 
 def is_installed_class(cls: type) -> bool:
@@ -66,11 +60,6 @@ def portable_source(cls: type) -> tuple[str, str]:
     else:
         source = inspect.getsource(sys.modules[module])
     return f"{FILE_HASH.sub('', module.rpartition('.')[2])}_{source_hash(source)}", source
-
-
-def source_hash(source: str) -> str:
-    """Return the hash that ends the name of a file with this source."""
-    return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def make_portable(pipeline, folder: str | Path) -> None:
@@ -115,13 +104,3 @@ def superseded_sources(staging: Path, folder: Path) -> list[Path]:
         for older in (folder / file.relative_to(staging)).parent.glob("*.py")
         if FILE_HASH.sub("", older.stem) == FILE_HASH.sub("", file.stem) and older.name != file.name
     ]
-
-
-def check_format(index: dict) -> None:
-    """Raise ValueError if newer code wrote the folder with this index."""
-    version = index.get("_format_version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"this folder uses format {version}, but this version reads formats up to {FORMAT_VERSION}; update "
-            "sit-atconv, or load it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)"
-        )

@@ -4,7 +4,7 @@ import torch
 from torch.func import functional_call
 
 from ..data import ImageDataset
-from ..models.macs import closed_form_macs
+from ..models.costs import closed_form_macs
 from ..models.transformer_sit import SiTTransformer2DModel
 from .config import TrainConfig
 

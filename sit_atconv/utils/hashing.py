@@ -2,12 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def tensors_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+def tensors_sha256(state_dict: "dict[str, torch.Tensor]") -> str:
     """Return a SHA-256 of names, types, shapes and values, independent of the order and of the file they came from."""
+    import torch  # not needed for files
+
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler, SiTPipeline, SiTTransformer2DModel
-from sit_atconv.sharing.installed import edited_sources
-from sit_atconv.sharing.portable import FORMAT_VERSION, source_hash
+from sit_atconv.sharing.formats import FORMAT_VERSION, edited_sources, source_hash
 
 
 def draw(pipe, **options):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.data import open_dataset
-from sit_atconv.models.macs import closed_form_macs
+from sit_atconv.models.costs import closed_form_macs
 from sit_atconv.models.vae import load_vae
 from sit_atconv.training.build import build_transformer
 from sit_atconv.training.stored_config import resolve_config

@@ -1,0 +1,102 @@
+"""What a model costs, by formula: parameters, multiply-accumulates (MACs), memory. Nothing is built or imported for it.
+
+macs.py counts the MACs of the operations that run, and says which operations count.
+
+Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .presets import FREQUENCIES, PRESETS, mixer_per_block
+
+FLOAT = 4  # bytes of float32
+# Bytes of training for each parameter: weight, gradient, AdamW's two moments, one average and its change.
+TRAINING_BYTES = 6 * FLOAT
+
+
+def model_width(config: Mapping) -> int:
+    """D."""
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def preset_config(name: str, in_channels: int = 4, num_classes: int = 1000) -> dict[str, Any]:
+    """Every argument of a preset's model on which its costs depend."""
+    return {
+        **PRESETS[name],
+        "in_channels": in_channels,
+        "out_channels": None,
+        "num_classes": num_classes,
+        "class_dropout_prob": 0.1,
+        "mlp_ratio": 4.0,
+        "kernel_size": 3,
+        "step_conditioning": "none",
+    }
+
+
+def count_parameters(config: Mapping) -> int:
+    """The number of parameters of a model with these arguments, without qk_norm and step_conditioning."""
+    D, k, p2 = model_width(config), config["kernel_size"], config["patch_size"] ** 2
+    C, hidden = config["in_channels"], int(model_width(config) * config["mlp_ratio"])
+    mixers = {"attention": 4 * (D**2 + D), "atconv": 3 * (D**2 + D) + k**4 + k**2 + D}
+    rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D  # modulation, MLP
+    blocks = sum(mixers[name] + rest for name in mixer_per_block(config["mixer"], config["num_layers"]))
+    embeddings = C * p2 * D + D + FREQUENCIES * D + D + D**2 + D
+    classes = (config["num_classes"] + (config["class_dropout_prob"] > 0)) * D
+    out = (config["out_channels"] or C) * p2
+    return embeddings + classes + blocks + 2 * (D**2 + D) + D * out + out
+
+
+def closed_form_macs(config: Mapping, height: int, width: int) -> int:
+    """Compute the MACs of one forward pass of one image by formula.
+
+    Args:
+        config: every argument of `SiTTransformer2DModel`, as in `model.config`.
+        height, width: size of the latents, in latent pixels.
+
+    Raises:
+        ValueError: for a size that the patch size does not divide.
+    """
+    p = config["patch_size"]
+    if height % p or width % p:
+        raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
+    N = (height // p) * (width // p)
+    D = config["num_attention_heads"] * config["attention_head_dim"]
+    k = config["kernel_size"]
+    C = config["in_channels"]
+
+    mixers = {
+        # q, k, v and output projections; then q·kᵀ and the weighted sum of v
+        "attention": 4 * N * D**2 + 2 * N**2 * D,
+        # value and output projections; kernel_proj on the k² pooled tokens; kernel_gen; the convolution
+        "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2,
+    }
+    modulation = 6 * D**2
+    mlp = 2 * N * D * int(D * config["mlp_ratio"])
+    blocks = sum(modulation + mixers[name] + mlp for name in mixer_per_block(config["mixer"], config["num_layers"]))
+    patch_embed = N * D * C * p**2
+    time_embed = (FREQUENCIES * D + D**2) * (1 if config["step_conditioning"] == "none" else 2)  # of the end, too
+    output = 2 * D**2 + N * D * p**2 * (config["out_channels"] or C)
+    return patch_embed + time_embed + blocks + output
+
+
+def closed_form_activation_bytes(config: Mapping, sample_size: int) -> int:
+    """Bytes in float32 that the forward pass of one image keeps for the backward pass, for the model of a preset.
+
+    `training.plan.activation_bytes` finds the same by running any model on shapes.
+    """
+    N, D, p2 = (sample_size // config["patch_size"]) ** 2, model_width(config), config["patch_size"] ** 2
+    mixers = {"attention": 22 * N * D + 4 * N + 8 * D, "atconv": 18 * N * D + 4 * N + 46 * D}
+    blocks = sum(mixers[name] for name in mixer_per_block(config["mixer"], config["num_layers"]))
+    return FLOAT * (blocks + (3 * N + 5) * D + (config["in_channels"] * p2 + 2) * N + FREQUENCIES + 2)
+
+
+def training_bytes(config: Mapping, sample_size: int, batch_size: int) -> int:
+    """Bytes that training takes in float32 with AdamW and one average, without VAE and encoder."""
+    return TRAINING_BYTES * count_parameters(config) + batch_size * closed_form_activation_bytes(config, sample_size)
+
+
+def sampling_bytes(config: Mapping, sample_size: int) -> int:
+    """Bytes that drawing one image takes in float32, without the VAE: the weights, and the tokens in one MLP."""
+    N, D = (sample_size // config["patch_size"]) ** 2, model_width(config)
+    return FLOAT * (count_parameters(config) + N * D * (2 + 2 * int(config["mlp_ratio"])))

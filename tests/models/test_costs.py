@@ -1,0 +1,44 @@
+"""The formulas agree with the models: parameters, activations; test_macs.py compares the operations."""
+
+import pytest
+import torch
+
+from sit_atconv import SiTTransformer2DModel
+from sit_atconv.models.costs import (
+    closed_form_activation_bytes,
+    count_parameters,
+    preset_config,
+    sampling_bytes,
+    training_bytes,
+)
+from sit_atconv.models.presets import PRESETS
+from sit_atconv.training.plan import activation_bytes
+
+
+def build(name: str, sample_size: int, **options) -> SiTTransformer2DModel:
+    with torch.device("meta"):
+        return SiTTransformer2DModel(**PRESETS[name], sample_size=sample_size, in_channels=4, **options)
+
+
+@pytest.mark.parametrize("name", ["SiT-Nano/2", "SiT-ATConv-Nano/4", "SiT-ATConv-S/8-Hybrid", "SiT-S/4"])
+def test_parameters_are_those_of_the_model(name):
+    model = build(name, 32, num_classes=1000)
+    assert count_parameters(preset_config(name)) == sum(p.numel() for p in model.parameters())
+    model = build(name, 32, num_classes=7, class_dropout_prob=0.0, mlp_ratio=2.0)
+    config = preset_config(name, num_classes=7) | {"class_dropout_prob": 0.0, "mlp_ratio": 2.0}
+    assert count_parameters(config) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "sample_size"), [("SiT-Nano/2", 32), ("SiT-ATConv-Nano/4", 32), ("SiT-ATConv-Nano/2-Hybrid", 64)]
+)
+def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):
+    model = build(name, sample_size, num_classes=10)
+    assert closed_form_activation_bytes(preset_config(name), sample_size) == activation_bytes(model)
+
+
+def test_memory():
+    config = preset_config("SiT-ATConv-XL/2")
+    weights = 4 * count_parameters(config)
+    assert weights < sampling_bytes(config, 32) < 1.02 * weights  # a model so large holds few tokens in comparison
+    assert training_bytes(config, 32, 8) - training_bytes(config, 32, 7) == closed_form_activation_bytes(config, 32)
