@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sit_atconv import SiTTransformer2DModel
-from sit_atconv.models.macs import closed_form_macs, count_macs
+from sit_atconv.models.costs import closed_form_macs
+from sit_atconv.models.macs import count_macs
 
 CONDITIONINGS = ("span", "decoupled")
 SIZES = dict(sample_size=8, in_channels=3, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_classes=5)
