@@ -1,11 +1,13 @@
 """The report of eval/latency.py: every single time in latency.json, tables in latency.md, a plot in latency.png."""
 
+import itertools
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ..utils.files import staged, write_atomically, write_json
 from ..utils.tables import markdown_table
+from ..utils.text import printable
 
 HEADER = [
     *("measurement", "model", "image px", "batch", "dtype", "GMACs/image", "ms [quartiles]", "rounds"),
@@ -17,10 +19,16 @@ def write_results(folder: Path, report: dict) -> None:
     """Write the JSON file, the tables and the plot so that each file is whole at any moment."""
     write_json(folder / "latency.json", report)
     write_atomically(folder / "latency.md", report_text(report))
-    figure = plot_forward(report["results"])
+    figure = plot_forward(report["results"], machine_title(report["environment"]))
     if figure is not None:
         with staged(folder / "latency.png") as part:
             figure.savefig(part, dpi=120, format="png")
+
+
+def machine_title(environment: dict) -> str:
+    """The machine on which a report was measured, in one line: processor or GPU, threads on a CPU, torch."""
+    threads = f", {environment['threads']} threads" if environment.get("device") == "cpu" else ""
+    return f"{environment['device_name']}{threads}, torch {environment['torch']}"
 
 
 def report_text(report: dict) -> str:
@@ -88,10 +96,14 @@ def profile_table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def plot_forward(results: list[dict]) -> Figure | None:
+def plot_forward(results: list[dict], machine: str = "") -> Figure | None:
     """Forward latency against resolution, and its ratio to the baseline; None if only one resolution was measured.
 
     Of several groups of models, batch sizes and dtypes, the group with the most resolutions is drawn.
+
+    Args:
+        results: the rows of a report.
+        machine: what they were measured on, for the title.
     """
     groups: dict[tuple[str, int, str], list[dict]] = {}
     for row in results:
@@ -105,13 +117,15 @@ def plot_forward(results: list[dict]) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     latency_axes, ratio_axes = figure.subplots(1, 2)
-    for name in dict.fromkeys(row["name"] for row in rows):
+    for marker, name in zip(itertools.cycle("osD^vPX"), dict.fromkeys(row["name"] for row in rows), strict=False):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["image_size"])
         x = [row["image_size"] for row in own]
-        latency_axes.plot(x, [row["ms"][1] for row in own], marker="o", label=name)
+        latency_axes.plot(x, [row["ms"][1] for row in own], marker=marker, label=name)
         low, ratio, high = zip(*(row["ratio"] for row in own), strict=True)
-        ratio_axes.plot(x, ratio, marker="o", label=name)
+        ratio_axes.plot(x, ratio, marker=marker, label=name)
         ratio_axes.fill_between(x, low, high, alpha=0.2)
+    if machine:
+        figure.suptitle(printable(machine), fontsize="medium", parse_math=False)
     latency_axes.set(yscale="log", ylabel="forward pass, ms", title=f"batch {batch_size}, {dtype}")
     ratio_axes.set(ylabel=f"time / {baseline}", ylim=(0, None), title="ratio, with quartiles")
     for axes in (latency_axes, ratio_axes):

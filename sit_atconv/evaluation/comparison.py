@@ -8,17 +8,15 @@ import numpy as np
 import torch
 
 from ..data import read_image
+from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.checks import check_count
-from ..utils.environment import package_versions, pick_device
+from ..utils.environment import describe_environment, pick_device
+from ..utils.text import one_line, printable
+from .comparison_data import comparison_record
 from .comparison_plots import plot_curves
-from .comparison_report import (
-    Comparison,
-    cost_table,
-    difference_table,
-    mean_fids,
-    score_table,
-    write_report_files,
-)
+from .comparison_report import Comparison, write_report_files
+from .comparison_tables import cost_table, difference_table, mean_fids, score_table
+from .comparison_verdict import verdict
 from .evaluated_runs import Run, check_runs, choose_finals, model_names
 from .intervals import bootstrap_interval, mean_interval
 from .model_costs import check_inputs_agree, measure_models
@@ -37,7 +35,7 @@ def write_comparison(
     repeats: int = 20,
     command: str = "",
 ) -> Path:
-    """Compare runs, and write report.md and report.html.
+    """Compare runs, write report.md, report.html and the numbers, and print the verdict.
 
     Args:
         runs: evaluated runs, the baseline's first.
@@ -60,7 +58,10 @@ def write_comparison(
     choose_finals(runs)
     recipe_differences = check_runs(runs)
     comparison = compare_runs(runs, recipe_differences, pick_device(device), batch_size, repeats, command)
-    return write_report_files(comparison, output)
+    page = write_report_files(comparison, output)
+    for line in comparison.verdict:
+        print(printable(line))
+    return page
 
 
 def compare_runs(
@@ -79,23 +80,38 @@ def compare_runs(
     costs = measure_models(pipelines, device, batch_size, repeats)
     num_classes = pipelines[runs[0].model].transformer.config.num_classes
     columns = num_classes if 4 <= num_classes <= 10 else 8
+    grids = {model: first_samples(run, device, columns) for model, run in first_runs.items()}
+    baseline, differences, environment = runs[0].model, paired_differences(runs), describe_environment(device)
     return Comparison(
         title=f"{' against '.join(first_runs)}: FID {mean_fids(runs)}",
-        facts=describe_conditions(runs, recipe_differences, device),
+        verdict=verdict(differences, baseline, {cost.model: cost.ratio[1] for cost in costs}),
+        facts=describe_conditions(runs, recipe_differences),
         tables={
             "Scores": score_table(runs),
-            "Paired differences": difference_table(paired_differences(runs), runs[0].model),
+            "Paired differences": difference_table(differences, baseline),
             "Cost": cost_table(costs, batch_size),
         },
         plots=plots,
-        grids={model: first_samples(run, device, columns) for model, run in first_runs.items()},
+        grids=grids,
         columns=columns,
+        classes=sample_classes(pipelines[baseline], runs[0].final, len(grids[baseline])),
+        origin=describe_origin(runs[0].final, environment),
+        record=comparison_record(runs, differences, costs, environment),
         command=command,
     )
 
 
-def describe_conditions(runs: list[Run], recipe_differences: list[str], device: torch.device) -> list[str]:
-    """The paragraphs that say how the numbers of a report were made."""
+def sample_classes(pipeline: SiTPipeline, report: dict, count: int) -> list[str]:
+    """The names of the classes of the first samples of a report, or their ids; none for a model without classes."""
+    num_classes = pipeline.transformer.config.num_classes
+    names = pipeline.config.get("id2label") or {}
+    options = SamplingOptions(labels=report["labels"], seed=report["seed"])
+    ids = options.label_ids(range(count), num_classes) if num_classes > 1 else []
+    return [one_line(names.get(str(i), i)) for i in ids]
+
+
+def describe_conditions(runs: list[Run], recipe_differences: list[str]) -> list[str]:
+    """The paragraphs that say how to read the numbers of a report."""
     final = runs[0].final
     notes = dict.fromkeys(note for run in runs for note in run.final["notes"])
     return [
@@ -106,12 +122,27 @@ def describe_conditions(runs: list[Run], recipe_differences: list[str], device: 
         f"{(final.get('weights_sha256') or 'none')[:12]}; reference {(final.get('reference_sha256') or '')[:12]}.",
         "Differences below 0 are in favour of the model in the row. The interval of one seed covers the choice of "
         "samples alone, not that of the training run.",
-        f"Latency and memory: {device}, float32, {torch.get_num_threads()} threads; memory is what one forward "
-        f"pass allocates at most beyond weights and input. {list_versions(package_versions())}.",
-        f"Scores: {final['device']}, {list_versions(final['versions'])}.",
         *(f"Note: {note}." for note in notes),
         *(f"The recipes differ: {difference}." for difference in recipe_differences),
     ]
+
+
+def describe_origin(final: dict, environment: dict) -> list[str]:
+    """The paragraphs that say on which machines and with which versions the numbers were made."""
+    versions, threads = list_versions(environment["versions"]), torch.get_num_threads()
+    of_scores = list_versions(final["versions"])
+    return [
+        f"Latency and memory: {describe_machine(environment)}, float32, {threads} thread{'s' if threads > 1 else ''}; "
+        f"memory is what one forward pass allocates at most beyond weights and input. {versions}.",
+        f"Scores: {describe_machine(final)}. {'The same versions' if of_scores == versions else of_scores}.",
+    ]
+
+
+def describe_machine(environment: dict) -> str:
+    """The processor and the commit of an environment, as reports record it."""
+    name, commit = environment.get("device_name"), environment.get("git_commit")
+    device = environment["device"] if name is None else f"{name} ({environment['device']})"
+    return f"{device}, commit {'unknown' if commit is None else commit[:12] + '-dirty' * commit.endswith('-dirty')}"
 
 
 def list_versions(versions: dict[str, str | None]) -> str:

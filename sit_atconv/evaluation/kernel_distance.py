@@ -11,7 +11,7 @@ from .feature_statistics import check_features, check_same_width
 
 def kernel_distance(
     samples: np.ndarray, reference: np.ndarray, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """KID (arXiv 1801.01401): an unbiased estimate of the squared maximum mean discrepancy, kernel (x·y / F + 1)³.
 
     It is averaged over random subsets, which are drawn as clean-fid draws them after `np.random.seed(seed)`, so that
@@ -24,7 +24,8 @@ def kernel_distance(
         seed: seed of the subsets.
 
     Returns:
-        Mean and standard deviation over the subsets.
+        Mean and standard deviation over the subsets. The deviation is None if they do not differ: if there is one
+        alone, or if each holds all images of both sides.
 
     Raises:
         ValueError: if there are fewer than 2 images, or features do not fit or are not finite.
@@ -44,4 +45,5 @@ def kernel_distance(
         within = (x @ x.T / F + 1) ** 3 + (y @ y.T / F + 1) ** 3
         between = (x @ y.T / F + 1) ** 3
         values.append((within.sum() - np.trace(within)) / (m * (m - 1)) - 2 * between.mean())
-    return float(np.mean(values)), float(np.std(values))
+    differ = num_subsets > 1 and m < max(len(samples), len(reference))
+    return float(np.mean(values)), float(np.std(values)) if differ else None

@@ -1,6 +1,6 @@
 """The plot of the latency report."""
 
-from sit_atconv.benchmarks.report import plot_forward
+from sit_atconv.benchmarks.report import machine_title, plot_forward
 
 
 def test_the_plot_shows_medians_of_the_most_resolutions():
@@ -17,3 +17,10 @@ def test_the_plot_shows_medians_of_the_most_resolutions():
             assert (list(line.get_xdata()), list(line.get_ydata())) == ([256, 512], values)
     assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
     assert "float32" in figure.axes[0].get_title()
+    for axes in figure.axes:
+        assert len({line.get_marker() for line in axes.lines}) == 2
+    environment = {"device": "cpu", "device_name": "A$1$ chip", "threads": 2, "torch": "2.14"}
+    figure = plot_forward(rows, machine_title(environment))
+    assert figure.get_suptitle() == "A$1$ chip, 2 threads, torch 2.14"
+    figure.canvas.draw()  # "$" begins no formula
+    assert machine_title({**environment, "device": "cuda"}) == "A$1$ chip, torch 2.14"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from sit_atconv.evaluation import duel as duel_commands
 from sit_atconv.evaluation import duel_run
 from sit_atconv.evaluation.comparison import paired_differences
-from sit_atconv.evaluation.comparison_report import score_table
+from sit_atconv.evaluation.comparison_tables import mean_fids, score_table
 from sit_atconv.evaluation.duel_options import Duel
 from sit_atconv.evaluation.duel_run import DuelRun, Scripts
 from sit_atconv.evaluation.evaluated_runs import check_runs, load_run
@@ -111,7 +111,9 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     run.interrupt = False
     duel.main([file])
     assert len(started) == 5 and kept.stat().st_mtime_ns == written  # four runs, one of them twice
-    assert capsys.readouterr().out.strip().endswith("report.html")
+    *_, verdict, page = capsys.readouterr().out.strip().splitlines()
+    assert verdict.startswith("ATConv is ") and " of the time of a forward pass." in verdict
+    assert page.endswith("report.html")
     duel.main([file])
     assert len(started) == 5
 
@@ -133,6 +135,9 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     for name in ("fid-steps.png", "fid-training-time.png", "fid-sampling-time.png", "samples-SA.png"):
         assert (output / "report" / name).is_file() and name in markdown
     assert page.count("<svg") == 3 and page.count("data:image/png;base64,") == 2
+    assert verdict in html.unescape(page) and f"**{verdict}**" in markdown
+    assert "Columns from left to right: 0, 1, 2" in markdown
+    assert len((output / "report" / "scores.csv").read_text().splitlines()) == 1 + 4 * 3  # runs × reports
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing outside the page
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -142,8 +147,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
         run.final_inference_steps = 2
         assert [report["step"] for report in run.reports_by_step] == [2, 3]
         assert [report["num_inference_steps"] for report in run.reports_of_last_step] == [1, 2]
-    means = ", ".join(f"{np.mean([run.final['fid'] for run in pair]):.4g}" for pair in (runs[:2], runs[2:]))
-    assert f"# SA against ATConv: FID {means} (means of 2 seeds)\n" in markdown
+    assert f"# SA against ATConv: FID {mean_fids(runs)}\n" in markdown
     (row,) = paired_differences(runs)
     expected = [runs[2 + i].final["fid"] - runs[i].final["fid"] for i in range(2)]
     assert [entry["difference"] for entry in row["per_seed"]] == pytest.approx(expected)
@@ -154,7 +158,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     (output / "ATConv-seed0" / "pipeline" / "README.md").write_text("edited")
     assert check_runs(runs) == []
     runs[1].final["sfid"] = 1.0  # one run has a metric more
-    assert "sFID" not in score_table(runs).head and "sFID" not in score_table(runs[::-1]).head
+    assert not any("sFID" in head for head in (*score_table(runs).head, *score_table(runs[::-1]).head))
     for changes, part in (
         ({"seed": 7}, r"sampled in different ways \(seed: 0 and 7\)"),
         ({"batch_size": 7}, r"batch_size: 70 and 7"),

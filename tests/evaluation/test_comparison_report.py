@@ -1,5 +1,6 @@
 """The page of a comparison shows text as text, and pictures as pictures."""
 
+import json
 from html import unescape
 
 import pytest
@@ -7,13 +8,8 @@ import torch
 
 from sit_atconv.evaluation import comparison_report
 from sit_atconv.evaluation.comparison_plots import Plot, with_own_ids
-from sit_atconv.evaluation.comparison_report import (
-    Comparison,
-    Table,
-    render_html,
-    render_markdown,
-    write_report_files,
-)
+from sit_atconv.evaluation.comparison_report import Comparison, render_html, render_markdown, write_report_files
+from sit_atconv.evaluation.comparison_tables import Table
 from sit_atconv.evaluation.output_files import check_report_folder
 
 
@@ -25,10 +21,10 @@ def test_text_is_escaped_and_plots_are_not(tmp_path):
     comparison = Comparison(tables={"Scores": table}, plots=plots, **text)
     page = render_html(comparison, {'"<b>': tmp_path / "samples-b.png"})
     assert "<b>" not in page and "<i>" not in page
-    for part in (text["title"], *text["facts"], text["command"], "<td><b>B</b></td><td>1.5</td>"):
+    for part in (text["title"], *text["facts"], text["command"], '<td data-head="FID">1.5</td>'):
         assert part in unescape(page)
     assert '<svg id="plot"></svg>' in page
-    assert 'alt="&#34;&lt;b&gt;" src="data:image/png;base64,cGljdHVyZQ=="' in page
+    assert 'alt="Samples of &#34;&lt;b&gt;. " src="data:image/png;base64,cGljdHVyZQ=="' in page
 
 
 def test_markdown_shows_names_as_they_are(tmp_path):
@@ -71,3 +67,29 @@ def test_a_report_without_a_command_has_no_such_heading():
 def test_pictures_on_one_page_have_ids_of_their_own():
     svg = '<svg><path id="a"/><use xlink:href="#a" clip-path="url(#b)"/></svg>'
     assert with_own_ids(svg, "n") == '<svg><path id="n-a"/><use xlink:href="#n-a" clip-path="url(#n-b)"/></svg>'
+
+
+def test_the_verdict_comes_first_and_the_versions_last(tmp_path):
+    table = Table(["model", "FID"], [["A", 1.5]])
+    record = {"scores": [{"model": "A", "fid": 1.5, "kid": None}, {"model": "B,C", "fid": 0.1, "extra": 2}]}
+    comparison = Comparison("T", ["fact"], {"Scores": table}, ["verdict <1>"], origin=["torch 2"], record=record)
+    page = write_report_files(comparison, tmp_path).read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    for text in (unescape(page.partition("<body>")[2]), unescape(markdown)):
+        places = [text.index(part) for part in ("verdict <1>", "fact", "Scores", "Curves", "torch 2")]
+        assert places == sorted(places)
+    assert json.loads((tmp_path / "report.json").read_text()) == record
+    assert (tmp_path / "scores.csv").read_text() == 'model,fid,kid,extra\nA,1.5,,\n"B,C",0.1,,2\n'
+
+
+def test_sample_columns_are_named_if_each_is_of_one_class(tmp_path):
+    classes = ["cat", "<dog>", "owl"]
+    (tmp_path / "samples.png").touch()
+    page = render_html(Comparison("T", [], {}, columns=3, classes=classes * 2), {"A": tmp_path / "samples.png"})
+    assert '<span title="cat">cat</span><span title="&lt;dog&gt;">&lt;dog&gt;</span>' in page
+    assert "Columns from left to right: cat, &lt;dog&gt;, owl." in page
+    mixed = Comparison("T", [], {}, columns=2, classes=classes)
+    assert mixed.column_names == [] and mixed.caption == "Row by row: cat, <dog>, owl."
+    page = render_html(mixed, {"A": tmp_path / "samples.png"})
+    assert "<span" not in page and "Row by row: cat, &lt;dog&gt;, owl." in page
+    assert Comparison("T", [], {}).caption == ""

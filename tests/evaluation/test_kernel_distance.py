@@ -23,3 +23,10 @@ def test_kernel_distance_has_no_bias():
     rng = np.random.default_rng(0)
     values = [kernel_distance(*rng.standard_normal((2, 30, 4)), num_subsets=1)[0] for _ in range(300)]
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(300)
+
+
+def test_one_subset_has_no_deviation(correlated):
+    a, b = correlated(50, 4, 1), correlated(50, 4, 2)
+    assert kernel_distance(a, b, num_subsets=1, subset_size=20)[1] is None
+    assert kernel_distance(a, b, num_subsets=5, subset_size=50)[1] is None  # each holds everything
+    assert kernel_distance(a, b, num_subsets=5, subset_size=49)[1] > 0
