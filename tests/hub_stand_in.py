@@ -14,6 +14,12 @@ from huggingface_hub import close_session
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def repository_of(path: str) -> str:
+    """The repository in an address of the interface: user/name of a model, spaces/user/name of a Space."""
+    kind, name = re.match(r"/api/(models|spaces)/(\w+/[\w.-]+)/", path).groups()
+    return name if kind == "models" else f"{kind}/{name}"
+
+
 class StandIn(BaseHTTPRequestHandler):
     """As much of the Hub as uploading and loading a model repository needs; files live in `server.repositories`."""
 
@@ -25,7 +31,8 @@ class StandIn(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == "/api/repos/create":
             request = json.loads(body)
-            name = f"{request.get('organization') or 'someone'}/{request['name']}"
+            kind = "spaces/" if request.get("type") == "space" else ""
+            name = f"{kind}{request.get('organization') or 'someone'}/{request['name']}"
             self.server.private[name] = request.get("private") or request.get("visibility") == "private"
             if name in self.server.repositories:
                 return self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
@@ -33,7 +40,7 @@ class StandIn(BaseHTTPRequestHandler):
             return self.answer({"url": f"{self.server.url}/{name}", "name": name})
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
-        repository = re.match(r"/api/models/(\w+/[\w.-]+)/", path)[1]
+        repository = repository_of(path)
         if "/preupload/" in path:
             files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
             return self.answer({"files": [{**file, "shouldIgnore": False} for file in files]})
@@ -48,7 +55,7 @@ class StandIn(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.split("?")[0]
-        if found := re.fullmatch(r"/(\w+/[\w.-]+)/resolve/\w+/(.+)", path):
+        if found := re.fullmatch(r"/((?:spaces/)?\w+/[\w.-]+)/resolve/\w+/(.+)", path):
             content = self.server.repositories.get(found[1], {}).get(found[2])
             return self.answer({"error": "none"}, 404) if content is None else self.answer(content)
         if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/tree/\w+", path):
@@ -75,6 +82,8 @@ class StandIn(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

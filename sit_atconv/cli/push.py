@@ -13,6 +13,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--report", metavar="FILE", nargs="+", default=[], help="reports of eval/*.py, for the card")
     command.add_argument("--samples", metavar="PNG", help="a grid of samples, for the card")
     command.add_argument("--private", action="store_true", help="make a new repository private")
+    command.add_argument("--demo", action="store_true", help="also write a Space with a demo, USER/NAME-demo")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,4 +31,9 @@ def run(args: argparse.Namespace) -> None:
         add_report(args.folder, report)
     if args.samples is not None:
         add_samples(args.folder, args.samples)
-    print(printable(publish(args.folder, args.repo_id, license=args.license, private=args.private or None)))
+    private = args.private or None
+    print(printable(publish(args.folder, args.repo_id, license=args.license, private=private)))
+    if args.demo:
+        from ..demo.space import publish_demo
+
+        print(printable(publish_demo(args.folder, args.repo_id, private)))

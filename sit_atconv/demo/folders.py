@@ -9,6 +9,7 @@ from ..models.latent_scaling import vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..sharing.folder import check_pipeline_folder, read_json, reading_folder, weights_variant
 from ..sharing.saving import locate_folder
+from .names import page_names
 
 
 def load_pipelines(names: Sequence[str], device: torch.device) -> dict[str, SiTPipeline]:
@@ -60,13 +61,3 @@ def describe_inputs(folder: Path) -> dict:
         "number of classes": model["num_classes"],
         "class names": read_json(folder / "model_index.json").get("id2label"),
     }
-
-
-def page_names(names: Sequence[str]) -> list[str]:
-    """Short names of pipelines, each of its own: runs/digits-atconv/pipeline is digits-atconv."""
-    shown: list[str] = []
-    for name in names:
-        path = Path(name).absolute()
-        short = path.parent.name if path.name == "pipeline" else path.name
-        shown.append(short if short not in shown else f"{short} ({len(shown) + 1})")
-    return shown

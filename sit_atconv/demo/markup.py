@@ -31,8 +31,8 @@ def data_url(image: Image) -> str:
 
 
 def heading(name: str) -> str:
-    """A line above the pictures of one pipeline."""
-    return f'<div class="demo-name">{html.escape(name)}</div>'
+    """A line above the pictures of one pipeline; nothing if it needs no name."""
+    return f'<div class="demo-name">{html.escape(name)}</div>' if name else ""
 
 
 def note(text: str) -> str:

@@ -32,6 +32,11 @@ class Demo:
         self.drawings = self.draw_all(Choices(num_inference_steps=self.first.default_num_inference_steps))
 
     @property
+    def headings(self) -> list[str]:
+        """What stands above the pictures of each pipeline: its name, if there are two."""
+        return list(self.pipelines) if len(self.pipelines) > 1 else [""]
+
+    @property
     def solvers(self) -> list[str]:
         """The solvers that all pipelines offer."""
         offered = [solver_names(pipeline) for pipeline in self.pipelines.values()]
@@ -57,15 +62,15 @@ class Demo:
         others = [None, *drawings[:1] * (len(drawings) - 1)]
         return [
             *(enlarge(drawing.image, SHOWN_SIDE) for drawing in drawings),
-            *(caption(*each) for each in zip(self.pipelines, drawings, others, strict=True)),
-            *(strip_view(*item, drawing) for item, drawing in zip(self.pipelines.items(), drawings, strict=True)),
+            *(caption(*each) for each in zip(self.headings, drawings, others, strict=True)),
+            *(strip_view(*each) for each in zip(self.headings, self.pipelines.values(), drawings, strict=True)),
             *self.kernels(drawings, block, t),
         ]
 
     def kernels(self, drawings: list[Drawing], block: int, t: float) -> list[str]:
         """What the page shows of the kernels of drawings."""
-        items = zip(self.pipelines.items(), drawings, strict=True)
-        return [kernels_view(*item, drawing, int(block), t) for item, drawing in items]
+        shown = zip(self.headings, self.pipelines.values(), drawings, strict=True)
+        return [kernels_view(*each, int(block), t) for each in shown]
 
     def build(self) -> Any:
         """Return the page, a `gradio.Blocks`."""

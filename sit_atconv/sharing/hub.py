@@ -1,9 +1,11 @@
 """Uploading a pipeline folder to the Hugging Face Hub."""
 
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from ..models.weight_files import stored_variants, weight_patterns
@@ -95,3 +97,40 @@ def publish(
     except HUB_ERRORS as error:
         raise ValueError(_hub_message(repo_id, error)) from error
     return str(uploaded)
+
+
+def publish_space(
+    repo_id: str, files: Mapping[str, str], made_by_us: str, private: bool | None = None, token: str | None = None
+) -> str:
+    """Write the files of a Gradio app to a Space on the Hub, which is created if it does not exist.
+
+    Args:
+        repo_id: "user/name" of the Space.
+        files: the text of each file by its name, "app.py" and "README.md" among them. The README of a Space that exists
+            is left as it is.
+        made_by_us: what the text of an app.py contains that may be replaced.
+        private: whether a new Space is private; defaults to the account's setting.
+        token: token of the Hub; defaults to that of `hf auth login`.
+
+    Returns:
+        The address of the Space.
+
+    Raises:
+        ValueError: if the Space exists and has another app.py, or the Hub refuses or cannot be reached.
+    """
+    api, kind = HfApi(token=token), "space"
+    try:
+        exists = api.file_exists(repo_id, "app.py", repo_type=kind)
+        if exists:
+            with tempfile.TemporaryDirectory() as folder:
+                present = api.hf_hub_download(repo_id, "app.py", repo_type=kind, local_dir=folder)
+                is_ours = made_by_us in Path(present).read_text(encoding="utf-8", errors="replace")
+            if not is_ours:
+                raise ValueError(f"push_to_hub: the Space {repo_id!r} has an app.py of its own; remove or rename it")
+        address = api.create_repo(repo_id, repo_type=kind, space_sdk="gradio", private=private, exist_ok=True)
+        written = {name: text for name, text in files.items() if not exists or name != "README.md"}
+        operations = [CommitOperationAdd(name, text.encode()) for name, text in written.items()]
+        api.create_commit(repo_id, operations, commit_message="Write the demo", repo_type=kind)
+    except HUB_ERRORS as error:
+        raise ValueError(_hub_message(repo_id, error)) from error
+    return str(address)

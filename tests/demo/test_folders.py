@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sit_atconv.demo.folders import load_pipelines, page_names
+from sit_atconv.demo.folders import load_pipelines
+from sit_atconv.demo.names import page_names
 
 
 @pytest.fixture(scope="module")
