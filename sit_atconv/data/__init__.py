@@ -2,7 +2,7 @@
 
 from ..utils.source_names import source_name
 from .base import EncodedDataset, ImageDataset
-from .broken import BrokenImages, too_many_broken
+from .broken import BROKEN_IMAGES_FILE, BrokenImages, too_many_broken
 from .decode import IMAGE_EXTENSIONS, BrokenImageError, open_image, read_image
 from .digits import DigitsDataset
 from .folder import FolderDataset
@@ -17,6 +17,7 @@ from .streams import Stream, draw, sample_generator
 from .training_view import TrainingView, View
 
 __all__ = [
+    "BROKEN_IMAGES_FILE",
     "IMAGE_EXTENSIONS",
     "BrokenImageError",
     "BrokenImages",

@@ -6,6 +6,8 @@ from pathlib import Path
 from ..utils.files import append_line
 from ..utils.text import one_line
 
+BROKEN_IMAGES_FILE = "broken_images.txt"  # in the folder of a run
+
 
 class BrokenImages:
     """The list of images that training could not read.

@@ -12,12 +12,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from tqdm import tqdm
 
-from ..data import ImageDataset
+from ..data import BrokenImageError, ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..utils.checks import check_count, check_pixel_dimensions
+from ..utils.checks import check_count, check_non_negative, check_pixel_dimensions
 from ..utils.environment import package_versions
 from ..utils.files import check_new_file
 from ..utils.image_grid import save_grid
+from .image_sets import leave_out, notes_on_broken
 from .records import describe_pipeline
 from .sampling import flatten_pixels, generate, image_shape
 from .sampling_options import SamplingOptions, balanced_labels
@@ -36,6 +37,7 @@ def class_accuracy(
     num_inference_steps: int | None = None,
     batch_size: int = 100,
     grid: str | None = None,
+    max_broken_images: int = 0,
 ) -> dict:
     """Judge class-conditional samples with a classifier that was fitted to real images.
 
@@ -48,6 +50,7 @@ def class_accuracy(
         num_inference_steps: number of solver steps. If None, the default of the pipeline.
         batch_size: number of images per forward pass.
         grid: a new PNG file for a picture of the first samples, one class per row. If None, no picture is written.
+        max_broken_images: number of real images that may be left out because they cannot be read.
 
     Returns:
         The report: "class_accuracy", the share of samples that are seen as the class they were drawn for; the same
@@ -57,12 +60,13 @@ def class_accuracy(
         ValueError: naming what cannot be used, before any long work; or an image that cannot be read.
     """
     check_count("samples_per_class", samples_per_class)
+    check_non_negative("max_broken_images", max_broken_images)
     check_new_file("grid", grid)
     options = SamplingOptions(
         seed=seed, batch_size=batch_size, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
     ).resolve(pipeline)
     check_dataset(pipeline, dataset)
-    classifier, real_accuracy = fit_classifier(dataset)
+    classifier, real_accuracy, broken = fit_classifier(dataset, max_broken_images)
 
     num_classes = len(dataset.classes)
     labels = balanced_labels(range(samples_per_class * num_classes), num_classes)
@@ -77,7 +81,8 @@ def class_accuracy(
         "real_accuracy": real_accuracy,
         "classifier": f"{classifier} on raw pixels",
         "reference": dataset.name,
-        "num_reference": len(dataset),
+        "num_reference": len(dataset) - len(broken),
+        "notes": notes_on_broken(dataset.name, broken),
         "samples_per_class": samples_per_class,
         "seed": seed,
         "guidance_scale": guidance_scale,
@@ -118,18 +123,30 @@ def check_dataset(pipeline: SiTPipeline, dataset: ImageDataset) -> None:
         )
 
 
-def fit_classifier(dataset: ImageDataset) -> tuple[SVC, float]:
+def fit_classifier(dataset: ImageDataset, max_broken_images: int = 0) -> tuple[SVC, float, list[str]]:
     """Fit a classifier of raw pixels to all images.
 
     Returns:
-        The classifier; and the accuracy, on a fixed quarter of the images, of another one that was fitted to the rest.
+        The classifier; the accuracy, on a fixed quarter of the images, of another one that was fitted to the rest; and
+        the images that cannot be read.
+
+    Raises:
+        BrokenImageError: if these are more than `max_broken_images`.
     """
-    images = np.stack([dataset.image(i) for i in tqdm(range(len(dataset)), desc="reading", leave=False)])
-    features = flatten_pixels(images)
-    splits = train_test_split(features, dataset.labels, test_size=HELD_OUT, random_state=0, stratify=dataset.labels)
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    broken: list[str] = []
+    for index in tqdm(range(len(dataset)), desc="reading", leave=False):
+        try:
+            images.append(dataset.image(index))
+            labels.append(dataset.labels[index])
+        except BrokenImageError as error:
+            leave_out(error, broken, max_broken_images)
+    features = flatten_pixels(np.stack(images))
+    splits = train_test_split(features, labels, test_size=HELD_OUT, random_state=0, stratify=labels)
     fit_features, held_out_features, fit_labels, held_out_labels = splits
     held_out_accuracy = SVC(gamma="scale").fit(fit_features, fit_labels).score(held_out_features, held_out_labels)
-    return SVC(gamma="scale").fit(features, dataset.labels), float(held_out_accuracy)
+    return SVC(gamma="scale").fit(features, labels), float(held_out_accuracy), broken
 
 
 def draw_all(pipeline: SiTPipeline, labels: list[int], options: SamplingOptions) -> np.ndarray:
@@ -162,4 +179,5 @@ def class_summary(report: dict) -> str:
         f"{report['samples']} against {report['reference']} ({report['num_reference']})\n"
         f"  per class: {per_class}\n"
         f"  of the classifier on held-out real images: {report['real_accuracy']:.3f}"
+        + "".join(f"\n  {note}" for note in report["notes"])
     )

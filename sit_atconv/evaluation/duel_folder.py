@@ -24,7 +24,7 @@ NOT_DESCRIBED = ("output", "launch", "device")
 EXTENDABLE = {"models", "seeds", "latency_repeats", "inference_steps"}
 SCORING = {"sampling": SamplingOptions, "metrics": MetricOptions}
 # Options of scores that do not change them.
-WITHOUT_EFFECT = {"trust_torchscript", "num_workers"}
+WITHOUT_EFFECT = {"trust_torchscript", "num_workers", "max_broken_images"}
 
 
 def describe(duel: Duel) -> dict:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data import BrokenImageError
 from ..utils.hashing import file_sha256
 from .extractor import Extractor
 from .feature_statistics import FeatureStatistics
-from .image_sets import ImageSet, ImagesHash
+from .image_sets import ImageSet, ImagesHash, leave_out
 from .reference_statistics import ReferenceStatistics
 
 
@@ -92,10 +93,32 @@ def extract_features(
     return ImageFeatures(statistics, whole, digest.hexdigest(), shapes)
 
 
-def read_batches(images: ImageSet, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[list[np.ndarray]]:
-    """The images of a set in lists of `batch_size`, read by the threads of a pool."""
+def read_batches(
+    images: ImageSet, batch_size: int, pool: ThreadPoolExecutor, max_broken_images: int = 0
+) -> Iterator[list[np.ndarray]]:
+    """The images of a set in lists of up to `batch_size`, read by the threads of a pool.
+
+    Those that cannot be read are left out, and listed in `images.broken`.
+
+    Raises:
+        BrokenImageError: if there are more of them than `max_broken_images`.
+    """
+
+    def read(index: int) -> np.ndarray | BrokenImageError:
+        try:
+            return images.image(index)
+        except BrokenImageError as error:
+            return error
+
     for start in range(0, len(images), batch_size):
-        yield list(pool.map(images.image, range(start, min(start + batch_size, len(images)))))
+        batch = []
+        for image in pool.map(read, range(start, min(start + batch_size, len(images)))):
+            if isinstance(image, BrokenImageError):
+                leave_out(image, images.broken, max_broken_images)
+            else:
+                batch.append(image)
+        if batch:
+            yield batch
 
 
 def from_statistics(given: ReferenceStatistics, file: str) -> ImageFeatures:

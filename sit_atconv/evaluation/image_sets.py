@@ -1,7 +1,8 @@
 """Sets of images to be evaluated: folders, .npz batches and data sets.
 
-Images are uint8 (H, W, C). An image set has a length, `image(index)`, and `notes`: what readers of the scores should
-know about the images. Sets that were opened with `uniform=True` also have a `shape` (H, W, C).
+Images are uint8 (H, W, C). An image set has a length, `image(index)`, `broken`: the images that could not be read and
+are left out, and `notes`: what readers of the scores should know about the images. Sets that were opened with
+`uniform=True` also have a `shape` (H, W, C).
 """
 
 import hashlib
@@ -44,6 +45,7 @@ class FolderImages:
             are.
         uniform: check from the files' headers that all images have the same shape. If all of them are grey, they then
             keep their one channel.
+        max_broken_images: how many images this check may skip, because they cannot be read.
 
     Attributes:
         shape: (H, W, C), if `uniform`.
@@ -56,7 +58,9 @@ class FolderImages:
 
     shape: tuple[int, int, int]
 
-    def __init__(self, folder: str | Path, image_size: int | None = None, uniform: bool = False):
+    def __init__(
+        self, folder: str | Path, image_size: int | None = None, uniform: bool = False, max_broken_images: int = 0
+    ):
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(
@@ -76,14 +80,16 @@ class FolderImages:
         self.folder = folder
         self.left_out = [f"{folder}: {summary}"] if summary else []
         self.odd: dict[str, set[int]] = {oddity: set() for oddity in ODDITIES}  # indices of images
+        self.broken: list[str] = []
         self.image_size = image_size
         self.channels = 3
         if uniform:
-            self.shape = self._common_shape()
+            self.shape = self._common_shape(max_broken_images)
             self.channels = self.shape[2]
 
-    def _common_shape(self) -> tuple[int, int, int]:
+    def _common_shape(self, max_broken_images: int) -> tuple[int, int, int]:
         sizes: dict[tuple[int, int], Path] = {}
+        broken: list[str] = []  # only for this check: reading the images finds them again
         channels = 1
         for file in tqdm(self.files, desc="checking image sizes", leave=False):
             try:
@@ -91,7 +97,8 @@ class FolderImages:
                     width, height = opened.size
                     channels = 1 if channels == 1 and opened.mode in ("1", "L") else 3
             except Exception as error:  # Pillow's plugins raise all sorts
-                raise broken_image(file, error) from error
+                leave_out(broken_image(file, error), broken, max_broken_images)
+                continue
             if self.image_size is not None:
                 height = width = self.image_size
             sizes.setdefault((height, width), file)
@@ -101,6 +108,8 @@ class FolderImages:
                     f"images differ in size: {file_a} is {a[1]}×{a[0]}, {file_b} is {b[1]}×{b[0]} (width × height); "
                     "give --image_size, or an --extractor that resizes: inception or timm:NAME"
                 )
+        if not sizes:
+            raise BrokenImageError(f"{self.folder}: no image can be read, such as: {broken[0]}")
         return (*next(iter(sizes)), channels)
 
     def __len__(self) -> int:
@@ -132,13 +141,38 @@ class FolderImages:
             for oddity, indices in self.odd.items()
             if indices
         ]
-        return [*self.left_out, *words]
+        return [*self.left_out, *words, *notes_on_broken(str(self.folder), self.broken)]
 
 
 def broken_image(file: Path, error: Exception) -> BrokenImageError:
     """The error for an image that cannot be read; scores leave none out by themselves."""
     reason = str(error) or type(error).__name__
     return BrokenImageError(one_line(f"{file} cannot be read as an image: {reason}; repair or remove it"))
+
+
+def leave_out(error: BrokenImageError, broken: list[str], limit: int) -> None:
+    """Count an image that cannot be read among those that are left out.
+
+    Raises:
+        BrokenImageError: if these are more than the limit, `max_broken_images`.
+    """
+    broken.append(str(error))
+    if len(broken) <= limit:
+        return
+    if limit == 0:
+        raise BrokenImageError(f"{error}. To leave out such images, give --max_broken_images") from error
+    raise BrokenImageError(
+        f"max_broken_images={limit}: {len(broken)} images or more cannot be read; raise it, or repair or remove them: "
+        + "; ".join(broken[:3])
+    ) from error
+
+
+def notes_on_broken(source: str, broken: list[str]) -> list[str]:
+    """What readers of the scores should know about images that were left out."""
+    if not broken:
+        return []
+    more = ", …" if len(broken) > 3 else ""
+    return [f"{source}: {len(broken)} images cannot be read and are left out: {'; '.join(sorted(broken)[:3])}{more}"]
 
 
 class DatasetImages:
@@ -153,7 +187,13 @@ class DatasetImages:
         self.dataset = open_dataset(source, image_size)
         self.dataset.check_pixels("images are compared, but")
         self.shape = (self.dataset.image_size, self.dataset.image_size, self.dataset.channels)
-        self.notes = [f"{source}: {note}" for note in self.dataset.notes]
+        self.broken: list[str] = []
+        self._source = source
+
+    @property
+    def notes(self) -> list[str]:
+        notes = [f"{self._source}: {note}" for note in self.dataset.notes]
+        return notes + notes_on_broken(self._source, self.broken)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -174,7 +214,9 @@ def is_dataset(source: str) -> bool:
     return source == "digits" or path.is_file() or any(mark in source for mark in ":?*")
 
 
-def open_images(field: str, source: str, image_size: int | None = None, uniform: bool = False) -> ImageSet:
+def open_images(
+    field: str, source: str, image_size: int | None = None, uniform: bool = False, max_broken_images: int = 0
+) -> ImageSet:
     """Open a folder of images, a .npz batch or a data set.
 
     Args:
@@ -182,6 +224,7 @@ def open_images(field: str, source: str, image_size: int | None = None, uniform:
         source: the folder, file or data set.
         image_size: side to which images are cropped and resized. If None, they are left as they are.
         uniform: check that all images have the same shape, so that the set has a `shape`.
+        max_broken_images: how many images this check may skip, because they cannot be read.
 
     Raises:
         ValueError: if the source cannot be opened; the message names the field.
@@ -194,7 +237,7 @@ def open_images(field: str, source: str, image_size: int | None = None, uniform:
             return images
         if is_dataset(source):
             return DatasetImages(source, image_size)
-        return FolderImages(source, image_size, uniform)
+        return FolderImages(source, image_size, uniform, max_broken_images)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
 

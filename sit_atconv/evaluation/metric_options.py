@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..utils.checks import check_choice, check_count, check_seed
+from ..utils.checks import check_choice, check_count, check_non_negative, check_seed
 from .extractor import check_extractor, parse_extractor, torchscript_program
 from .metrics import METRICS
 
@@ -24,6 +24,8 @@ class MetricOptions:
             inception for clean-fid's; ADM's files are recognised by their content.
         image_size: crop the images of folders to their centre square and resize it to this side, as in training. If
             None, they are read as clean-fid reads them, without cropping.
+        max_broken_images: number of images on each side that may be left out because they cannot be read. The report
+            counts and names them; if there are more, the evaluation stops.
         bootstrap: number of resamples for a 95 % confidence interval of FID; 0 computes none.
         neighbours: k of precision and recall.
         density_neighbours: k of density and coverage.
@@ -42,6 +44,7 @@ class MetricOptions:
     weights: str | None = None
     reference_extractor: str | None = None
     image_size: int | None = None
+    max_broken_images: int = 0
     bootstrap: int = 0
     neighbours: int = 3
     density_neighbours: int = 5
@@ -102,6 +105,7 @@ class MetricOptions:
                 f"bootstrap={self.bootstrap}: an interval of fid needs that metric and 20 resamples or more"
             )
         check_seed("metric_seed", self.metric_seed)
+        check_non_negative("max_broken_images", self.max_broken_images)
         check_extractor(self.extractor, self.weights, self.outputs)
         if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
             raise ValueError(

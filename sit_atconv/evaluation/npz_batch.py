@@ -28,13 +28,14 @@ class BatchImages:
 
     Attributes:
         shape: (H, W, C).
-        notes: what readers of the scores should know; empty.
+        broken, notes: as of other image sets; empty, because a damaged batch is refused as a whole.
 
     Raises:
         ValueError: if the file cannot be read, or holds no such array.
     """
 
     def __init__(self, file: str | Path, uniform: bool = False):
+        self.broken: list[str] = []
         self.notes: list[str] = []
         try:
             self.array = open_images_array(file)

@@ -68,9 +68,11 @@ def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
         notes = []
         if given.record.get("assumed"):
             notes = ["the reference's statistics are assumed to be ADM's: they do not say what made them"]
-        return ReferenceSource(reference, given, None, given.record.get("num_images"), notes)
+        return ReferenceSource(reference, given, None, notes)
     try:
-        images = open_images("reference", reference, options.image_size, options.needs_uniform_images)
+        images = open_images(
+            "reference", reference, options.image_size, options.needs_uniform_images, options.max_broken_images
+        )
     except ValueError as error:
         if given.mu is None:
             raise
@@ -78,7 +80,7 @@ def open_reference(reference: str, options: MetricOptions) -> ReferenceSource:
             f"reference={reference!r} holds statistics and no images, and they cannot be used: {lacking}"
         ) from error
     notes = [] if given.mu is None else [f"the reference's own statistics are left out: {lacking}"]
-    return ReferenceSource(reference, given, images, len(images), notes)
+    return ReferenceSource(reference, given, images, notes)
 
 
 def why_not_enough(given: ReferenceStatistics, options: MetricOptions) -> str | None:
@@ -120,13 +122,15 @@ def open_samples(
     record = read_record(samples)
     if record is not None and not record["complete"]:
         raise ValueError(f"samples={samples!r} is incomplete; run its eval/sample.py command again to fill it in")
-    images = open_images("samples", samples, options.image_size, options.needs_uniform_images)
+    images = open_images(
+        "samples", samples, options.image_size, options.needs_uniform_images, options.max_broken_images
+    )
     if record is not None and record["num_samples"] != len(images):
         raise ValueError(
             f"samples={samples!r} holds {len(images)} images, but {SAMPLES_RECORD} says {record['num_samples']}; "
             "images were added or removed"
         )
-    return ImageSource(samples, images, record)
+    return ImageSource(samples, images, record, options.max_broken_images)
 
 
 def open_pipeline(

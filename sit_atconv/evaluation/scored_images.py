@@ -28,15 +28,20 @@ class ReferenceSource:
         name: as on the command line.
         statistics: the statistics of its file; empty if it has none.
         images: the images, which are read if the statistics are not enough; otherwise None.
-        count: the number of images; None if a file of statistics does not say it.
         own_notes: notes on the choice between images and statistics.
     """
 
     name: str
     statistics: ReferenceStatistics
     images: ImageSet | None
-    count: int | None
     own_notes: list[str]
+
+    @property
+    def count(self) -> int | None:
+        """The number of images, once read without those left out; None if a file of statistics does not say it."""
+        if self.images is None:
+            return self.statistics.record.get("num_images")
+        return len(self.images) - len(self.images.broken)
 
     @property
     def notes(self) -> list[str]:
@@ -52,15 +57,18 @@ class ImageSource:
         name: as on the command line.
         images: the images.
         record: what eval/sample.py recorded about them; None if it did not make them.
+        max_broken_images: how many of them may be left out, because they cannot be read.
     """
 
     name: str
     images: ImageSet
     record: dict | None
+    max_broken_images: int = 0
 
     @property
     def count(self) -> int:
-        return len(self.images)
+        """The number of images, once read without those left out."""
+        return len(self.images) - len(self.images.broken)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,7 +82,7 @@ class ImageSource:
 
     def batches(self, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[Sequence[np.ndarray]]:
         """The images in batches of `batch_size`."""
-        return read_batches(self.images, batch_size, pool)
+        return read_batches(self.images, batch_size, pool, self.max_broken_images)
 
     def describe(self, environment: dict) -> dict:
         """What a report says about how the samples were made.

@@ -100,7 +100,7 @@ def reference_features(
     """The features of a reference: from the statistics of its file, or extracted from its images."""
     if source.images is None:
         return from_statistics(source.statistics, source.name)
-    batches = read_batches(source.images, options.extractor_batch_size, pool)
+    batches = read_batches(source.images, options.extractor_batch_size, pool, options.max_broken_images)
     return extract_features(batches, len(source.images), extractor, pool, "reference", options.keeps_reference)
 
 

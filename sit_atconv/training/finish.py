@@ -69,14 +69,21 @@ def upload(folder: Path, repo_id: str) -> str:
         ) from error
 
 
-def print_next_steps(dataset: ImageDataset, pipeline: Path) -> None:
-    """Print the commands that sample and evaluate the trained pipeline."""
+def print_next_steps(dataset: ImageDataset, pipeline: Path, max_broken_images: int = 0) -> None:
+    """Print the commands that sample and evaluate the trained pipeline.
+
+    Args:
+        dataset: the data of the training.
+        pipeline: the pipeline's folder.
+        max_broken_images: how many images an evaluation has to leave out at most, because they cannot be read.
+    """
     folder, data = shell_word(str(pipeline)), shell_word(dataset.reference)
     small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
     size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
     extractor = " --extractor pixels" if small else ""
+    broken = f" --max_broken_images {max_broken_images}" if max_broken_images else ""
     print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
     print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
-    print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}")
+    print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}{broken}")
     if small and dataset.classes:
-        print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}")
+        print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}{broken}")

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from ..data import ImageDataset
+from ..data import BROKEN_IMAGES_FILE, ImageDataset
 from ..models.vae import VAE
 from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import (
@@ -65,7 +65,7 @@ WRITTEN = (
     CONFIG,
     "starts.jsonl",
     "metrics.jsonl",
-    "broken_images.txt",
+    BROKEN_IMAGES_FILE,
     "loss.png",
     "tracker_id.txt",
     "samples",

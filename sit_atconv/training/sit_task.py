@@ -8,7 +8,7 @@ import torch
 from accelerate import DistributedType
 from torch import nn
 
-from ..data import TrainingView, View
+from ..data import BROKEN_IMAGES_FILE, TrainingView, View
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..utils.image_grid import save_grid
 from .build import Components, build_components, build_objective, build_pipeline
@@ -124,7 +124,8 @@ class SiTTask(Task):
         averaged.load_state_dict(weights)
         pipeline = build_pipeline(self.config, averaged, parts.vae, parts.dataset.classes)
         save_pipeline(pipeline, folder, dataclasses.asdict(self.config), self.sample_file(self.config.max_steps))
-        print_next_steps(parts.dataset, folder)
+        met_broken_images = (self.config.run_folder / BROKEN_IMAGES_FILE).exists()
+        print_next_steps(parts.dataset, folder, self.config.max_broken_images if met_broken_images else 0)
 
     def upload(self, folder: Path, repo_id: str) -> str:
         return upload(folder, repo_id)

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import BrokenImages, too_many_broken
+from ..data import BROKEN_IMAGES_FILE, BrokenImages, too_many_broken
 from ..sharing.hub import prepare_repository
 from ..utils.text import printable
 from .batches import Batches, build_loader
@@ -145,7 +145,7 @@ class Trainer:
         """
         config, accelerator, start_step = self.config, self.accelerator, self.step
         self.loader = build_loader(config, self.task, accelerator, start_step)
-        broken = None if config.dry_run else self.run / "broken_images.txt"
+        broken = None if config.dry_run else self.run / BROKEN_IMAGES_FILE
         self.broken_images = BrokenImages(broken, config.max_broken_images)
         self.check_broken_images()  # a run stopped by broken images must not restart with the same limit
         if not config.dry_run:

@@ -56,7 +56,7 @@ def test_command_line(pipeline_folder, digit_pipeline, digits, tmp_path, capsys)
 
     options = SamplingOptions(seed=3, batch_size=50, num_inference_steps=2)
     images = np.concatenate(list(generate(digit_pipeline(), [i % 10 for i in range(120)], options)))
-    classifier, _ = fit_classifier(digits)
+    classifier, _, _ = fit_classifier(digits)
     hits = classifier.predict(images.reshape(120, 64) / 255) == np.arange(120) % 10
     assert report["class_accuracy"] == pytest.approx(hits.mean())
     picture = np.asarray(Image.open(grid))[..., 0]  # 10 rows and columns of 32 pixels, between margins of 4

@@ -402,3 +402,28 @@ def test_digits_against_themselves_and_shuffled(tmp_path, digit_images, moments,
     features = [pixels.reshape(1797, 64) / 255 for pixels in (shuffled(images), images)]
     expected = frechet_distance(*moments(features[0]), *moments(features[1]))
     assert other == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("extractor", ["network", "pixels"])
+def test_broken_images_are_left_out_and_counted(extractor, folders, network, tmp_path):
+    """The scores are those without the broken images, also where all images must have the same size."""
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    options = dict(extractor=network if extractor == "network" else "pixels", metrics="fid")
+    for folder in (whole, damaged):
+        shutil.copytree(folders["a"], folder)
+    for name in ("003.png", "077.png"):
+        (whole / name).unlink()
+        (damaged / name).write_bytes(b"no image")
+    expected = evaluate(folders["b"], str(whole), **options)
+    report = evaluate(folders["b"], str(damaged), max_broken_images=2, **options)
+    assert report["fid"] == pytest.approx(expected["fid"], rel=1e-6)  # the batches are others
+    same = ("reference_sha256", "num_reference", "num_samples")
+    assert {key: report[key] for key in same} == {key: expected[key] for key in same}
+    [note] = [note for note in report["notes"] if "left out" in note]
+    assert "damaged: 2 images cannot be read and are left out: " in note
+    assert "003.png" in note
+    swapped = evaluate(str(damaged), folders["b"], max_broken_images=2, **options)
+    assert (swapped["num_samples"], swapped["num_reference"]) == (118, 120)
+    for limit, message in ((0, "give --max_broken_images"), (1, "max_broken_images=1: 2 images or more")):
+        with pytest.raises(ValueError, match=message):
+            evaluate(folders["b"], str(damaged), max_broken_images=limit, **options)

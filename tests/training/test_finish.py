@@ -9,7 +9,7 @@ from sit_atconv.sharing import card
 from sit_atconv.training import finish
 from sit_atconv.training.build import build_pipeline, build_transformer
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.finish import save_pipeline, upload
+from sit_atconv.training.finish import print_next_steps, save_pipeline, upload
 
 
 def test_new_pipeline_takes_the_place_of_the_old_one_at_once(tmp_path, monkeypatch):
@@ -58,3 +58,11 @@ def test_the_card_of_a_training_is_written_once(tiny_pipeline, tmp_path, monkeyp
     monkeypatch.setattr(card, "model_card", lambda *arguments: written.append(arguments) or make(*arguments))
     save_pipeline(tiny_pipeline(), tmp_path / "pipeline", {"seed": 4})
     assert len(written) == 1
+
+
+def test_the_next_steps_leave_out_what_the_training_left_out(capsys, tmp_path):
+    print_next_steps(DigitsDataset(), tmp_path)
+    assert "--max_broken_images" not in capsys.readouterr().out
+    print_next_steps(DigitsDataset(), tmp_path, max_broken_images=10)
+    commands = capsys.readouterr().out.splitlines()
+    assert [line.endswith(" --max_broken_images 10") for line in commands if "python eval" in line] == [True, True]
