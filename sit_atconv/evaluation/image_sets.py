@@ -172,7 +172,8 @@ def notes_on_broken(source: str, broken: list[str]) -> list[str]:
     if not broken:
         return []
     more = ", …" if len(broken) > 3 else ""
-    return [f"{source}: {len(broken)} images cannot be read and are left out: {'; '.join(sorted(broken)[:3])}{more}"]
+    what = f"{len(broken)} image{'s' * (len(broken) != 1)} left out as unreadable"
+    return [f"{source}: {what}: {'; '.join(sorted(broken)[:3])}{more}"]
 
 
 class DatasetImages:

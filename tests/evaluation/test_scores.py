@@ -420,7 +420,7 @@ def test_broken_images_are_left_out_and_counted(extractor, folders, network, tmp
     same = ("reference_sha256", "num_reference", "num_samples")
     assert {key: report[key] for key in same} == {key: expected[key] for key in same}
     [note] = [note for note in report["notes"] if "left out" in note]
-    assert "damaged: 2 images cannot be read and are left out: " in note
+    assert "damaged: 2 images left out as unreadable: " in note
     assert "003.png" in note
     swapped = evaluate(str(damaged), folders["b"], max_broken_images=2, **options)
     assert (swapped["num_samples"], swapped["num_reference"]) == (118, 120)
