@@ -1,4 +1,4 @@
-"""`sit-atconv info`: what a pipeline folder holds."""
+"""`sit-atconv info`: what a pipeline folder holds, or how a picture was sampled."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from .facts import print_facts
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    command.add_argument("folder", help="a pipeline folder")
+    command.add_argument("folder", metavar="FOLDER", help="a pipeline folder, or a picture of sit-atconv sample")
     command.add_argument("--verify", action="store_true", help="compare all weights with their stored SHA-256")
 
 
@@ -18,6 +18,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the folder is not a pipeline folder, one of a newer format, or damaged.
     """
+    if Path(args.folder).is_file():
+        describe_picture(args.folder)
+        return
     from ..models.presets import preset_name
     from ..models.weight_files import stored_variants
     from ..sharing.folder import (
@@ -51,3 +54,21 @@ def run(args: argparse.Namespace) -> None:
             "size": f"{size / 2**20:.1f} MiB",
         }
     )
+
+
+def describe_picture(file: str) -> None:
+    """Print how the images in a picture were sampled.
+
+    Raises:
+        ValueError: if it does not say so.
+    """
+    from ..utils.picture_text import read_settings
+
+    settings = read_settings(file)
+    versions = settings.pop("versions", None)
+    if isinstance(versions, dict):
+        settings["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if isinstance(classes := settings.get("classes"), dict):
+        settings["classes"] = ", ".join(map(str, classes))
+    shown = {name.replace("num_inference_", ""): str(value) for name, value in settings.items() if value is not None}
+    print_facts({name.replace("_", " "): value for name, value in shown.items()})

@@ -1,59 +1,208 @@
 """`sit-atconv sample`: images from a pipeline folder."""
 
 import argparse
+import secrets
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..utils.files import check_new_file
 from ..utils.text import printable
 
+if TYPE_CHECKING:
+    import torch
+
+    from ..evaluation.sampling_options import SamplingOptions
+    from ..pipelines.pipeline_sit import SiTPipeline
+    from .drawing import Drawn
+
 FIRST_CLASSES = 10  # drawn if none are named
+MIN_TILE = 64  # pixels; smaller images are enlarged in grids
+OUT = "samples.png"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    command.add_argument("folder", help="a pipeline folder, or the name of one on the Hub")
-    command.add_argument("--out", default="samples.png", help="a new PNG file (default: %(default)s)")
-    command.add_argument("--classes", nargs="+", default=[], help="class ids or names (default: the first ten)")
-    command.add_argument("--images_per_class", type=int, default=8, help="images per row (default: %(default)s)")
-    command.add_argument("--guidance_scale", type=float, default=1.0, help="1 disables guidance (default: %(default)s)")
-    command.add_argument("--num_inference_steps", type=int, help="solver steps (default: about 50 network calls)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    command.add_argument("--device", default="auto", help="cpu, cuda, … (default: the GPU, if there is one)")
+    command.usage = "%(prog)s FOLDER [--classes CLASS ...] [--OPTION VALUE ...]"
+    add = command.add_argument
+    add("folder", metavar="FOLDER", help="a pipeline folder, or the name of one on the Hub")
+    add("--classes", metavar="CLASS", nargs="+", default=[], help="ids or names (default: the first ten)")
+    add("--images_per_class", metavar="N", type=int, default=8, help="images per row (default: %(default)s)")
+    add("--seed", metavar="N", type=int, help="of the noise (default: a random one, which is printed)")
+    add("--height", metavar="N", type=int, help="in pixels (default: that of the training images)")
+    add("--width", metavar="N", type=int, help="in pixels (default: that of the training images)")
+    sampling = command.add_argument_group("sampling")
+    add = sampling.add_argument
+    add("--num_inference_steps", "--steps", metavar="N", type=int, help="solver steps (default: about 50 calls)")
+    add("--guidance_scale", metavar="X", type=float, default=1.0, help="1 disables guidance (default: %(default)s)")
+    add("--guidance_interval", metavar="T", nargs=2, type=float, default=[0.0, 1.0], help="guide from T to T (0 1)")
+    add("--sampler", choices=("ode", "sde"), help="(default: that of the folder)")
+    add("--solver", metavar="NAME", help="such as euler, midpoint, heun3, dopri5: docs/samplers.md")
+    output = command.add_argument_group("output")
+    add = output.add_argument
+    add("--out", metavar="FILE", help=f"the picture, or the folder of --separate (default: {OUT}, samples-2.png …)")
+    add("--separate", action="store_true", help="a file for each image, CLASS-seedN-I.png, in the folder --out")
+    add("--animate", metavar="FILE", help="also write the way from noise to images, a .gif or .webp")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    machine = command.add_argument_group("machine")
+    add = machine.add_argument
+    add("--batch_size", metavar="N", type=int, default=64, help="halved where memory is short (default: %(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, … (default: the GPU, if there is one)")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Choose the output if none is given, and check it and the animation before anything slow is imported.
+
+    Raises:
+        ValueError: if a file exists and is not to be replaced, or has an ending that no picture has.
+    """
+    if args.out is None:
+        args.out = Path(OUT).stem if args.separate else OUT
+        if not args.overwrite:
+            args.out = numbered(args.out)
+    elif not args.separate and not args.overwrite:
+        check_new_file("out", args.out)
+    elif Path(args.out).is_dir() != args.separate and Path(args.out).exists():
+        raise ValueError(f"out={args.out!r} is {'no' if args.separate else 'a'} folder; choose another name")
+    if args.animate is not None:
+        if Path(args.animate).suffix.lower() not in (".gif", ".webp"):
+            raise ValueError(f"animate={args.animate!r} must end in .gif or .webp")
+        if not args.overwrite:
+            check_new_file("animate", args.animate)
+    from PIL import Image
+
+    if not args.separate and Path(args.out).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"out={args.out!r}: unknown image format; use .png")
+
+
+def numbered(name: str) -> str:
+    """The name, or the first of NAME-2, NAME-3 … that does not exist."""
+    path, number = Path(name), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{Path(name).stem}-{number}{Path(name).suffix}")
+    return str(path)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw images from a pipeline folder into one picture, one class per row.
+    """Draw images from a pipeline folder into one picture, one class per row, or into a file for each.
 
     Raises:
         ValueError: naming what cannot be used.
     """
-    check_new_file("out", args.out)
-    from PIL import Image
+    check_outputs(args)
+    from ..evaluation.sampling_options import SamplingOptions
+    from ..utils.checks import check_count
+    from ..utils.class_labels import class_name, labels_from_words
+    from .drawing import draw
+
+    check_count("images_per_class", args.images_per_class)
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    options = SamplingOptions(
+        seed=seed,
+        batch_size=args.batch_size,
+        guidance_scale=args.guidance_scale,
+        guidance_interval=tuple(args.guidance_interval),
+        num_inference_steps=args.num_inference_steps,
+        sampler=args.sampler,
+        solver=args.solver,
+    )
+    pipeline = load(args)
+    first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
+    rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
+    options = options.resolve(pipeline)
+    pipeline = options.configure(pipeline)
+    labels = [label for label in rows for _ in range(args.images_per_class)]
+    drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
+    names = [class_name(pipeline.config.id2label, label) for label in rows]
+    shown = names if pipeline.transformer.config.num_classes > 1 else []
+    write(args, drawn, shown, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
+    classes = f" of {', '.join(shown)}" if shown else ""
+    print(printable(f"{len(labels)} images{classes}, seed {seed}, in {args.out}"))
+    if args.animate is not None:
+        print(printable(f"the way from noise to them in {args.animate}"))
+
+
+def load(args: argparse.Namespace) -> "SiTPipeline":
+    """Load the pipeline onto the device.
+
+    Raises:
+        ValueError: if the device or the folder cannot be used.
+    """
+    import torch
 
     from ..pipelines.pipeline_sit import SiTPipeline
     from ..sharing.folder import reading_folder, weights_variant
-    from ..utils.checks import check_count
-    from ..utils.class_labels import labels_from_words
     from ..utils.environment import pick_device
-    from ..utils.image_grid import save_grid
-    from ..utils.randomness import image_generator
 
-    check_count("images_per_class", args.images_per_class)
-    if Path(args.out).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"out={args.out!r}: unknown image format; use .png")
     device = pick_device(args.device)
     with reading_folder(args.folder):
-        pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
-    pipeline.to(device)
-    first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
-    rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
-    labels = [label for label in rows for _ in range(args.images_per_class)]
-    images = pipeline(
-        labels,
-        guidance_scale=args.guidance_scale,
-        num_inference_steps=args.num_inference_steps,
-        generator=[image_generator(args.seed, i) for i in range(len(labels))],
-        output_type="pt",
-    ).images
-    save_grid(images, args.out, columns=args.images_per_class)
-    print(printable(f"{len(labels)} images of classes {', '.join(map(str, rows))} in {args.out}"))
+        variant, dtype = weights_variant(args.folder), getattr(torch, args.dtype)
+        pipeline = SiTPipeline.from_pretrained(args.folder, variant=variant, torch_dtype=dtype)
+    return pipeline.to(device)
+
+
+def describe(
+    args: argparse.Namespace, pipeline: "SiTPipeline", options: "SamplingOptions", classes: dict[str, int]
+) -> dict[str, Any]:
+    """How the images were made, for the picture's text."""
+    from ..utils.environment import package_versions
+
+    scheduler = pipeline.scheduler
+    return {
+        "pipeline": args.folder,
+        "classes": classes,
+        "images_per_class": args.images_per_class,
+        "seed": options.seed,
+        "scheduler": type(scheduler).__name__,
+        "solver": scheduler.config.get("solver"),
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "guidance_interval": list(options.guidance_interval),
+        "height": args.height,
+        "width": args.width,
+        "dtype": args.dtype,
+        "command": shlex.join(["sit-atconv", *sys.argv[1:]]),
+        "versions": package_versions(),
+    }
+
+
+def write(args: argparse.Namespace, drawn: "Drawn", names: list[str], settings: dict[str, Any]) -> None:
+    """Write the picture or the files, and the animation."""
+    from ..utils.image_grid import animate, grid_picture, save_grid
+
+    columns = args.images_per_class
+    if args.separate:
+        write_files(args, drawn.images, names, settings)
+    else:
+        save_grid(drawn.images, args.out, columns, MIN_TILE, names, settings)
+    if args.animate is not None:
+        animate([grid_picture(frame, columns, MIN_TILE, names) for frame in drawn.frames], args.animate)
+
+
+def write_files(args: argparse.Namespace, images: "torch.Tensor", names: list[str], settings: dict[str, Any]) -> None:
+    """Write a file for each image: CLASS-seedN-I.png, of which I counts the images of the class.
+
+    Raises:
+        ValueError: if one exists and is not to be replaced.
+    """
+    from diffusers.image_processor import VaeImageProcessor
+
+    from ..utils.image_grid import save_picture
+    from ..utils.text import file_name_part
+
+    parts = [file_name_part(name) for name in names] or ["image"]
+    files = [
+        Path(args.out) / f"{part}-seed{settings['seed']}-{i:0{len(str(args.images_per_class))}d}.png"
+        for part in parts
+        for i in range(args.images_per_class)
+    ]
+    if not args.overwrite:
+        for file in files:
+            check_new_file("out", file)
+    pictures = VaeImageProcessor.numpy_to_pil(images.permute(0, 2, 3, 1).float().numpy())
+    for number, (picture, file) in enumerate(zip(pictures, files, strict=True)):
+        save_picture(picture, file, {**settings, "number": number})

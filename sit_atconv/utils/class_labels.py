@@ -26,6 +26,11 @@ def ids_by_name(id2label: Mapping[str, str]) -> dict[str, int]:
     return ids
 
 
+def class_name(id2label: Mapping[str, str] | None, label: int) -> str:
+    """The first name of a class; its id, as text, if it has none."""
+    return (id2label or {}).get(str(label), "").split(",")[0].strip() or str(label)
+
+
 def labels_from_words(words: Sequence[str], names: Mapping[str, int]) -> list[int | str]:
     """Return the labels that the words of a command line stand for: names as they are, other numbers as ids.
 

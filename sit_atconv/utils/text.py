@@ -51,3 +51,8 @@ def shell_word(text: str) -> str:
         return shlex.quote(text)
     plain = set(range(32, 127)) - set(b"\\'")
     return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
+
+
+def file_name_part(text: str) -> str:
+    """Text as a part of a file name: letters, digits, dots, pluses and underscores; each run of others becomes "-"."""
+    return re.sub(r"[^\w.+]+", "-", text).strip("-.")[:64] or "unnamed"

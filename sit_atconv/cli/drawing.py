@@ -1,0 +1,115 @@
+"""The images of `sit-atconv sample`, drawn in batches that fit the memory.
+
+B images of H × W pixels and C channels, (B, C, H, W) in [0, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..evaluation.sampling_options import SamplingOptions
+from ..pipelines.pipeline_sit import SiTPipeline
+from ..utils.randomness import image_generator
+
+MAX_FRAMES = 50  # of an animation
+
+
+@dataclass
+class Drawn:
+    """Images (B, C, H, W), and what they looked like after each step; the last frame is `images`."""
+
+    images: torch.Tensor
+    frames: list[torch.Tensor] = field(default_factory=list)
+
+
+def draw(
+    pipeline: SiTPipeline,
+    labels: Sequence[int],
+    options: SamplingOptions,
+    height: int | None = None,
+    width: int | None = None,
+    keep_frames: bool = False,
+) -> Drawn:
+    """Draw an image for each label, from the noise of (seed, position), in batches of at most `options.batch_size`.
+
+    Args:
+        pipeline: the pipeline, with the sampler that `options.configure` gave it.
+        labels: class ids.
+        options: seed, guidance, solver steps and batch size.
+        height, width: size of the images in pixels. If None, that of the pipeline.
+        keep_frames: also keep what the images look like after the steps, for an animation.
+    """
+
+    def draw_batch(indices: range) -> Drawn:
+        states: list[torch.Tensor] = []
+        images = pipeline(
+            [labels[i] for i in indices],
+            guidance_scale=options.guidance_scale,
+            guidance_interval=tuple(options.guidance_interval),
+            guidance_channels=options.guidance_channels,
+            num_inference_steps=options.num_inference_steps,
+            height=height,
+            width=width,
+            generator=[image_generator(options.seed, i) for i in indices],
+            output_type="pt",
+            callback_on_step_end=(lambda pipe, step, t, inputs: keep(states, inputs)) if keep_frames else None,
+        ).images.cpu()
+        chosen = thinned(states[:-1], MAX_FRAMES - 1)
+        return Drawn(images, [pipeline._decode(state, "pt").cpu() for state in chosen] + [images] * keep_frames)
+
+    return joined(in_batches(draw_batch, len(labels), options.batch_size))
+
+
+def keep(states: list[torch.Tensor], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Keep the latents of a step; a callback of the pipeline."""
+    states.append(inputs["latents"].clone())
+    return {}
+
+
+def thinned(items: Sequence, count: int) -> list:
+    """At most `count` of the items, evenly spaced, the first one included."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def in_batches(work: Callable[[range], Drawn], count: int, batch_size: int) -> list[Drawn]:
+    """Work on the indices 0 … count − 1 in batches, with smaller ones from where memory does not suffice.
+
+    Raises:
+        ValueError: if it does not suffice for one image.
+    """
+    done: list[Drawn] = []
+    start = 0
+    while start < count:
+        indices = range(start, min(start + batch_size, count))
+        try:
+            done.append(work(indices))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(indices) == 1:
+                raise ValueError(f"one image needs more memory than there is: {str(error).splitlines()[0]}") from error
+            batch_size = len(indices) // 2
+            print(f"memory does not suffice for {len(indices)} images at a time; going on with {batch_size}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        start = indices.stop
+    return done
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory of a GPU, or of the host, was not enough."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def joined(parts: Sequence[Drawn]) -> Drawn:
+    """Join batches; where an adaptive solver took fewer steps, its last frame stays."""
+    count = max(len(part.frames) for part in parts)
+    for part in parts:
+        part.frames += part.frames[-1:] * (count - len(part.frames))
+    frames = [torch.cat([part.frames[i] for part in parts]) for i in range(count)]
+    return Drawn(torch.cat([part.images for part in parts]), frames)
