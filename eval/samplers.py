@@ -7,6 +7,7 @@ solution, in the units of the latents (pixels in [−1, 1] without a VAE).
 """
 
 import sys
+from pathlib import Path
 
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
@@ -14,7 +15,7 @@ from sit_atconv.utils.option_parser import OptionParser
 
 def run(arguments: list[str]) -> None:
     """Compare the samplers, print a table and write the results."""
-    check_outputs_at_once(arguments, "output")
+    check_outputs_at_once(arguments, "output", "plot")
     parser = OptionParser(prog="samplers.py", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=str, help="pipeline folder of a model of the linear path")
     parser.add_argument("--num_images", type=int, default=16, help="number of images in the batch")
@@ -22,17 +23,23 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
     parser.add_argument("--output", type=str | None, default=None, help="a new JSON file for the results")
+    parser.add_argument("--plot", type=str | None, default=None, help="a new PNG file: error against network calls")
     options = parser.parse_options(arguments)
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.sampling import load_pipeline
     from sit_atconv.evaluation.solver_error import compare_samplers, error_table
+    from sit_atconv.evaluation.solver_plot import plot_errors
     from sit_atconv.utils.checks import check_count
     from sit_atconv.utils.environment import pick_device
+    from sit_atconv.utils.files import staged
 
-    folder, device, output = (options.pop(name) for name in ("folder", "device", "output"))
+    folder, device, output, plot = (options.pop(name) for name in ("folder", "device", "output", "plot"))
     check_count("num_images", options["num_images"])
     rows = compare_samplers(load_pipeline(folder, pick_device(device)), **options)
     print(error_table(rows))
+    if plot is not None:
+        with staged(Path(plot)) as part:
+            plot_errors(rows).savefig(part, dpi=120, format="png")
     save_report(output, {"folder": folder, "rows": rows, "command": sys.argv})
 
 

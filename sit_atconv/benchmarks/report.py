@@ -10,7 +10,7 @@ from ..utils.tables import markdown_table
 from ..utils.text import printable
 
 HEADER = [
-    *("measurement", "model", "image px", "batch", "dtype", "GMACs/image", "ms [quartiles]", "rounds"),
+    *("measurement", "model", "image px", "batch", "dtype", "GMACs/image", "time [quartiles]", "rounds"),
     *("ratio to baseline", "images/s", "roofline", "peak beyond weights, MiB", "VAE"),
 ]
 
@@ -61,13 +61,12 @@ def _cells(result: dict) -> list[str]:
     setting = [str(result[key]) for key in ("measurement", "name", "image_size", "batch_size", "dtype")]
     if "error" in result:
         return [*setting, "", result["error"], *[""] * (len(HEADER) - 7)]
-    low, ms, high = (f"{value:.4g}" for value in result["ms"])
     ratio_low, ratio, ratio_high = (f"{value:.3f}" for value in result["ratio"])
     macs, peak = result.get("macs_per_image"), result["peak_bytes"]
     return [
         *setting,
         "" if macs is None else f"{macs / 1e9:.2f}",
-        f"{ms} [{low}–{high}]",
+        time_text(*result["ms"]),
         str(len(result["times_ms"])),
         "" if result["baseline"] == result["name"] else f"{ratio} [{ratio_low}–{ratio_high}]",
         f"{result['images_per_second']:.4g}",
@@ -75,6 +74,12 @@ def _cells(result: dict) -> list[str]:
         "" if peak is None else f"{peak / 2**20:.1f}",
         _percent(result.get("vae_share")),
     ]
+
+
+def time_text(low: float, median: float, high: float) -> str:
+    """A median in milliseconds with its quartiles, in seconds from one second on: "56.24 s [56.09–56.26]"."""
+    unit, scale = ("s", 1000) if median >= 1000 else ("ms", 1)
+    return f"{median / scale:.4g} {unit} [{low / scale:.4g}–{high / scale:.4g}]"
 
 
 def _percent(share: float | None) -> str:

@@ -1,6 +1,6 @@
 """The plot of the latency report."""
 
-from sit_atconv.benchmarks.report import machine_title, plot_forward
+from sit_atconv.benchmarks.report import machine_title, plot_forward, time_text
 
 
 def test_the_plot_shows_medians_of_the_most_resolutions():
@@ -24,3 +24,9 @@ def test_the_plot_shows_medians_of_the_most_resolutions():
     assert figure.get_suptitle() == "A$1$ chip, 2 threads, torch 2.14"
     figure.canvas.draw()  # "$" begins no formula
     assert machine_title({**environment, "device": "cuda"}) == "A$1$ chip, torch 2.14"
+
+
+def test_times_of_a_second_and_more_are_seconds():
+    assert time_text(14.934, 15.251, 15.38) == "15.25 ms [14.93–15.38]"
+    assert time_text(56090, 56240, 56260) == "56.24 s [56.09–56.26]"
+    assert time_text(990, 1000, 1010) == "1 s [0.99–1.01]"
