@@ -15,6 +15,8 @@ call, from its launch until the device is done. Measurements:
     forward        one forward pass of the whole model
     training       forward and backward pass; below float32, under autocast with float32 weights
     checkpointing  the same with gradient checkpointing, compared with the model without it
+    meanflow       a training step of MeanFlow in which a quarter of the samples, or all, need a derivative, compared
+                   with one in which none does; attention's derivative has no fused kernel
     sampling       the pipeline from labels to images, VAE included (never compiled); midpoint steps of two calls
     sde            an SDE solve, compared with one that calls the network twice a step, once each for drift and score
 """

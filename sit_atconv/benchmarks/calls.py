@@ -18,6 +18,7 @@ from ..models.vae import decode, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
+from .mean_flow_calls import mean_flow_calls
 from .settings import PIXELS_PER_LATENT, LatencyOptions, Setting
 
 VAE_ROW = "VAE decoding"
@@ -71,6 +72,8 @@ def make_calls(
         return TimedCalls({name: partial(net, *inputs) for name, net in nets.items()}, baselines)
     if setting.measurement == "training":
         return TimedCalls({name: partial(train_step, net, inputs, dtype) for name, net in nets.items()}, baselines)
+    if setting.measurement == "meanflow":
+        return TimedCalls(*mean_flow_calls(nets, inputs, dtype))
     if setting.measurement == "checkpointing":
         for model in models.values():
             model.enable_gradient_checkpointing()
@@ -162,17 +165,23 @@ def train_step(
 
 
 def build_models(
-    presets: tuple[str, ...], dtype: torch.dtype, device: torch.device
+    presets: tuple[str, ...], dtype: torch.dtype, device: torch.device, step_conditioning: str = "none"
 ) -> dict[str, SiTTransformer2DModel]:
     """Models in eval mode whose zero-initialised weights are replaced by small random numbers.
 
     As initialised, every block is switched off and the output is 0, and arithmetic on zeros may run faster than on
     trained weights.
+
+    Args:
+        presets: the models by their published names.
+        dtype: data type of the weights.
+        device: where they are.
+        step_conditioning: see `SiTTransformer2DModel`.
     """
     models = {}
     for preset in presets:
         with torch.device(device):
-            model = SiTTransformer2DModel.from_preset(preset).eval()
+            model = SiTTransformer2DModel.from_preset(preset, step_conditioning=step_conditioning).eval()
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)

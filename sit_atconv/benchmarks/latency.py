@@ -78,11 +78,12 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
     for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
         limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
         # Below float32, training runs under autocast with float32 weights.
-        wanted = (setting.presets, "float32" if setting.measurement in WITH_GRADIENTS else setting.dtype)
+        dtype = "float32" if setting.measurement in WITH_GRADIENTS else setting.dtype
+        wanted = (setting.presets, dtype, setting.step_conditioning)
         try:
             if built != wanted:
                 models, built = {}, None  # first: two groups of large models may not fit together
-                models, built = build_models(wanted[0], getattr(torch, wanted[1]), device), wanted
+                models, built = build_models(wanted[0], getattr(torch, dtype), device, wanted[2]), wanted
             rows, interrupted = measure_setting(models, setting, options, device, limits, vae)
         except torch.OutOfMemoryError:  # the settings that follow may fit
             rows, interrupted = [out_of_memory_row(setting)], False

@@ -7,8 +7,8 @@ from ..models.presets import PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file
 
-MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "sampling", "sde")
-WITH_GRADIENTS = ("training", "checkpointing")
+MEASUREMENTS = ("operator", "forward", "training", "checkpointing", "meanflow", "sampling", "sde")
+WITH_GRADIENTS = ("training", "checkpointing", "meanflow")
 WITH_ROOFLINE = ("operator", "forward", "training")  # measurements whose operations are counted
 WITH_PROFILE = (*WITH_ROOFLINE, "sampling")
 DTYPES = ("float32", "bfloat16", "float16")  # names of torch
@@ -52,6 +52,11 @@ class Setting:
                 raise ValueError(f"preset={preset!r} has two operators; measure those of the other presets")
 
     @property
+    def step_conditioning(self) -> str:
+        """How the models know the end of a step, see `SiTTransformer2DModel`."""
+        return "span" if self.measurement == "meanflow" else "none"
+
+    @property
     def latent_size(self) -> int:
         """Side of the latents that the network sees."""
         return self.image_size // PIXELS_PER_LATENT
@@ -69,6 +74,7 @@ PLANS = {
         *(Setting("forward", family("S/2"), size, 1, "float32") for size in (256, 512, 1024, 2048)),
         *(Setting("training", family("S/2"), size, 4, "float32") for size in (256, 512)),
         Setting("checkpointing", family("S/2")[:2], 256, 4, "float32"),
+        *(Setting("meanflow", family("S/2")[:2], size, 4, "float32") for size in (256, 512)),
         Setting("sampling", family("S/2"), 256, 1, "float32"),
         Setting("sde", family("S/2")[1:2], 128, 1, "float32"),
     ],
@@ -78,6 +84,7 @@ PLANS = {
         *(Setting("forward", family("XL/2"), size, 1, "bfloat16") for size in (256, 512, 1024, 2048)),
         *(Setting("training", family("XL/2"), size, 32, "bfloat16") for size in (256, 512)),
         Setting("checkpointing", family("XL/2")[:2], 256, 32, "bfloat16"),
+        *(Setting("meanflow", family("XL/2")[:2], size, n, "bfloat16") for size, n in ((256, 32), (512, 8), (1024, 4))),
         Setting("sampling", family("XL/2"), 256, 8, "bfloat16"),
         Setting("sde", family("S/2")[1:2], 256, 8, "bfloat16"),
     ],
@@ -92,7 +99,7 @@ class LatencyOptions:
     device is measured.
 
     Args:
-        measurements: any of operator, forward, training, checkpointing, sampling, sde.
+        measurements: any of operator, forward, training, checkpointing, meanflow, sampling, sde.
         presets: models by their published names, each once. The first is the baseline of the ratios.
         image_sizes: sides of the square images in pixels: multiples of 8 × patch size.
         batch_sizes: numbers of images in one call.

@@ -73,3 +73,25 @@ def test_what_is_compiled(choice, expected, monkeypatch):
     for measurement in ("forward", "operator"):
         make_calls(models, Setting(measurement, tuple(NANO), 64, 1, "float32"), options, CPU)
     assert seen == expected
+
+
+def test_mean_flow_steps_and_the_spans_that_they_differentiate(monkeypatch):
+    differentiated = []
+
+    def fake_jvp(function, primals, tangents):
+        differentiated.append(len(primals[1]))
+        return function(*primals), tangents[0]
+
+    monkeypatch.setattr("sit_atconv.flow.mean_flow.torch.func.jvp", fake_jvp)
+    setting = Setting("meanflow", tuple(NANO[1:]), 64, 4, "float32")
+    models = build_models(NANO[1:], torch.float32, CPU, setting.step_conditioning)
+    calls, baselines = make_calls(models, setting, LatencyOptions(device="cpu"), CPU)
+    gradients = []
+    for call in calls.values():
+        call()
+        gradients.append(models[NANO[1]].proj_out.weight.grad.clone())
+    assert differentiated == [1, 4]
+    assert set(baselines.values()) == {NANO[1]} and len(calls) == 3
+    assert not torch.equal(gradients[0], gradients[1])  # the targets differ
+    one = make_calls(models, Setting("meanflow", tuple(NANO[1:]), 64, 1, "float32"), LatencyOptions(device="cpu"), CPU)
+    assert len(one.calls) == 2  # a quarter of one sample is none
