@@ -222,7 +222,9 @@ class MeanFlowLoss:
             return v, v[spans]
         v = self.flow.interpolant.velocity(x_0, x_1, t)
         if guided is None or scale == 1:
-            return v, v[spans] if self.velocity == "data" else network(x_t[spans], t[spans], t[spans], spans)
+            if self.velocity == "data" or not len(spans):  # convolutions refuse an empty batch
+                return v, v[spans]
+            return v, network(x_t[spans], t[spans], t[spans], spans)
         mix = 1 - 1 / scale if self.guidance_mix is None else self.guidance_mix
         weight = (1 - mix) * scale
         cond, weak = network(x_t, t, t, rows), network(x_t, t, t, rows, unconditional=True)

@@ -138,7 +138,7 @@ def test_only_spans_are_differentiated():
     assert torch.equal(calls[0][2], spans)
     calls.clear()
     target = MeanFlowLoss(Interpolant(), "model").target(network, x_1, x_0, t, t, spans[:0])
-    assert sum(size for size, *_ in calls) == 0
+    assert not calls  # not even with an empty batch, which convolutions refuse
     assert torch.equal(target, x_1 - x_0)
 
 
