@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ..data import ImageDataset, open_dataset
@@ -113,11 +113,20 @@ def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
 def build_objective(
     config: TrainConfig, components: Components, model: nn.Module, accelerator: Accelerator
 ) -> Objective:
-    """Build the objective of the run for `model`, the trained module as accelerate has prepared it."""
+    """Build the objective of the run for `model`, the trained module as accelerate has prepared it.
+
+    Raises:
+        ValueError: for MeanFlow with sharded weights.
+    """
     transformer, loss_fn = components.transformer, components.loss_fn
     parts = (model, transformer.config.class_dropout_prob, components.vae, components.encoder)
     if isinstance(loss_fn, InterpolantLoss):
         return Objective(loss_fn, *parts)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "objective=meanflow: its derivative needs the whole weights, which FSDP shards; use DDP, as in "
+            "train/configs/accelerate/ddp_8gpus.yaml"
+        )
     return MeanFlowObjective(
         loss_fn,
         *parts,

@@ -69,6 +69,11 @@ def check_mean_flow(options: Mapping[str, Any]) -> None:
     for name, expected in (("path", "linear"), ("prediction", "velocity"), ("weighting", "none")):
         if options[name] != expected:
             raise ValueError(f"{name}={options[name]!r}: --objective meanflow needs {expected!r}; leave --{name} out")
+    if options["meanflow_derivative"] == "difference" and options["mixed_precision"] not in (None, "no"):
+        raise ValueError(
+            f"meanflow_derivative='difference' needs float32, but mixed_precision={options['mixed_precision']}, which "
+            "rounds differences away; use jvp"
+        )
     if options["teacher"] is not None and options["meanflow_guidance_mix"] is not None:
         raise ValueError(
             f"meanflow_guidance_mix={options['meanflow_guidance_mix']}: a teacher's guided velocity is learnt as it "
