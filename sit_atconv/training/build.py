@@ -79,6 +79,11 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
             f"sample_guidance_scale={config.sample_guidance_scale}: without class dropout the model cannot be guided; "
             "use 1, or a class_dropout_prob above 0"
         )
+    if config.meanflow_guidance_scale != 1 and config.teacher is None and transformer.config.class_dropout_prob == 0:
+        raise ValueError(
+            f"meanflow_guidance_scale={config.meanflow_guidance_scale}: without class dropout the model does not know "
+            "what it predicts without a label; use 1, or a class_dropout_prob above 0"
+        )
     loss_fn, teacher = build_loss(config), None
     if config.teacher is not None:
         classes, scale = name_synsets(dataset.classes), config.meanflow_guidance_scale

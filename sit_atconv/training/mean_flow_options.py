@@ -66,6 +66,8 @@ def check_mean_flow(options: Mapping[str, Any]) -> None:
     check_non_negative("meanflow_adaptive_power", options["meanflow_adaptive_power"])
     check_positive("meanflow_guidance_scale", options["meanflow_guidance_scale"])
     check_non_negative("meanflow_guidance_warmup_steps", options["meanflow_guidance_warmup_steps"])
+    if (mix := options["meanflow_guidance_mix"]) is not None and not 0 <= mix < 1:
+        raise ValueError(f"meanflow_guidance_mix={mix} must be at least 0 and below 1; leave it out for 1 − 1/scale")
     for name, expected in (("path", "linear"), ("prediction", "velocity"), ("weighting", "none")):
         if options[name] != expected:
             raise ValueError(f"{name}={options[name]!r}: --objective meanflow needs {expected!r}; leave --{name} out")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import train_sit
@@ -56,6 +57,7 @@ def flow(tmp_path_factory):
     return str(folder / "pipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["atconv", "attention"])
 def test_from_scratch(mixer, tmp_path):
     """The folder draws in two calls, with the installed package; its config tells how steps are conditioned."""
@@ -85,8 +87,6 @@ pipe.save_pretrained({str(tmp_path / "again")!r})
 """
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    import numpy as np
-
     np.testing.assert_array_equal(np.load(tmp_path / "image.npy"), expected.images)
     again = SiTPipeline.from_pretrained(tmp_path / "again")
     assert type(again.scheduler) is MeanFlowScheduler
