@@ -9,6 +9,7 @@ import torch
 
 from ..data import read_image
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.checks import check_count
 from ..utils.environment import describe_environment, pick_device
 from ..utils.text import one_line, printable
@@ -207,7 +208,7 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
     pipeline = load_pipeline(run.folder / "pipeline", device)
     if "scheduler" in report:
         name = report["scheduler"]["class"]
-        own_classes = {scheduler.__name__: scheduler for scheduler in SAMPLERS.values()}
+        own_classes = {scheduler.__name__: scheduler for scheduler in (*SAMPLERS.values(), MeanFlowScheduler)}
         scheduler_class = own_classes.get(name) or getattr(diffusers, name)
         pipeline.scheduler = scheduler_class.from_config(report["scheduler"]["config"])
     names = ("labels", "seed", "guidance_scale", "guidance_interval", "guidance_channels", "num_inference_steps")

@@ -89,6 +89,8 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
     size, channels = model["sample_size"], model["in_channels"]
     side = size * vae_scale_factor(vae or None)
     guided = "and a null class" if model["class_dropout_prob"] else "no null class, so no guidance"
+    if (scale := model.get("trained_guidance_scale", 1)) != 1:
+        guided = f"guidance of scale {scale:g} is built in, and no other is applied"
     options = ", ".join(f"{key} {scheduler[key]}" for key in ("path", "prediction", "solver") if key in scheduler)
     names = len(index.get("id2label") or {})
     return {

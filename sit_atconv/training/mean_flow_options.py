@@ -35,7 +35,7 @@ class MeanFlowConfig:
     """
 
     teacher: str | None = None
-    meanflow_share: float = 0.25
+    meanflow_share: float = 0.75
     meanflow_tangent: Literal["data", "model"] = "model"
     meanflow_data_end_share: float = 0.0
     meanflow_derivative: Literal["jvp", "difference"] = "jvp"

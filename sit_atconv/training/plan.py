@@ -57,6 +57,34 @@ def image_activation_bytes(config: TrainConfig, transformer: SiTTransformer2DMod
     return activations / blocks + blocks * tokens * width * 4
 
 
+def forward_passes(config: TrainConfig) -> float:
+    """What one image of a training step costs, in forward passes: a backward pass counts as two.
+
+    For MeanFlow, the derivative of a span costs two, and its tangent one unless the data give it; a teacher costs one
+    for each image, and guidance that is built in two, or another one of the teacher.
+    """
+    if config.objective == "flow":
+        return 3
+    guided = config.meanflow_guidance_scale != 1
+    if config.teacher is not None:
+        return 3 + 2 * config.meanflow_share + 1 + guided
+    own_tangent = config.meanflow_tangent == "model" and not guided  # guidance has computed it
+    return 3 + (2 + own_tangent) * config.meanflow_share + 2 * guided
+
+
+def describe_objective(config: TrainConfig, transformer: SiTTransformer2DModel) -> list[str]:
+    """Describe the objective of a run in one line, if it is not a flow's."""
+    if config.objective == "flow":
+        return []
+    source = "the data" if config.teacher is None else config.teacher
+    scale = config.meanflow_guidance_scale
+    guidance = "" if scale == 1 else f", guidance of scale {scale:g} built in"
+    return [
+        f"objective   MeanFlow, {config.meanflow_share:.0%} spans, velocities of {source}{guidance}; a step costs "
+        f"{forward_passes(config) / 3:.2f} of a flow's; step_conditioning {transformer.config.step_conditioning}"
+    ]
+
+
 def describe_plan(
     config: TrainConfig,
     dataset: ImageDataset,
@@ -89,7 +117,7 @@ def describe_plan(
     gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
     precision = "float32" if mixed_precision == "no" else mixed_precision
     epochs = config.max_steps * config.batch_size / len(dataset)
-    exaflop = 6 * macs * config.batch_size * config.max_steps / 1e18
+    exaflop = 2 * forward_passes(config) * macs * config.batch_size * config.max_steps / 1e18
     classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
     lines = [
         f"data        {len(dataset):,} images {classes}, {dataset.image_size}² pixels",
@@ -99,6 +127,7 @@ def describe_plan(
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
         f"accumulation steps × {per_device} images, {precision}",
+        *describe_objective(config, transformer),
         f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
         f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",

@@ -48,6 +48,18 @@ def test_items_hold_the_draws_of_their_position():
     assert "posterior" not in view()[0, 0]
 
 
+def test_steps_have_an_end_and_a_position_and_change_nothing_else():
+    plain, steps = view(), view(steps=True)
+    items = [steps[i % 10, i] for i in range(500)]
+    assert [item["position"] for item in items] == list(range(500))
+    assert torch.equal(items[7]["end_time"], draw(0, Stream.END_TIME, 7))
+    ends, times = ([float(item[name]) for item in items] for name in ("end_time", "time"))
+    assert stats.kstest(ends, "norm").pvalue > 1e-3 and abs(stats.pearsonr(ends, times)[0]) < 0.15
+    item = plain[3, 7]
+    assert items[7].keys() - item.keys() == {"end_time", "position"}
+    assert torch.equal(steps[3, 7]["noise"], item["noise"]) and torch.equal(steps[3, 7]["time"], item["time"])
+
+
 def test_workers_give_the_same_batches_bit_by_bit():
     def load(workers):
         order = TrainingOrder(1797, 16, 0, 3, 8, 0, 1)

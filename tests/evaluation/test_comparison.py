@@ -12,11 +12,20 @@ from sit_atconv.evaluation.evaluated_runs import Run
 from sit_atconv.evaluation.records import describe_pipeline
 from sit_atconv.evaluation.sampling import draw_images
 from sit_atconv.evaluation.sampling_options import SamplingOptions
+from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 
 
-@pytest.mark.parametrize("changes", [{"solver": "euler"}, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}])
-def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, changes):
-    pipeline, options = tiny_pipeline(), SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
+@pytest.mark.parametrize(
+    ("scheduler", "changes"),
+    [
+        (None, {"solver": "euler"}),
+        (None, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}),
+        (MeanFlowScheduler(), {}),
+    ],
+)
+def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, scheduler, changes):
+    pipeline = tiny_pipeline(scheduler, step_conditioning="span")
+    options = SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
     pipeline.save_pretrained(tmp_path / "pipeline")
     pipeline = options.configure(pipeline)
     report = {**options.resolve(pipeline).record(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}

@@ -204,6 +204,17 @@ def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
             torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
 
 
+@pytest.mark.parametrize("step_conditioning", ["span", "decoupled"])
+def test_torch_export_of_mean_velocities_takes_the_ends_of_steps(step_conditioning, tiny_transformer):
+    model = tiny_transformer(step_conditioning=step_conditioning)
+    exported = export_transformer(model).module()
+    with torch.no_grad():
+        for size in SIZES:
+            x, t, y = inputs(*size)
+            s = t + 0.5 * (1 - t)
+            torch.testing.assert_close(exported(x, t, y, s), model(x, t, y, end_timestep=s).sample)
+
+
 @pytest.mark.slow
 def test_onnx_agrees_for_every_size(tiny_transformer, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 
+from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 from sit_atconv.sharing.folder import (
     check_pipeline_folder,
     describe_folder,
@@ -58,6 +59,13 @@ def test_a_folder_with_a_vae_and_a_scheduler_of_diffusers(tiny_pipeline, tmp_pat
     assert facts["blocks"].startswith("atconv, attention, width ")
     count = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     assert facts["parameters"] == f"{count / 1e6:.2f} M"
+
+
+def test_a_folder_with_guidance_built_in(tiny_pipeline, tmp_path):
+    tiny_pipeline(MeanFlowScheduler(), step_conditioning="span", trained_guidance_scale=2.5).save_pretrained(tmp_path)
+    facts = describe_folder(tmp_path)
+    assert facts["classes"] == "5, guidance of scale 2.5 is built in, and no other is applied; 5 names"
+    assert facts["scheduler"] == "MeanFlowScheduler: path linear, prediction velocity"
 
 
 def test_folders_of_something_else(tiny_pipeline, tmp_path):

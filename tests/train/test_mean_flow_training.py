@@ -4,16 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import train_sit
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
-from sit_atconv import InterpolantODEScheduler, SiTPipeline
+from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 from sit_atconv.training import mean_flow
 
@@ -23,11 +25,13 @@ SMALL = ["--model.num_layers", "2", "--model.num_attention_heads", "2"]
 
 
 def run(folder: Path, *options: str, steps: int = 2) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of the last run is not that of this one
     train_sit.main(["--output_dir", str(folder), "--max_steps", str(steps), *TINY, *options])
     return folder
 
 
 def refusal(capsys, *options: str) -> str:
+    capsys.readouterr()  # the progress of runs before
     with pytest.raises(SystemExit) as stopped:
         train_sit.main([*TINY, *options])
     assert stopped.value.code == 2
@@ -127,7 +131,11 @@ def test_gradients_do_not_depend_on_how_they_are_computed(changes, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_blocks(flow, tmp_path):
+def test_compiled_blocks(flow, tmp_path, monkeypatch):
+    """Traced as by the default compiler, which takes minutes to make code of it."""
+    compile_blocks = SiTTransformer2DModel.compile_repeated_blocks
+    traced = partialmethod(compile_blocks, backend="aot_eager")
+    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", traced)
     options = ("--init_from", flow, "--meanflow_share", "0.5")
     plain, compiled = run(tmp_path / "plain", *options), run(tmp_path / "compiled", *options, "--compile", "true")
     assert gradient_norms(compiled) == pytest.approx(gradient_norms(plain), rel=1e-3)

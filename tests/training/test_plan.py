@@ -1,11 +1,12 @@
 import pytest
 import torch
+from accelerate import Accelerator
 
-from sit_atconv.data import DigitsDataset
+from sit_atconv.data import DigitsDataset, TrainingView
 from sit_atconv.models.macs import count_macs
-from sit_atconv.training.build import build_transformer
+from sit_atconv.training.build import Components, build_loss, build_objective, build_transformer
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.plan import activation_bytes, describe_plan
+from sit_atconv.training.plan import activation_bytes, describe_plan, forward_passes
 
 
 @pytest.mark.parametrize("mixer", ["atconv", "attention"])
@@ -36,3 +37,40 @@ def test_plan_states_the_numbers():
     assert f"{count_macs(transformer, 8, 8) / 1e9:.2g} GMACs" in text
     assert "64 = 4 processes × 2 accumulation steps × 8 images, bf16" in text
     assert f"{64_000 / 1797:.1f} epochs" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "passes", "text"),
+    [
+        (dict(), 3, None),
+        (dict(meanflow_share=0.5), 4.5, "MeanFlow, 50% spans, velocities of the data; a step costs 1.50 of a flow's"),
+        (dict(meanflow_share=0.5, meanflow_tangent="data"), 4, "a step costs 1.33 of a flow's"),
+        (dict(meanflow_share=0.5, teacher="runs/flow"), 5, "velocities of runs/flow; a step costs 1.67"),
+        (dict(meanflow_share=0.5, meanflow_guidance_scale=2.0), 6, "guidance of scale 2 built in; a step costs 2.00"),
+    ],
+)
+def test_plan_states_the_objective_and_what_it_costs(options, passes, text):
+    config = TrainConfig(objective="meanflow" if options else "flow", max_steps=1000, **options)
+    transformer = build_transformer(config, DigitsDataset(), None)
+    plan = describe_plan(config, DigitsDataset(), transformer, None, 1, False, "no")
+    assert forward_passes(config) == passes
+    assert f"{2 * passes * count_macs(transformer, 8, 8) * 64_000 / 1e18:.2g} EFLOP" in plan
+    assert ("objective" in plan) == bool(options)
+    assert text is None or text in plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(meanflow_tangent="data"), dict(), dict(meanflow_guidance_scale=2.0)])
+def test_forward_passes_are_those_that_run(options):
+    """Counted in rows of the patch embedding, which the derivative computes twice in one call."""
+    config = TrainConfig(objective="meanflow", meanflow_share=0.5, meanflow_guidance_warmup_steps=0, **options)
+    model = build_transformer(config, DigitsDataset(), None)
+    rows = []
+    model.patch_embed.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
+    view = TrainingView(DigitsDataset(), 0, False, (1, 8, 8), steps=True)
+    batch = view.collate([view[i, i] for i in range(8)])
+    del batch["broken"]
+    components = Components(DigitsDataset(), None, model, model, build_loss(config), None)
+    build_objective(config, components, model, Accelerator(cpu=True)).losses(batch)
+    spans = 4
+    assert sum(rows) / 8 + spans / 8 + 2 == forward_passes(config)  # the tangent; the backward pass
