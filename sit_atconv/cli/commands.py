@@ -7,12 +7,13 @@ from types import ModuleType
 from .. import __version__
 from ..utils.commands import reporting_mistakes
 from ..utils.home import expand_home
-from . import complete, convert, demo, evaluate, info, presets, push, sample
+from . import complete, convert, demo, evaluate, info, presets, push, sample, train
 from .parser import CommandParser
 
 # Each command, its file in this folder, and its line in --help. A new command is a new file and a line here. A file
 # holds `add_options` and `run`; or `build_parser` and `main`, if its options are those of a dataclass.
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
+    "train": (train, "train a model on a folder of images"),
     "sample": (sample, "draw images from a pipeline folder"),
     "demo": (demo, "a page in the browser that draws, with one pipeline or two side by side"),
     "evaluate": (evaluate, "score samples against real images: FID, KID, precision, recall …"),

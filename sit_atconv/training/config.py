@@ -205,6 +205,7 @@ class LoggingConfig:
             tensorboard if it is installed.
         log_every: number of updates between two lines of metrics.jsonl.
         sample_every: number of updates between two sample grids.
+        early_samples: also draw grids before the first update, and after a twentieth and a fifth of sample_every.
         sample_guidance_scale: scale of classifier-free guidance in the sample grids; 1 means no guidance.
         sample_steps: number of solver steps for the sample grids. Defaults to 25, and to 2 with objective meanflow.
     """
@@ -212,6 +213,7 @@ class LoggingConfig:
     log_with: Literal["tensorboard", "wandb", "trackio", "none", False] | None = None  # YAML reads "no" as False
     log_every: int = 50
     sample_every: int = 1000
+    early_samples: bool = False
     sample_guidance_scale: float = 1.0
     sample_steps: int | None = None
 

@@ -11,6 +11,7 @@ from ..sharing.card import add_samples, write_training_config
 from ..sharing.hub import publish
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
 from ..utils.files import STAGING, remove, sync
+from ..utils.imagenet import name_synsets
 from ..utils.text import shell_word
 
 
@@ -81,9 +82,11 @@ def print_next_steps(dataset: ImageDataset, pipeline: Path, max_broken_images: i
     small = dataset.channels * dataset.image_size**2 <= MAX_PIXEL_DIMENSIONS
     size = "" if dataset.source == "digits" else f" --image_size {dataset.image_size}"
     extractor = " --extractor pixels" if small else ""
+    name = name_synsets(dataset.classes)[0].split(",")[0].strip() if dataset.classes else ""
+    classes = f" --classes {shell_word(name)}" if name else ""
     broken = f" --max_broken_images {max_broken_images}" if max_broken_images else ""
     print(f"\nThe trained pipeline (EMA weights) is in {folder}. Sample it and evaluate it with:")
-    print(f"  sit-atconv sample {folder} --classes 0 --out samples.png")
-    print(f"  python eval/fid.py {folder} --reference {data}{size}{extractor}{broken}")
+    print(f"  sit-atconv sample {folder}{classes} --out samples.png")
+    print(f"  sit-atconv evaluate {folder} --reference {data}{size}{extractor}{broken}")
     if small and dataset.classes:
         print(f"  python eval/class_accuracy.py {folder} --reference {data}{size}{broken}")

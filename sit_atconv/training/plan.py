@@ -8,6 +8,8 @@ from ..models.costs import closed_form_macs
 from ..models.transformer_sit import SiTTransformer2DModel
 from .config import TrainConfig
 
+MANY_EPOCHS = 1000  # from which on a plan warns of them
+
 
 def activation_bytes(model: SiTTransformer2DModel) -> int:
     """Bytes that the forward pass of one image keeps for the backward pass in float32, computed from shapes alone."""
@@ -132,4 +134,9 @@ def describe_plan(
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
         f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",
     ]
+    if epochs >= MANY_EPOCHS and config.init_from is None:
+        lines.append(
+            f"warning     each image is seen {epochs:,.0f} times: the model will learn them by heart, and its samples "
+            "be copies of them; use more images, fewer --max_steps, or fine-tune a trained model (--init_from)"
+        )
     return "\n".join(lines)

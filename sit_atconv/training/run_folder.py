@@ -51,6 +51,7 @@ CHANGEABLE_ON_RESUME = {
     "log_with",
     "log_every",
     "sample_every",
+    "early_samples",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",

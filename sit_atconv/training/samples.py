@@ -11,6 +11,7 @@ from ..utils.randomness import image_generator
 from .config import TrainConfig
 
 GRID_CLASSES, GRID_COLUMNS = 10, 8
+MIN_TILE = 64  # pixels; smaller images are enlarged
 
 
 def sample_grid(config: TrainConfig, pipeline: SiTPipeline, accelerator: Accelerator) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from ..data import BROKEN_IMAGES_FILE, TrainingView, View
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..utils.image_grid import save_grid
+from ..utils.imagenet import name_synsets
 from .build import Components, build_components, build_objective, build_pipeline
 from .config import TrainConfig
 from .ema import WeightAverages
@@ -19,7 +20,7 @@ from .objective import Objective
 from .optimizer import build_optimizer, learning_rate
 from .plan import describe_plan
 from .run_folder import describe_data
-from .samples import GRID_COLUMNS, sample_grid
+from .samples import GRID_COLUMNS, MIN_TILE, sample_grid
 from .step_report import StepReport
 from .stored_config import resolve_config
 from .task import Task
@@ -102,6 +103,11 @@ class SiTTask(Task):
     def validate_every(self) -> int:
         return self.config.sample_every
 
+    @property
+    def early_validations(self) -> tuple[int, ...]:
+        every = self.config.sample_every
+        return (0, every // 20, every // 5) if self.config.early_samples else ()
+
     def validate(self, step: int, averages: WeightAverages) -> None:
         """Draw the sample grid with the first average of the weights."""
         parts = self.components
@@ -109,7 +115,11 @@ class SiTTask(Task):
             pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
             images = sample_grid(self.config, pipeline, self.accelerator)
         if self.accelerator.is_main_process:
-            save_grid(images, self.sample_file(step), columns=GRID_COLUMNS)
+            names = [name.split(",")[0] for name in name_synsets(parts.dataset.classes)[: len(images) // GRID_COLUMNS]]
+            save_grid(images, self.sample_file(step), GRID_COLUMNS, MIN_TILE, names)
+
+    def picture(self, step: int) -> Path | None:
+        return self.sample_file(step)
 
     def is_validated(self, step: int) -> bool:
         return self.sample_file(step).exists()

@@ -123,9 +123,18 @@ class Task(ABC):
     def validate_every(self) -> int:
         """Number of updates between two calls of `validate`."""
 
+    @property
+    def early_validations(self) -> tuple[int, ...]:
+        """Steps after which `validate` is called as well; 0 is before the first update."""
+        return ()
+
     @abstractmethod
     def validate(self, step: int, averages: WeightAverages) -> None:
         """Look at what the model can do after a step, and write it into the run folder. All processes call this."""
+
+    def picture(self, step: int) -> Path | None:
+        """The picture that `validate` draws after this step, for the trackers."""
+        return None
 
     @abstractmethod
     def is_validated(self, step: int) -> bool:

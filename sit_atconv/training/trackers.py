@@ -3,7 +3,12 @@
 import importlib.util
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
 
 from ..utils.files import write_atomically
 from .config import TRACKERS, CommonConfig
@@ -48,3 +53,13 @@ def tracker_options(config: CommonConfig, start_step: int = 0) -> dict[str, dict
     if config.log_with == "wandb":
         return {"wandb": {"dir": config.output_dir, "id": run, "resume": "allow"}}
     return {"trackio": {"name": run, "resume": "allow"}}
+
+
+def log_picture(accelerator: Accelerator, name: str, file: Path, step: int) -> None:
+    """Show a picture in the trackers that show pictures: TensorBoard and W&B."""
+    for tracker in accelerator.trackers:
+        if tracker.name in ("tensorboard", "wandb"):
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))  # (H, W, C)
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels[None]}, step=step, **options)

@@ -22,13 +22,14 @@ from .checkpoints import checkpoint_steps, recover_checkpoint, save_checkpoint
 from .config import CommonConfig
 from .learner import Learner
 from .loss_plot import plot_metrics
+from .pace import Pace
 from .processes import on_main_process, start_accelerator
 from .run_folder import check_continues, prepare_run_folder, record_start, take_run_folder
 from .runlog import MetricsFile, Stopwatch, Window, memory_gb
 from .signals import StopSignals
 from .step_report import StepReport, StepReports
 from .task import Task
-from .trackers import scalars, tracker_config, tracker_options, trackers
+from .trackers import log_picture, scalars, tracker_config, tracker_options, trackers
 
 
 class Trainer:
@@ -104,7 +105,8 @@ class Trainer:
             ValueError: naming what in the configuration, the data, the output folder or a checkpoint cannot be used.
         """
         config, accelerator, task = self.config, self.accelerator, self.task
-        self.is_resumed = prepare_run_folder(config) and not config.dry_run  # first, since data may take long to scan
+        if not config.dry_run or config.resume is not None:  # first, since data may take long to scan
+            self.is_resumed = prepare_run_folder(config) and not config.dry_run
         task.build()
         if self.is_resumed:
             on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
@@ -172,20 +174,28 @@ class Trainer:
         self.learner.model.train()
 
     def catch_up(self) -> None:
-        """Draw and validate what a kill or a stop has kept a run from after the checkpoint that it continues from."""
+        """Validate a new run before its first step, if that is wanted, and a resumed one after what it has missed.
+
+        A kill or a stop may have kept it from drawing after the checkpoint that it continues from.
+        """
         if not self.is_resumed:
+            if 0 in self.task.early_validations and not self.config.dry_run:
+                self.validate(0)
             return
         if self.is_main:
             plot_metrics(self.run / "metrics.jsonl", self.run / "loss.png")
-        if self.is_due(self.step, self.task.validate_every):
-            step = self.step
-            if not on_main_process(self.accelerator, lambda: self.task.is_validated(step)):
-                self.validate(step)
+        step = self.step
+        is_due = self.is_due(step, self.task.validate_every) or step in self.task.early_validations
+        if is_due and not on_main_process(self.accelerator, lambda: self.task.is_validated(step)):
+            self.validate(step)
 
     def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The steps that are left, counted from 1, each with this process's batch."""
         self.batches = self._opened.enter_context(closing(Batches(self.loader)))
+        pace = Pace(self.config.max_steps - self.step)
         for step in range(self.step + 1, self.config.max_steps + 1):
+            if (plan := pace.tick()) and self.is_main:
+                self.progress.write(plan)
             batch = self.watch.next(self.batches)
             self.step = step
             yield step, batch
@@ -290,12 +300,16 @@ class Trainer:
 
     def validation_is_due(self, step: int) -> bool:
         """Whether `validate` is due: at its interval, unless the run is stopping, and after the last step."""
-        return step == self.config.max_steps or (step % self.task.validate_every == 0 and not self.is_stopping)
+        is_due = step % self.task.validate_every == 0 or step in self.task.early_validations
+        return step == self.config.max_steps or (is_due and not self.is_stopping)
 
     def validate(self, step: int) -> None:
         """Look at what the model can do after this step, as its task does."""
         with self.watch.paused():
             self.task.validate(step, self.learner.averages)
+            if self.is_main and (picture := self.task.picture(step)) is not None:
+                self.progress.write(printable(f"grid: {picture}"))
+                log_picture(self.accelerator, "samples", picture, step)
 
     def check_broken_images(self) -> None:
         """Raise ValueError if all processes together met more than `max_broken_images` broken images."""

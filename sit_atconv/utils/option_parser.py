@@ -83,6 +83,11 @@ class OptionParser(ArgumentParser):
             spelled_out += [argument, "true"] if argument in flags and following.startswith("--") else [argument]
         return expand_home(self.parse_args(files_first(spelled_out)).as_dict())
 
+    def is_given(self, name: str) -> bool:
+        """Whether the command line that was parsed, or a configuration file of it, sets an option."""
+        given = {argument.partition("=")[0].lstrip("-") for argument in self.arguments if argument.startswith("--")}
+        return name in given or any(name in key_lines(read_configuration(file)) for file in self.files)
+
     def explain(self, message: str) -> str:
         """A message of argparse or jsonargparse in the words of this package, with the place in a configuration."""
         if unknown := re.match(r"unrecognized arguments: (-*)([^\s=]+)", message):
@@ -91,6 +96,9 @@ class OptionParser(ArgumentParser):
             return f"there is no option {unknown[1]}{unknown[2]}{self.nearest(unknown[2], '--')}"
         if lacking := re.match(r"argument (?:-\w/)?(--\w+).*: expected", message):
             return f"{lacking[1]} needs a value"
+        if choice := re.match(r"argument --(\w+): invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            known = [name.strip(" '") for name in choice[3].split(",")]
+            return f"{choice[1]}={choice[2]!r} must be one of {', '.join(known)}{did_you_mean(choice[2], known)}"
         if unknown := re.match(r"Option '([^']+)' is not accepted", message):
             return self.located(unknown[1], f"there is no option {unknown[1]}{self.nearest(unknown[1])}")
         if wrong := re.match(r'Parser key "([^"]+)":\s*(.*)', message, flags=re.DOTALL):

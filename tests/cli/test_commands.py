@@ -33,7 +33,7 @@ def test_all_commands_are_listed_and_the_version_is_printed():
     ("arguments", "message"),
     [
         (["sampel", "x"], "sit-atconv: error: there is no command sampel; did you mean sample?"),
-        (["xyz"], "sit-atconv: error: there is no command xyz; choose from sample, "),
+        (["xyz"], "sit-atconv: error: there is no command xyz; choose from train, sample, "),
         (
             ["sample", "x", "--clases", "3"],
             "sit-atconv sample: error: there is no option --clases; did you mean --cl",

@@ -1,7 +1,7 @@
 import pytest
 
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.trackers import scalars, tracker_options
+from sit_atconv.training.trackers import log_picture, scalars, tracker_options
 
 
 @pytest.mark.parametrize("tracker, name", [("wandb", "id"), ("trackio", "name")])
@@ -46,3 +46,37 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
         tracker.finish()
     events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+
+
+def test_tensorboard_shows_the_sample_grids(tmp_path):
+    pytest.importorskip("tensorboard")
+    from accelerate import Accelerator
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "grid.png")
+    accelerator = Accelerator(log_with="tensorboard", project_dir=str(tmp_path), cpu=True)
+    accelerator.init_trackers("tensorboard")
+    log_picture(accelerator, "samples", tmp_path / "grid.png", step=7)
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    [image] = events.Images("samples")
+    assert (image.step, image.width, image.height) == (7, 30, 20)
+
+
+def test_wandb_gets_the_sample_grids_as_a_list_of_pictures(tmp_path):
+    from PIL import Image
+
+    class Tracker:
+        name = "wandb"
+
+        def log_images(self, values, step):
+            self.logged = values["samples"], step
+
+    class Accelerated:
+        trackers = (Tracker(),)
+
+    Image.new("L", (3, 2), 9).save(tmp_path / "grid.png")
+    log_picture(Accelerated, "samples", tmp_path / "grid.png", step=4)
+    pictures, step = Accelerated.trackers[0].logged
+    assert step == 4 and [picture.shape for picture in pictures] == [(2, 3, 3)]
