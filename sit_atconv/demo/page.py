@@ -189,4 +189,8 @@ def launch(page: Any, **options: Any) -> None:
     # Fonts of the system: the page loads nothing from other places.
     font = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(primary_hue="indigo", font=font, font_mono=["ui-monospace", "monospace"])
-    page.launch(theme=theme, css=STYLE, footer_links=["api", "settings"], **options)
+    looks = {"theme": theme, "css": STYLE, "footer_links": ["api", "settings"]}
+    # Quiet, because Gradio's own lines advise to edit this call.
+    _, local, public = page.launch(**looks, quiet=True, prevent_thread_lock=True, **options)
+    print(f"the demo is at {public or local} (Ctrl-C ends it)", flush=True)
+    page.block_thread()

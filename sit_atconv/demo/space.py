@@ -16,7 +16,7 @@ APP, REQUIREMENTS, README = "app.py", "requirements.txt", "README.md"
 NEEDED = (
     "accelerate>=1.10",
     "diffusers>=0.38",
-    "gradio>=6.0",
+    "gradio>=6.31",
     "numpy",
     "pillow",
     "safetensors>=0.5",

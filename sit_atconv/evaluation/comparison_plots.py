@@ -7,7 +7,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ INK = "#010203"  # of text and axes in a figure; a page replaces it by the colou
 COLOURS = ("#2f7fc1", "#e07b1a", "#3a9a4b", "#c4475f", "#8566bf")  # readable on white and on black
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX<>"
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "sit-atconv",
     "font.size": 9,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),

@@ -3,18 +3,20 @@
 B images, C channels, k kernel size; t=0 noise, t=1 data.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
+from diffusers.models.modeling_utils import ModelMixin
 
 
-def blocks_with_kernels(model: nn.Module) -> list[int]:
+def blocks_with_kernels(model: ModelMixin) -> list[int]:
     """The indices of the blocks of a `SiTTransformer2DModel` that generate kernels: those with ATConv."""
     return [i for i, block in enumerate(model.blocks) if hasattr(block.mixer, "kernels")]
 
 
 @torch.no_grad()
 def generated_kernels(
-    model: nn.Module, hidden_states: torch.Tensor, timestep: torch.Tensor | float, class_labels: torch.Tensor
+    model: ModelMixin, hidden_states: torch.Tensor, timestep: torch.Tensor | float, class_labels: torch.Tensor
 ) -> dict[int, torch.Tensor]:
     """Return the kernels that each block generates in one forward pass.
 
@@ -28,7 +30,7 @@ def generated_kernels(
     kernels: dict[int, torch.Tensor] = {}
 
     def keep(index: int):
-        def hook(mixer: nn.Module, arguments: tuple) -> None:
+        def hook(mixer: Any, arguments: tuple) -> None:
             flat = mixer.kernels(*arguments).float()  # (B, C, k²)
             kernels[index] = flat.unflatten(2, (mixer.kernel_size, mixer.kernel_size))
 
