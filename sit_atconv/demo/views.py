@@ -42,7 +42,7 @@ def caption(name: str, drawing: Drawing, first: Drawing | None = None) -> str:
     """Time and network calls of a drawing, as HTML; compared with those of the first pipeline, if that is given."""
     facts = [f"{drawing.seconds:.2f} s", f"{drawing.network_calls} network calls"]
     if first is not None:
-        facts.append(f"{drawing.seconds / first.seconds:.2f} × the time of the first")
+        facts.append(f"{drawing.seconds / first.seconds:.2f} × the time of the first for this one image")
     return heading(name) + note(", ".join(facts))
 
 
