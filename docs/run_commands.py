@@ -1,0 +1,104 @@
+"""Run the commands of a document as they are printed.
+
+    python docs/run_commands.py README.md FOLDER
+
+Every code block marked `bash` is run by bash, in order, in FOLDER, which must be new: it becomes a copy of this
+checkout's last commit, so that nothing here is touched. Names in capitals and the folder photos/ stand for things of
+the reader's: they become links to what earlier commands have made, and to a small folder of pictures. Lines that
+install packages, download from the Hub, or need what is not at hand are left out, and named. A block that still runs
+after some minutes is interrupted, as Ctrl-C would, and counts as working.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TRAINED = "runs/digits-atconv/pipeline"
+STANDS_FOR = {
+    "PIPELINE": TRAINED,
+    "FOLDER": TRAINED,
+    "FOLDER2": TRAINED,
+    "PICTURE.png": "digits.png",
+    "FOLDER_OF_IMAGES": "photos",
+    "REFERENCE_FOLDER": "photos",
+}
+LEFT_OUT = re.compile(
+    r"pip install|stabilityai/|sit-xl|me/digits|ADDRESS|AUTHORS|CHECKPOINT|OUTPUT|--num_samples 50000"
+    r"|--init_from PIPELINE|sit-atconv demo|--device cuda|FOLDER_OF_IMAGES|^\s*pytest"
+)
+
+
+def blocks(text: str) -> list[tuple[str, list[str]]]:
+    """The blocks of a document: the script of each, and the lines that are left out of it."""
+    found = []
+    for block in BLOCK.findall(text):
+        lines = re.sub(r"(\\|&&)\n\s*", lambda match: " " if match[1] == "\\" else "&& ", block).splitlines()
+        left_out = [line for line in lines if LEFT_OUT.search(line)]
+        script = "\n".join(line for line in lines if line not in left_out)
+        if left_out and (chained := re.sub(r"^.*pip install[^&]*&& ", "", left_out[0])) != left_out[0]:
+            left_out, script = ["the installation"], chained  # what comes after it in the same line
+        found.append((script, left_out))
+    return found
+
+
+def prepare(folder: Path) -> None:
+    """Copy the repository's tracked files to a new folder, with pictures and names for what the reader has."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder.mkdir(parents=True)
+    archive = subprocess.Popen(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x", "-C", str(folder)], stdin=archive.stdout, check=True)
+    digits = load_digits()
+    for index, (pixels, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
+        place = folder / "photos" / f"digit-{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype("uint8")).resize((64, 64)).save(place / f"{index:03}.png")
+    for name, target in STANDS_FOR.items():
+        (folder / name).symlink_to(target)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; exit code 1 if a command fails."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("document", type=Path, help="a Markdown file")
+    parser.add_argument("folder", type=Path, help="a new folder to run the commands in")
+    parser.add_argument("--minutes", type=float, default=10, help="a block is interrupted after so many minutes")
+    options = parser.parse_args(arguments)
+    todo = blocks(options.document.read_text(encoding="utf-8"))
+    prepare(options.folder)
+    failed = []
+    for script, left_out in todo:
+        for line in left_out:
+            print(f"left out: {line}", flush=True)
+        print(script, flush=True)
+        code = run(script, options.folder, 60 * options.minutes)
+        if code:
+            failed.append(script)
+            print(f"exit code {code}", flush=True)
+    print(f"{len(failed)} of {len(todo)} blocks failed", *failed, sep="\n")
+    sys.exit(bool(failed))
+
+
+def run(script: str, folder: Path, seconds: float) -> int:
+    """Run a script and return its exit code, or 0 if it had to be interrupted after so many seconds."""
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        print(f"interrupted after {seconds / 60:g} minutes", flush=True)
+        return 0
+
+
+if __name__ == "__main__":
+    main()
