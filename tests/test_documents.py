@@ -38,7 +38,8 @@ def test_links_lead_to_files_and_headings(document):
 
 def test_output_of_a_command_takes_its_place():
     figures = load("update_figures")
-    text = "a\n<!-- output of: echo 1; echo 2 -->\nold\n<!-- end -->\nb\n<!-- output of: cat runs/none -->\nkept\n<!-- end -->\n"
+    text = "a\n<!-- output of: echo 1; echo 2 -->\nold\n<!-- end -->\nb\n"
+    text += "<!-- output of: cat runs/none -->\nkept\n<!-- end -->\n"
     new, left_out = figures.updated(text)
     assert new == text.replace("old\n", "```text\n1\n2\n```\n") and left_out == ["cat runs/none"]
     assert figures.updated(new)[0] == new
@@ -60,7 +61,8 @@ def test_commands_are_found_in_documents():
     blocks = load("run_commands").blocks
     text = "```bash\npython -m venv v && . v/bin/activate &&\n  pip install -e . &&\n  a &&\n  b\n```\n"
     assert blocks(text) == [("a && b", ["the installation"])]
-    text = "x\n```bash\n# why\na \\\n  --b\nsit-atconv demo FOLDER\n```\n```python\nno\n```\n```bash\ncat <<'END'\nc\nEND\n```\n"
+    text = "x\n```bash\n# why\na \\\n  --b\nsit-atconv demo FOLDER\n```\n```python\nno\n```\n"
+    text += "```bash\ncat <<'END'\nc\nEND\n```\n"
     assert blocks(text) == [("# why\na  --b", ["sit-atconv demo FOLDER"]), ("cat <<'END'\nc\nEND", [])]
 
 
