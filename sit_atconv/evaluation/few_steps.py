@@ -22,7 +22,7 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.bounded_text import read_json_object
-from ..utils.checks import check_count
+from ..utils.checks import check_choice, check_count
 from ..utils.environment import pick_device
 from ..utils.files import check_writable_folder, write_json
 from ..utils.tables import markdown_table
@@ -41,6 +41,7 @@ BUDGETS = (1, 2, 4, 8, 16, 50)  # network calls
 RESULTS = "few-steps.json"
 MEAN_FLOW = "MeanFlow"
 FLOW_SOLVERS = {"Euler": "euler", "midpoint": "midpoint", "heun3": "heun3"}
+SAMPLERS = (*FLOW_SOLVERS, "DPM-Solver++", "SDE", MEAN_FLOW)
 
 
 def measure_few_steps(
@@ -49,6 +50,7 @@ def measure_few_steps(
     output: str,
     extractor: str = "pixels",
     budgets: list[int] | None = None,
+    samplers: list[str] | None = None,
     num_samples: int | None = None,
     seed: int = 0,
     batch_size: int = 500,
@@ -64,7 +66,8 @@ def measure_few_steps(
         reference: real images: a data set such as digits, or a folder.
         output: folder for the results.
         extractor: whose features are compared; with pixels, a classifier of pixels judges the classes as well.
-        budgets: the largest numbers of network calls. If None, `BUDGETS`.
+        budgets: the largest numbers of network calls. If None, 1, 2, 4, 8, 16 and 50.
+        samplers: which of Euler, midpoint, heun3, DPM-Solver++, SDE and MeanFlow. If None, all that fit the model.
         num_samples: number of images; their classes take turns. If None, as many as there are real ones.
         seed: seed of the noise; image i depends on (seed, i).
         batch_size: number of images per forward pass.
@@ -80,6 +83,8 @@ def measure_few_steps(
     """
     for budget in budgets or ():
         check_count("budgets", budget)
+    for sampler in samplers or ():
+        check_choice("samplers", sampler, SAMPLERS)
     check_writable_folder("output", output)
     picked = pick_device(device)
     loaded = [(name, folder, folder_sha256(folder), load_pipeline(folder, picked)) for name, folder in pipelines]
@@ -90,6 +95,7 @@ def measure_few_steps(
         (name, folder, sha256, sampler, with_scheduler(pipeline, scheduler), steps)
         for name, folder, sha256, pipeline in loaded
         for sampler, scheduler, steps in few_step_samplers(pipeline, budgets or BUDGETS)
+        if samplers is None or sampler in samplers
     ]
     for name, folder, sha256, sampler, pipeline, steps in tqdm(plan, desc="few steps", unit="measurement"):
         key = {"sha256": sha256, "sampler": sampler, "steps": steps}
@@ -150,7 +156,7 @@ class Judge:
         if extractor == "pixels":
             dataset = open_dataset(reference, image_size)
             check_dataset(pipeline, dataset)
-            self.classifier, self.real_accuracy = fit_classifier(dataset)
+            self.classifier, self.real_accuracy, _ = fit_classifier(dataset)
         with ThreadPoolExecutor(1) as pool:
             real = extract_features(
                 read_batches(images, 64, pool), len(images), self.extractor, pool, "reference", keep=False
