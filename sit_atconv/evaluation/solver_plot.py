@@ -1,7 +1,9 @@
 """A plot of each sampler's error against its number of network calls."""
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+COLOURS = colormaps["tab20"].colors
 MARKERS = "osv^D"
 
 
@@ -22,7 +24,7 @@ def plot_errors(rows: list[dict]) -> Figure:
             linestyle=_style(mine[0]),
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
-            color=f"C{index % 10}",
+            color=COLOURS[index % len(COLOURS)],
         )
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="RMS error")
     axes.grid(which="both", alpha=0.25)
