@@ -151,7 +151,11 @@ class StepCallback:
     def __call__(self, step: int, t: float, x: torch.Tensor) -> torch.Tensor | None:
         """Return latents that replace x, or None; StopIteration with the latents, or None, ends the solve."""
         self.progress.set_postfix_str(f"t={t:.3f}", refresh=False)
-        self.progress.update(t - self.progress.n if self.is_adaptive else 1)
+        if self.is_adaptive:
+            self.progress.n = round(t, 3)  # of the time, which is what the bar shows
+            self.progress.update(0)
+        else:
+            self.progress.update(1)
         if step == 0:  # before a long solve goes on in vain
             check_finite("the latents after the first step", x, *self.model_fn.models)
         callback = self.callback_on_step_end

@@ -7,6 +7,7 @@ from sit_atconv.utils.checks import check_known
 
 from .inputs import PIL_MODES
 
+COMPONENTS = ("transformer", "scheduler", "vae")
 # Options of diffusers' `from_pretrained` that a misspelt option may have meant, besides the components.
 LOADING_OPTIONS = (
     "cache_dir",
@@ -36,6 +37,11 @@ class ComponentsMixin:
         """
         check_kinds(**components)
         super().register_modules(**components)  # type: ignore[misc]  # of diffusers' pipeline
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in COMPONENTS:
+            check_kinds(**{name: value})
+        super().__setattr__(name, value)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **options: Any) -> tuple:

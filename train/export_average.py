@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
 from sit_atconv.utils.home import expand_home
+from sit_atconv.utils.text import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         args = expand_home(vars(parser.parse_args(arguments)))
         from sit_atconv.training.export import export_average  # only now, since this takes seconds to import
 
-        export_average(args["run"], args["out"], args["average"], args["std"], args["step"])
+        made_of = export_average(args["run"], args["out"], args["average"], args["std"], args["step"])
+        print(printable(f"{made_of}, in {args['out']}; sample it with: sit-atconv sample {args['out']}"))
 
 
 if __name__ == "__main__":

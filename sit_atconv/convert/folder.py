@@ -66,6 +66,7 @@ def convert_checkpoint(
     """
     with new_folder("output", output) as folder:
         state_dict, args, which = read_checkpoint(checkpoint, weights)
+        names = args.pop("class_names", None)  # of our own files
         name = Path(checkpoint).name
         reference = inspect_reference(state_dict, args, name=name, **options)
         reference.weights = which
@@ -77,7 +78,7 @@ def convert_checkpoint(
         _write_record(folder, name, state_dict, reference, transformer)
         if args:
             write_training_config(folder, args)
-        labels = imagenet_labels() if reference.config["num_classes"] == 1000 else None
+        labels = _class_names(names, reference.config["num_classes"])
         scheduler = InterpolantODEScheduler(path=reference.path, prediction=reference.prediction)
         SiTPipeline(transformer, scheduler, autoencoder, id2label=labels).save_pretrained(folder, license=license)
     return reference
@@ -109,6 +110,13 @@ def _usual_vae(reference: Reference, args: dict) -> str:
     if reference.config["in_channels"] != REFERENCE_VAE_CHANNELS:
         return "none"
     return REFERENCE_VAE.format(args["vae"] if args.get("vae") in ("ema", "mse") else "ema")
+
+
+def _class_names(names: Any, num_classes: int) -> dict[int, str] | None:
+    """Return the names of the classes: those that the file holds; ImageNet's for 1000 classes; else None."""
+    if isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names):
+        return dict(enumerate(names))
+    return imagenet_labels() if num_classes == 1000 else None
 
 
 def _check_vae(reference: Reference, autoencoder: Any) -> None:
@@ -238,7 +246,10 @@ def _reference_options(folder: Path, transformer: SiTTransformer2DModel, layout:
     # diffusers' schedulers have no such options: they follow the linear path, and the model predicts the velocity.
     path, prediction = scheduler.get("path", "linear"), scheduler.get("prediction", "velocity")
     check_choice("prediction", prediction, REFERENCE_PREDICTIONS)
+    labels = read_json(folder / "model_index.json").get("id2label") or {}
+    names = [labels.get(str(i)) for i in range(config.num_classes)]
     return {
+        **({"class_names": names} if None not in names else {}),
         "layout": layout,
         "path_type": {"linear": "Linear", "gvp": "GVP", "vp": "VP"}[path],
         "prediction": prediction,

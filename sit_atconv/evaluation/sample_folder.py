@@ -75,7 +75,7 @@ def sample_to_folder(
         if state.is_main_process:  # which holds the lock for all processes of this launch
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(folder_lock(folder, "output"))
-            begin_folder(folder, record, options, pipeline.transformer.config.num_classes)
+            begin_folder(folder, record, options, pipeline)
         state.wait_for_everyone()
         try:
             draw_missing(pipeline, folder, options, num_samples, state)
@@ -144,19 +144,21 @@ def continue_record(folder: Path, record: dict) -> dict:
     return {**record, **costs}
 
 
-def begin_folder(folder: Path, record: dict, options: SamplingOptions, num_classes: int) -> None:
+def begin_folder(folder: Path, record: dict, options: SamplingOptions, pipeline: SiTPipeline) -> None:
     """Write the record and the labels of the folder, and remove what a killed process has left in it."""
     remove_staged(folder)
     write_json(folder / SAMPLES_RECORD, record)
-    write_labels(folder, options.label_ids(range(record["num_samples"]), num_classes))
+    labels = options.label_ids(range(record["num_samples"]), pipeline.transformer.config.num_classes)
+    write_labels(folder, labels, pipeline.config.id2label or {})
 
 
-def write_labels(folder: Path, labels: list[int]) -> None:
-    """Write labels.csv: the file and the class id of each image."""
+def write_labels(folder: Path, labels: list[int], id2label: dict[str, str]) -> None:
+    """Write labels.csv: the file, the class id and the name of the class of each image."""
     with staged(folder / LABELS_FILE) as part, part.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["file", "label"])
-        writer.writerows((image_file(folder, i).name, label) for i, label in enumerate(labels))
+        writer.writerow(["file", "label", "name"])
+        rows = ((image_file(folder, i).name, label, id2label.get(str(label), "")) for i, label in enumerate(labels))
+        writer.writerows(rows)
 
 
 def draw_missing(

@@ -11,7 +11,7 @@ from torch import nn
 from ..ops.depthwise_conv import depthwise_conv, planes_depthwise_conv
 from ..ops.linear import Linear, linear_gelu, linear_over_rows
 from ..ops.pooling import pool_tokens
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_count
 
 KERNEL_ACTIVATIONS = ("gelu_tanh", "silu", "gelu")
 KERNEL_POOLS = ("strips", "grid")
@@ -41,7 +41,7 @@ class ATConv(nn.Module):
         dilation: distance of neighbouring taps, in tokens.
 
     Raises:
-        ValueError: for an even kernel size, an unknown activation or an unknown pooling.
+        ValueError: for a width below 1, an even kernel size, an unknown activation or an unknown pooling.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ATConv(nn.Module):
         dilation: int = 1,
     ):
         super().__init__()
+        check_count("dim", dim)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd and positive, such as 3")
         check_choice("kernel_activation", kernel_activation, KERNEL_ACTIVATIONS)

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
 from ..utils.bounded_text import read_json as read_json_file
+from ..utils.bounded_text import read_yaml
 from ..utils.files import staged, write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import code_block, markdown_text, one_line
@@ -40,6 +41,7 @@ CARD_METRICS = {  # names in the reports of evaluations, and for people
 }
 METRIC_SETTINGS = ("num_samples", "extractor", "biased", "guidance_scale", "num_inference_steps", "seed")
 SECRETS = re.compile("(token|key|secret|password)s?$", flags=re.IGNORECASE)
+GENERIC_NAME = "pipeline"  # of the folder that a training leaves; its card bears the name of the run
 
 
 def _is_public(value: Any) -> bool:
@@ -113,10 +115,10 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
     """
     folder = Path(folder)
     metrics = list(read_json(folder / METRICS_FILE).values())
-    title = name.rpartition("/")[2]
+    title = run_name(folder) if name == GENERIC_NAME else name.rpartition("/")[2]
     parts = [
         f"# {markdown_text(title)}",
-        "A class-conditional diffusion transformer, SiT with ATConv or attention, for diffusers.",
+        f"A diffusion transformer for images, SiT with {describe_mixer(folder)}, for diffusers.",
     ]
     if (folder / SAMPLES_FILE).is_file():
         parts.append(f"![Samples]({SAMPLES_FILE})")
@@ -132,6 +134,23 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
         training = (folder / TRAINING_FILE).read_text(encoding="utf-8").strip()
         parts += ["## Training", code_block(training, "yaml")]
     return f"---\n{_front_matter(title, license, metrics)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def run_name(folder: Path) -> str:
+    """The name of the run that a pipeline folder is the end of, by its training configuration; else the generic one."""
+    try:
+        training = read_yaml(folder / TRAINING_FILE) if (folder / TRAINING_FILE).is_file() else {}
+    except ValueError:
+        training = {}
+    output = training.get("output_dir") if isinstance(training, dict) else None
+    return Path(output).name if isinstance(output, str) and Path(output).name else GENERIC_NAME
+
+
+def describe_mixer(folder: Path) -> str:
+    """What mixes the tokens of a pipeline's model, in words."""
+    mixer = read_json(folder / "transformer" / "config.json").get("mixer")
+    words = {"atconv": "ATConv", "attention": "self-attention"}
+    return words.get(mixer, "ATConv and self-attention") if isinstance(mixer, str) else "ATConv and self-attention"
 
 
 def _facts_table(facts: dict[str, str]) -> str:

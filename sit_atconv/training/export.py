@@ -46,8 +46,8 @@ def average_file(run: Path, checkpoint: Path, average: str | None = None) -> Pat
 
 def export_average(
     run: Path, out: Path, average: str | None = None, std: float | None = None, step: int | None = None
-) -> None:
-    """Write a pipeline folder with averaged weights of a run.
+) -> str:
+    """Write a pipeline folder with averaged weights of a run, and return what its weights are, in words.
 
     Args:
         run: the run folder.
@@ -82,3 +82,8 @@ def export_average(
     config = load_config(run)
     vae = None if config.vae is None else load_vae(config.vae)
     save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out)
+    if std is not None:
+        return (
+            f"the power-function average of length {std:g} at step {state['step'] if step is None else step} of {run}"
+        )
+    return f"{average or 'the first average'} at step {state['step']} of {run}"

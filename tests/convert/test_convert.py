@@ -256,3 +256,13 @@ def test_a_folder_whose_weights_are_not_finite_is_not_exported(tiny_pipeline, tm
     with pytest.raises(ValueError, match=r"holds weights that are not finite, such as proj_out\.bias"):
         export_checkpoint(tmp_path / "folder", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_class_names_survive_the_way_to_a_checkpoint_and_back(tiny_pipeline, tmp_path, ending):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "a")
+    export_checkpoint(tmp_path / "a", tmp_path / f"model.{ending}")
+    convert_checkpoint(tmp_path / f"model.{ending}", tmp_path / "b", vae="none")
+    assert SiTPipeline.from_pretrained(tmp_path / "b").config.id2label == pipe.config.id2label
+    assert "class_names" not in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ import sample
 from accelerate import PartialState
 from PIL import Image
 
+from sit_atconv import SiTPipeline
 from sit_atconv.evaluation import sample_folder
 from sit_atconv.evaluation.image_sets import open_images
 from sit_atconv.evaluation.records import read_record
@@ -210,6 +211,8 @@ def test_stamp_labels_and_npz(pipeline_folder, tmp_path, capsys):
     labels = [int(row["label"]) for row in rows]
     assert [row["file"] for row in rows] == [f"{i:06d}.png" for i in range(12)]
     assert len(set(labels)) > 2 and max(labels) < 5
+    names = SiTPipeline.from_pretrained(pipeline_folder).config.id2label or {}
+    assert [row["name"] for row in rows] == [names.get(str(label), "") for label in labels]
     options = SamplingOptions(labels="random", seed=7)
     assert options.label_ids(range(12), 5) == labels and options.label_ids([5], 5) == labels[5:6]
     with np.load(npz) as arrays:

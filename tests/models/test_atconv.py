@@ -158,3 +158,9 @@ def test_the_operator_of_attnet_equals_the_references(attnet_files, assert_close
 def test_biases_are_optional():
     assert [name for name in ATConv(4, bias=False).state_dict() if "bias" in name] == []
     assert len([name for name in ATConv(4).state_dict() if "bias" in name]) == 4
+
+
+@pytest.mark.parametrize("dim", [0, -4, 2.5])
+def test_a_width_that_is_none_is_refused(dim):
+    with pytest.raises(ValueError, match=rf"dim={dim} must be a whole number of at least 1"):
+        ATConv(dim)

@@ -76,3 +76,21 @@ def test_channels_that_no_picture_has_show_before_the_solve(tiny_pipeline):
     with pytest.raises(ValueError, match="output_type='pil': no picture has 2 channels; use 'pt' or 'np'"):
         pipe(1, num_inference_steps=1)
     assert pipe(1, num_inference_steps=1, output_type="pt").images.shape == (1, 2, 8, 8)
+
+
+def test_a_component_of_a_wrong_kind_is_refused_when_it_is_put_in_place(tiny_pipeline):
+    pipe = tiny_pipeline()
+    before = pipe.scheduler
+    with pytest.raises(ValueError, match="scheduler is 'euler'; give a scheduler, such as InterpolantODEScheduler"):
+        pipe.scheduler = "euler"
+    with pytest.raises(ValueError, match="vae is a Linear; give an AutoencoderKL"):
+        pipe.vae = torch.nn.Linear(2, 2)
+    assert pipe.scheduler is before and pipe.vae is None
+
+
+def test_the_bar_of_an_adaptive_solver_shows_the_time_in_three_digits(tiny_pipeline, capsys):
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="dopri5", rtol=1e-3))
+    pipe.set_progress_bar_config(disable=False, mininterval=0, ascii=True)
+    pipe([0], generator=torch.Generator().manual_seed(0))
+    shown = re.findall(r"([\d.]+)/1 \[", capsys.readouterr().err)
+    assert len(shown) > 2 and max(map(len, shown)) <= 5 and float(shown[-1]) == 1

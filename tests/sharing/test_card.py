@@ -122,3 +122,16 @@ def test_the_card_shows_text_from_elsewhere_as_it_is(tiny_pipeline, tmp_path):
     assert r"| FID | 1.5 | &lt;b&gt;\|a | extractor ![x\](http://y)\\x1b |" in body
     assert "````yaml\n" in body and body.rstrip().endswith("\n````")
     assert "\x1b" not in text
+
+
+def test_the_card_of_a_training_bears_the_name_of_the_run_and_the_mixer(tiny_pipeline, tmp_path):
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    write_training_config(folder, {"output_dir": "runs/photos-hybrid"})
+    tiny_pipeline(mixer="hybrid").save_pretrained(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "model_name: photos-hybrid" in text and "# photos-hybrid\n" in text
+    assert "SiT with ATConv and self-attention, for diffusers" in text
+    for mixer, words in (("atconv", "ATConv"), ("attention", "self-attention")):
+        tiny_pipeline(mixer=mixer).save_pretrained(tmp_path / mixer)
+        assert f"SiT with {words}, for diffusers" in (tmp_path / mixer / "README.md").read_text(encoding="utf-8")

@@ -42,8 +42,10 @@ def weights(pipeline: Path) -> dict[str, torch.Tensor]:
         (["--std", "0.05", "--step", "4"], "ema/step-00000004/std-0.05.safetensors"),
     ],
 )
-def test_pipeline_holds_the_average_asked_for(run, tmp_path, options, file):
+def test_pipeline_holds_the_average_asked_for(run, tmp_path, capsys, options, file):
     export_average.main([str(run), "--out", str(tmp_path / "out"), *options])
+    said = capsys.readouterr().out
+    assert f"of {run}, in {tmp_path / 'out'}; sample it with: sit-atconv sample {tmp_path / 'out'}" in said
     expected = load_file(run / file)
     for name, value in weights(tmp_path / "out").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

@@ -65,4 +65,4 @@ def test_the_next_steps_leave_out_what_the_training_left_out(capsys, tmp_path):
     assert "--max_broken_images" not in capsys.readouterr().out
     print_next_steps(DigitsDataset(), tmp_path, max_broken_images=10)
     commands = capsys.readouterr().out.splitlines()
-    assert [line.endswith(" --max_broken_images 10") for line in commands if " eval" in line] == [True, True]
+    assert [line.endswith(" --max_broken_images 10") for line in commands if "--reference" in line] == [True, True]
