@@ -47,9 +47,8 @@ def build_parser(with_all_options: bool = False) -> CommandParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run `sit-atconv`; a mistake ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    module = COMMANDS.get(arguments[0], (None, ""))[0] if arguments else None
-    if hasattr(module, "main"):
-        module.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS and hasattr(COMMANDS[arguments[0]][0], "main"):
+        COMMANDS[arguments[0]][0].main(arguments[1:])
         return
     args = argparse.Namespace(**expand_home(vars(build_parser().parse_args(arguments))))
     with reporting_mistakes("sit-atconv"):

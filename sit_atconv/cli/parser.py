@@ -18,7 +18,7 @@ class CommandParser(argparse.ArgumentParser):
         options.setdefault("formatter_class", lambda prog: argparse.HelpFormatter(prog, max_help_position=32))
         super().__init__(allow_abbrev=False, **options)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args=None, namespace=None):
         """Parse a command line; options that do not exist are reported by the command that they were given to."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

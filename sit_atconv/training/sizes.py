@@ -49,5 +49,5 @@ def fit_to_images(config: TrainConfig, size: str, num_images: int, given: set[st
     batch_size = config.batch_size if "batch_size" in given else min(config.batch_size, num_images)
     steps = config.max_steps if "max_steps" in given else chosen_steps(size, num_images, batch_size)
     every = max(1, steps // 10)
-    chosen = dict(batch_size=batch_size, max_steps=steps, sample_every=every, checkpoint_every=every)
+    chosen: dict[str, Any] = dict(batch_size=batch_size, max_steps=steps, sample_every=every, checkpoint_every=every)
     return dataclasses.replace(config, **{name: value for name, value in chosen.items() if name not in given})
