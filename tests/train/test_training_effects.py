@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
 from sit_atconv.training.runlog import Stopwatch
+from sit_atconv.training.samples import MIN_TILE
 from sit_atconv.utils.files import folder_lock
 from sit_atconv.utils.image_grid import save_grid
 from sit_atconv.utils.randomness import image_generator
@@ -209,7 +210,7 @@ def test_sample_grids_are_drawn_with_their_options(tmp_path):
         generators = [image_generator(3, i) for i in range(80)]
         labels = [label for label in range(10) for _ in range(8)]
         images = pipeline(labels, generator=generators, output_type="pt", **options).images
-        save_grid(images, tmp_path / name, columns=8)
+        save_grid(images, tmp_path / name, 8, MIN_TILE, [str(digit) for digit in range(10)])
         return np.asarray(Image.open(tmp_path / name), dtype=int)
 
     drawn = np.asarray(Image.open(folder / "samples" / "step-00000004.png"), dtype=int)
