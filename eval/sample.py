@@ -9,13 +9,12 @@ the same command draws the images that are missing or broken and writes identica
 the work.
 """
 
-import os
 import shlex
 import sys
 
 from sit_atconv.evaluation.output_files import SamplingError, check_batch_file, check_sample_folder
 from sit_atconv.evaluation.sampling_options import SamplingOptions, split_options
-from sit_atconv.utils.commands import INTERRUPTED, values_of
+from sit_atconv.utils.commands import INTERRUPTED, is_spokesman, values_of
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import joined_lines, printable
 
@@ -52,7 +51,7 @@ def run(arguments: list[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; a mistake in it ends with one line and exit code 2."""
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = is_spokesman()
     try:
         if summary := run(sys.argv[1:] if arguments is None else arguments):
             print(printable(summary))

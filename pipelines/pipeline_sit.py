@@ -28,7 +28,7 @@ from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.sharing.formats import check_format
 from sit_atconv.sharing.portable import installed_function, is_installed_class, make_portable
 from sit_atconv.sharing.saving import locate_folder, updating_pipeline_folder, verifying_components
-from sit_atconv.utils.checks import check_choice, check_count
+from sit_atconv.utils.checks import MAX_SOLVER_STEPS, check_choice, check_count
 from sit_atconv.utils.class_labels import ids_by_name, parse_labels
 from sit_atconv.utils.randomness import check_generator
 
@@ -225,7 +225,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, DiffusionPipeline):
         """Raise ValueError if an argument cannot be used, naming the argument, its value and the remedy."""
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_channels(self.transformer, self.vae, output_type)
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_SOLVER_STEPS)
         guidance.check(self.transformer)
         check_sizes(height, width, self.vae_scale_factor, self.transformer.config.patch_size)
         check_generator(generator, batch_size)

@@ -8,9 +8,9 @@ The mean and standard deviation of the posterior are stored, so that each epoch 
 divide the shards among themselves. If they are interrupted, the same command encodes the shards that are missing.
 """
 
-import os
 import sys
 
+from sit_atconv.utils.commands import is_spokesman
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         encode_latents(**options)
     except (ValueError, OSError) as error:
         # Every process finds the same mistake, and one reports it. A broken image or a full disk may concern only one.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, (BrokenImageError, OSError)):
+        if is_spokesman() or isinstance(error, (BrokenImageError, OSError)):
             print(f"encode_latents.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
 

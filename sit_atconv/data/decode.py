@@ -100,7 +100,9 @@ def read_image(file: str | Path | bytes, image_size: int | None = None, name: st
             image = to_8_bits(opened, inverted_cmyk if inverted else None)
             if image_size is not None:
                 image = centre_square(image, image_size)
-            return np.array(image.convert("RGB"))
+            image = image.convert("RGB")
+        opened.close()  # its pixels; an array needs as much again
+        return np.array(image)
     except Exception as error:  # Pillow's plugins raise all kinds of errors
         what = name if name is not None or isinstance(file, bytes) else file
         reason = str(error) or type(error).__name__

@@ -60,11 +60,15 @@ class LMDBDataset(EncodedDataset):
         self._file = file
         stored = file / "data.mdb" if file.is_dir() else file
         try:
-            check_whole(stored, field)
             self._stored_bytes = stored.stat().st_size
             stamp = [self._stored_bytes, stored.stat().st_mtime_ns]
-            key = json.dumps([str(file.resolve()), stamp, image_size, size, label])
-            index = cached_index(key, lambda: self._index(size, label))
+            key = json.dumps(["walked", str(file.resolve()), stamp, image_size, size, label])
+
+            def build() -> dict[str, list | None]:
+                check_whole(stored, field)  # before LMDB sees the file, once for each state of it
+                return self._index(size, label)
+
+            index = cached_index(key, build)
         except (OSError, lmdb.Error) as error:
             raise ValueError(f"{field} cannot be opened as an LMDB: {error}") from error
         self._keys = [key.encode("latin-1") for key in index["keys"]]

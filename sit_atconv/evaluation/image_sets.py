@@ -126,7 +126,9 @@ class FolderImages:
                     "transparent": opened.has_transparency_data,
                     "deep": opened.mode[0] in "IF",
                 }
-                image = np.array(opened.convert("RGB"))
+                converted = opened.convert("RGB")
+            opened.close()  # its pixels; an array needs as much again
+            image = np.array(converted)
         except Exception as error:  # Pillow's plugins raise all sorts
             raise broken_image(self.files[index], error) from error
         for oddity in (name for name, found in odd.items() if found):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..utils.checks import check_choice, check_count, check_non_negative, check_seed
+from ..utils.checks import MAX_WORKERS, check_choice, check_count, check_seed
 from .extractor import check_extractor, parse_extractor, torchscript_program
 from .metrics import METRICS
 
@@ -93,9 +93,9 @@ class MetricOptions:
             "kid_subsets",
             "splits",
             "extractor_batch_size",
-            "num_workers",
         ):
             check_count(name, getattr(self, name))
+        check_count("num_workers", self.num_workers, most=MAX_WORKERS)
         if self.kid_subset_size < 2:
             raise ValueError(f"kid_subset_size={self.kid_subset_size} must be at least 2")
         if self.image_size is not None:
@@ -105,7 +105,7 @@ class MetricOptions:
                 f"bootstrap={self.bootstrap}: an interval of fid needs that metric and 20 resamples or more"
             )
         check_seed("metric_seed", self.metric_seed)
-        check_non_negative("max_broken_images", self.max_broken_images)
+        check_count("max_broken_images", self.max_broken_images, least=0)
         check_extractor(self.extractor, self.weights, self.outputs)
         if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
             raise ValueError(

@@ -17,6 +17,7 @@ from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..training.processes import check_launch
 from ..utils.checks import check_count
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import folder_lock, remove_staged, staged, write_json
@@ -55,6 +56,7 @@ def sample_to_folder(
         ValueError: naming the option that cannot be used, before any long work.
         SamplingError: if an image is not finite, or a file cannot be written.
     """
+    check_launch()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
     num_samples = options.num_samples
     if num_samples is None:

@@ -18,11 +18,11 @@ def check_arguments(config: Mapping) -> None:
     """Raise ValueError if sizes or probabilities in the arguments of `SiTTransformer2DModel` are out of range."""
     sizes = ("sample_size", "patch_size", "in_channels", "num_layers", "num_classes")
     for field in (*sizes, "num_attention_heads", "attention_head_dim"):
-        check_count(field, config[field])
+        check_count(field, config[field], most=math.inf)  # `check_size` bounds all of them together
     if config["out_channels"] is not None:
-        check_count("out_channels", config["out_channels"])
+        check_count("out_channels", config["out_channels"], most=math.inf)
     check_positive("mlp_ratio", config["mlp_ratio"])
-    check_count("kernel_size", config["kernel_size"])
+    check_count("kernel_size", config["kernel_size"], most=math.inf)
     check_size(config)
     if config["sample_size"] % config["patch_size"]:
         raise ValueError(f"sample_size={config['sample_size']} is not divisible by patch_size={config['patch_size']}")

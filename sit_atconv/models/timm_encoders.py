@@ -11,6 +11,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from ..utils.files import open_regular
+from ..utils.torch_files import read_torch_file
+
 
 def check_timm_model(field: str, value: str, model_name: str) -> None:
     """Check that timm knows a model and, if the name has one, its pretrained tag.
@@ -56,6 +59,22 @@ def fetch_timm_model(model_name: str) -> Any:
         ) from error
 
 
+def read_timm_weights(weights: str) -> Any:
+    """Return what a safetensors file, or a file of `torch.save`, holds. Nothing in it runs.
+
+    Raises:
+        ValueError: if the file cannot be read, or was crafted to take memory.
+    """
+    try:
+        with open_regular(weights):
+            pass  # it is not a pipe, for which the readers would wait
+        is_safetensors = Path(weights).suffix == ".safetensors"
+        return load_file(weights) if is_safetensors else read_torch_file(Path(weights))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"weights={weights!r} cannot be read as safetensors or as a state dict: {reason}") from error
+
+
 def load_timm_model(model_name: str, weights: str) -> Any:
     """Create a timm model with the weights of a file, which must hold all of the model's tensors and no others.
 
@@ -66,14 +85,7 @@ def load_timm_model(model_name: str, weights: str) -> Any:
     Raises:
         ValueError: if the file cannot be read, is not a state dict, or does not fit the model.
     """
-    try:
-        if Path(weights).suffix == ".safetensors":
-            state_dict = load_file(weights)
-        else:
-            state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"weights={weights!r} cannot be read as safetensors or as a state dict: {reason}") from error
+    state_dict = read_timm_weights(weights)
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError(f"weights={weights!r} is not a state dict: it must map names to tensors, nothing else")
     # The classifier is not needed, but a strict load needs the size that it has in the file. Some files have none.

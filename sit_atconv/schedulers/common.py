@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 
 from ..flow.callbacks import ModelFn, check_output
 from ..flow.interpolants import Interpolant
-from ..utils.checks import check_count, check_eps, check_known, near_misses, plain_numbers
+from ..utils.checks import MAX_SOLVER_STEPS, check_count, check_eps, check_known, near_misses, plain_numbers
 from ..utils.threads import PerThread
 
 FOREIGN_OPTIONS = ("sampling_eps",)  # of diffusers' schedulers, though they look like misspelt options of these
@@ -97,7 +97,7 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
     @staticmethod
     def check_state(latents: torch.Tensor, num_inference_steps: int) -> None:
         """Raise ValueError unless a solve of these latents with this number of steps is possible."""
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_SOLVER_STEPS)
         if latents.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"latents are {latents.dtype}; the solver's state must be float32 (or float64)")
 

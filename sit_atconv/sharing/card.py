@@ -17,12 +17,13 @@ from PIL import Image
 
 from ..utils.bounded_text import read_json as read_json_file
 from ..utils.bounded_text import read_yaml
-from ..utils.files import staged, write_atomically, write_json
+from ..utils.files import open_regular, staged, write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import code_block, markdown_text, one_line
 from .folder import RECORD_FILE, describe_folder, read_json, weights_variant
 
 CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
+PICTURES = ("PNG", "JPEG", "WEBP")  # formats of samples that a browser shows, whatever the name of the file
 TRAINING_FILE, METRICS_FILE = "training_config.yaml", "metrics.json"
 # A card bears the hash of the rest of itself: it is written again only as long as nobody has edited it.
 CARD_MARK = re.compile(r"<!-- made by sit-atconv ([0-9a-f]{16}) -->\n")
@@ -92,13 +93,13 @@ def add_samples(folder: str | Path, picture: str | Path) -> None:
     """Add a grid of samples to a pipeline folder.
 
     Raises:
-        ValueError: if the file is not a picture.
+        ValueError: if the file is not a picture that browsers show.
     """
     try:
-        with Image.open(picture) as opened:
+        with open_regular(picture) as file, Image.open(file, formats=PICTURES) as opened:
             opened.verify()
-    except OSError as error:
-        raise ValueError(f"samples={str(picture)!r} is not a picture: {error}") from error
+    except Exception as error:  # Pillow's plugins raise all sorts
+        raise ValueError(f"samples={str(picture)!r} is not a picture, {' or '.join(PICTURES)}: {error}") from error
     target = Path(folder) / SAMPLES_FILE
     if Path(picture).absolute() != target.absolute():
         with staged(target) as staging:

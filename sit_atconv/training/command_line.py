@@ -1,11 +1,11 @@
 """The command line of a training: every field of its configuration is an option, grouped as in config.py."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from ..utils.commands import is_spokesman
 from ..utils.option_parser import OptionParser
 from ..utils.text import printable
 from .config import GROUPS, CommonConfig, TrainConfig
@@ -69,7 +69,7 @@ def run_training(parse: Callable[[], CommonConfig], prog: str) -> int:
         finished = train(config)
     except (ValueError, FloatingPointError, OSError) as error:
         # Every process finds the same mistake, so one of them reports it; but only one may have met the broken image.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or getattr(error, "concerns_one_process", False):
+        if is_spokesman() or getattr(error, "concerns_one_process", False):
             print(f"{prog}: error: {printable(error)}", file=sys.stderr)
         return 2
     return STOPPED if finished == config.run_folder and not config.dry_run else 0

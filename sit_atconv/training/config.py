@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
 from ..models.presets import MIXERS, PRESETS, check_preset
-from ..utils.checks import check_choice, check_count, check_given, check_non_negative, check_positive, check_seed
+from ..utils.checks import (
+    MAX_SOLVER_STEPS,
+    MAX_WORKERS,
+    check_choice,
+    check_count,
+    check_given,
+    check_non_negative,
+    check_positive,
+    check_seed,
+)
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
@@ -277,8 +286,10 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
         check_positive("learning_rate", self.learning_rate)
         if self.max_grad_norm is not None:
             check_positive("max_grad_norm", self.max_grad_norm)
-        for name in ("lr_warmup_steps", "weight_decay", "num_workers", "max_broken_images"):
-            check_non_negative(name, getattr(self, name))
+        check_non_negative("weight_decay", self.weight_decay)
+        for name in ("lr_warmup_steps", "max_broken_images"):
+            check_count(name, getattr(self, name), least=0)
+        check_count("num_workers", self.num_workers, least=0, most=MAX_WORKERS)
         profile_weights(self.ema_decays, self.ema_stds)
 
     @property
@@ -330,8 +341,9 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, 
         check_mean_flow(vars(self))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
-        for name in ("sample_every", "sample_steps", "repa_depth"):
+        for name in ("sample_every", "repa_depth"):
             check_count(name, getattr(self, name))
+        check_count("sample_steps", self.sample_steps, most=MAX_SOLVER_STEPS)
         if self.image_size is not None:
             check_count("image_size", self.image_size)
         for name in ("time_shift", "repa_coefficient"):

@@ -33,7 +33,7 @@ from ..data.latent_shards import (
     write_shard,
 )
 from ..models.vae import load_vae, posterior_moments
-from ..utils.checks import check_choice, check_count, check_non_negative
+from ..utils.checks import MAX_WORKERS, check_choice, check_count
 from ..utils.files import folder_lock
 from ..utils.text import one_line, printable
 from .batches import dead_worker, start_workers
@@ -76,8 +76,8 @@ def encode_latents(
     check_choice("dtype", dtype, DTYPES)
     check_count("shard_size", shard_size)
     check_count("batch_size", batch_size)
-    for name, value in (("num_workers", num_workers), ("max_broken_images", max_broken_images)):
-        check_non_negative(name, value)
+    check_count("num_workers", num_workers, least=0, most=MAX_WORKERS)
+    check_count("max_broken_images", max_broken_images, least=0)
     accelerator = join_processes()
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")

@@ -1,6 +1,7 @@
 """The processes of a run: how they start together, and work that one of them does for all."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,6 +28,24 @@ REFUSED = (
     "ACCELERATE_FP8_BACKEND",
 )
 OFF = ("", "0", "no", "false")
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def check_launch() -> None:
+    """Check what a launcher such as torchrun says in the environment, which accelerate reads unchecked.
+
+    Raises:
+        ValueError: naming the variable.
+    """
+    for name in LAUNCHER:
+        if name in os.environ and not re.fullmatch("[0-9]{1,9}", os.environ[name].strip()):
+            raise ValueError(
+                f"{name}={os.environ[name]!r} in the environment must be a whole number; unset it, unless a launcher "
+                "such as torchrun sets it"
+            )
+    device = os.environ.get("ACCELERATE_TORCH_DEVICE", "")
+    if device.partition(":")[0] == "meta":
+        raise ValueError(f"ACCELERATE_TORCH_DEVICE={device} is no device to compute on; unset it")
 
 
 def join_processes(**options: Any) -> Accelerator:
@@ -38,6 +57,7 @@ def join_processes(**options: Any) -> Accelerator:
     Raises:
         ValueError: naming the environment variables that ask for something that is not supported, or make no sense.
     """
+    check_launch()
     for name in REFUSED:
         if os.environ.get(name, "").lower() not in OFF:
             raise ValueError(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models.timm_encoders import check_timm_model, normalization
+from ..models.timm_encoders import check_timm_model, normalization, read_timm_weights
 from ..models.transformer_sit import SiTTransformer2DModel
 
 HIDDEN = 2048  # width of the projector, as in the paper
@@ -102,6 +102,8 @@ class TargetEncoder:
                 raise ValueError(f"repa_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")
             options |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
         try:
+            if "pretrained_cfg_overlay" in options:
+                read_timm_weights(weights)  # refuses crafted files, which timm would read
             with torch.device("meta"):
                 probe = timm.create_model(name, num_classes=0)
             patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)

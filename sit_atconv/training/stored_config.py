@@ -6,6 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from ..utils.bounded_text import read_yaml
 from .checkpoints import checkpoint_steps, read_state
 from .config import TRACKERS, CommonConfig, TrainConfig
@@ -21,7 +24,7 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ValueError: if `init_from` or `teacher` is not a pipeline folder or was trained with another path or prediction,
-            or if the package of `log_with` is not installed.
+            the package of `log_with` is not installed, or `push_to_hub` is no name of the Hub.
     """
     if config.init_from is not None:
         check_objective(config.init_from, config.path, config.prediction)
@@ -33,6 +36,11 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
         raise ValueError(
             f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
         )
+    if config.push_to_hub is not None:
+        try:
+            validate_repo_id(config.push_to_hub)
+        except HFValidationError as error:
+            raise ValueError(f"push_to_hub={config.push_to_hub!r} is no name on the Hub: {error}") from error
     return config
 
 

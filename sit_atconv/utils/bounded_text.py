@@ -6,6 +6,7 @@ these functions, so that a crafted file ends with a `ValueError` that names it.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ MAX_FILE_BYTES = 2**26  # 64 MiB; the largest files of this kind list the weight
 MAX_YAML_CHARACTERS = 2**20  # of a configuration
 MAX_EXPANDED_CHARACTERS = 2**22  # of a configuration, with each alias counted as what it repeats
 MAX_DEPTH = 64  # of lists and dictionaries
+MAX_NUMBER_CHARACTERS = 1000  # YAML's 1:59:59 is a number to the base 60, which takes minutes if it is long
+LONG_NUMBER = re.compile(rf"[-+]?[0-9][0-9a-fA-FxXoO_:.]{{{MAX_NUMBER_CHARACTERS},}}")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -155,6 +158,12 @@ def check_yaml(text: str, source: str | Path) -> None:
                     raise ValueError(f"{source}: what is called &{anchor} contains itself; write it out")
                 size, anchor = anchors.get(event.anchor, (0, 0)), None
             elif isinstance(event, yaml.ScalarEvent):
+                is_text = event.style and event.tag is None  # a plain scalar has no style
+                if not is_text and LONG_NUMBER.fullmatch(event.value):
+                    raise ValueError(
+                        f"{source}:{event.start_mark.line + 1}: a number has {len(event.value)} characters, more than "
+                        f"{MAX_NUMBER_CHARACTERS}; put it in quotes if it is text"
+                    )
                 size = 1 + len(event.value), 0
             else:
                 continue

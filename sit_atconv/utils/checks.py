@@ -71,10 +71,23 @@ def check_choice(field: str, value, choices: Iterable) -> None:
         raise ValueError(f"{field}={value!r} is not one of: {', '.join(map(str, choices))}")
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+MAX_COUNT = 10**9  # of images, steps, … that can be meant
+MAX_SOLVER_STEPS = 10**6
+MAX_WORKERS = 1024  # processes
+
+
+def check_float32(field: str, value) -> None:
+    """Raise ValueError if a finite number is too large for the float32 in which everything is computed."""
+    if abs(value) > FLOAT32_MAX:
+        raise ValueError(f"{field}={value!r} is beyond {FLOAT32_MAX:.3g}, the largest float32; choose less")
+
+
 def check_positive(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number above 0")
+    check_float32(field, value)
 
 
 def check_eps(field: str, value) -> None:
@@ -89,16 +102,19 @@ def check_share(field: str, value) -> None:
         raise ValueError(f"{field}={value!r} must be between 0 and 1")
 
 
-def check_count(field: str, value) -> None:
-    """Raise ValueError unless `value` is a whole number of at least 1."""
-    if not is_whole(value) or value < 1:
-        raise ValueError(f"{field}={value!r} must be a whole number of at least 1")
+def check_count(field: str, value, least: int = 1, most: float = MAX_COUNT) -> None:
+    """Raise ValueError unless `value` is a whole number from `least` to `most`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{field}={value!r} must be a whole number of at least {least}")
+    if value > most:
+        raise ValueError(f"{field}={value!r} is more than {most}; choose less")
 
 
 def check_non_negative(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number of at least zero."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number of at least 0")
+    check_float32(field, value)
 
 
 def check_seed(field: str, value) -> None:

@@ -4,6 +4,7 @@ This file imports nothing that takes long, so that a command can use it before P
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,14 @@ def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> I
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; {interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def is_spokesman() -> bool:
+    """Whether this process reports a mistake that all processes of a launch find: the first one of each machine."""
+    try:
+        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    except ValueError:  # which is a mistake itself
+        return True
 
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:

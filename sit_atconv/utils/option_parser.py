@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from .bounded_text import check_yaml, key_lines, read_configuration
-from .commands import values_of
+from .commands import is_spokesman, values_of
 from .home import expand_home
 from .option_help import HelpAction, describe_type, format_options, names_of, option_type, options_of
 from .outlines import function_outline
@@ -50,7 +49,7 @@ class OptionParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake in one line, on the first process of a machine, and exit with code 2."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_spokesman():
             print(f"{self.prog}: error: {joined_lines(self.explain(message))}", file=sys.stderr)
         self.exit(2)
 

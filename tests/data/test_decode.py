@@ -280,6 +280,17 @@ def test_large_images_take_a_few_bytes_a_pixel(mode, dtype, times):
     assert peak_megabytes(lambda: read_image(data, 64)) < 16 * times + 40
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes are counted on Linux")
+@pytest.mark.parametrize("mode", [4, 6, 2])
+def test_whole_images_take_no_more_than_eleven_bytes_a_pixel(mode, tmp_path):
+    """Those that are not cropped, in training's way of reading and in clean-fid's."""
+    channels = {2: 3, 4: 2, 6: 4}[mode]
+    (tmp_path / "a.png").write_bytes(png(mode, 8, np.zeros((4000, 4000 * channels), np.uint8)))
+    assert peak_megabytes(lambda: read_image(tmp_path / "a.png")) < 16 * 11 + 20
+    assert peak_megabytes(lambda: FolderImages(tmp_path).image(0)) < 16 * 11 + 20
+
+
 @pytest.mark.parametrize("strip", [1, 37, 10**6])
 def test_strips_change_nothing(strip, monkeypatch):
     rng = np.random.default_rng(0)

@@ -1,8 +1,11 @@
 """LMDBs of every layout; their pickles run no code."""
 
+import contextlib
+import multiprocessing
 import os
 import pickle
 
+import numpy as np
 import pytest
 from pictures import COLOURS, colours_of, png
 
@@ -126,6 +129,78 @@ def test_a_truncated_lmdb_is_refused_before_it_is_mapped(database):
             open_dataset(path, 4)
     path.write_bytes(whole + bytes(4096))
     assert len(open_dataset(path, 4)) == 40
+
+
+@pytest.mark.parametrize("byte", [None, 0xFF])
+def test_damaged_pages_do_not_end_the_process(byte, database):
+    """Bytes in pages of every kind are overwritten, at random places or in headers: refused, or still read."""
+    entries = {f"{i:04d}".encode(): bytes([i % 250]) * (9000 if i % 9 == 0 else 60) for i in range(200)}
+    whole = database(entries, subdir=False).read_bytes()
+    files = [database({b"0": b""}, subdir=False) for _ in range(20)]
+    for number, file in enumerate(files):
+        rng = np.random.default_rng(number)
+        content = bytearray(whole)
+        for page in range(2, len(whole) // 4096):
+            start = page * 4096 + int(rng.choice([0, 8, 10, 12, 14, 16, 20, int(rng.integers(4096))]))
+            length = int(rng.choice([0, 0, 1, 2, 4]))
+            content[start : start + length] = rng.bytes(length) if byte is None else bytes([byte]) * length
+        file.write_bytes(content)
+
+    def read(files) -> None:
+        for file in files:
+            with contextlib.suppress(ValueError):
+                dataset = open_dataset(file, 4)
+                for i in range(len(dataset)):
+                    with contextlib.suppress(BrokenImageError):
+                        dataset.encoded(i)
+
+    child = multiprocessing.get_context("fork").Process(target=read, args=(files,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (16 + 24, 0, "its pages cannot have 0 bytes"),
+        (4096 + 16 + 24, 512, "its pages cannot have 512 bytes"),
+        (4096 + 16, 7, "its second page does not describe it"),
+    ],
+)
+def test_a_damaged_description_is_named(offset, value, message, database):
+    path = database({b"0": png("red")}, subdir=False)
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 4] = value.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"is damaged: {message}; copy it again"):
+        open_dataset(path, 4)
+
+
+def test_every_part_of_a_page_is_checked(database):
+    """A root that is a branch, with one field changed at a time. LMDB asserts, or follows, each of them unchecked."""
+    path = database({f"{i:04d}".encode(): bytes(9000 if i == 7 else 40) for i in range(200)}, subdir=False)
+    whole = path.read_bytes()
+    newer = max((0, 4096), key=lambda start: int.from_bytes(whole[start + 16 + 128 :][:8], "little"))
+    root = int.from_bytes(whole[newer + 16 + 112 :][:8], "little") * 4096
+    first = root + int.from_bytes(whole[root + 16 :][:2], "little")  # its first node
+    changes = {
+        newer + 16 + 112: (b"\x01", "page 1 is out of place"),
+        newer + 16 + 24 + 48 + 4: (b"\x04", "keys have several values"),
+        root: (b"\xff", "damaged header"),
+        root + 10: (b"\x02\x00", "damaged key"),  # a leaf
+        root + 12: (b"\x12\x00", "too few keys"),
+        root + 14: (b"\xff\xff", "damaged header"),
+        root + 16: (b"\xfc\xff", "damaged key"),
+        first + 6: (b"\xff\xff", "damaged key"),
+        first: (bytes([whole[root] & 0xFF]), "out of place"),  # a page that contains itself
+    }
+    for place, (value, message) in changes.items():
+        path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+        with pytest.raises(ValueError, match=f"is damaged: .*{message}.*; copy it again"):
+            open_dataset(path, 4)
+    path.write_bytes(whole)
+    assert len(open_dataset(path, 4)) == 200
 
 
 def test_an_lmdb_that_ends_before_pages_that_are_free_is_whole(tmp_path):

@@ -1,11 +1,15 @@
 """Weights of timm models: loaded completely or not at all, and without running code."""
 
+import os
+import zipfile
+
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
 from sit_atconv.models.timm_encoders import load_timm_model
+from sit_atconv.training.repa import TargetEncoder
 
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
 
@@ -51,3 +55,22 @@ def test_timm_weights_run_no_code(tmp_path):
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pth")
     with pytest.raises(ValueError, match="is not a state dict"):
         load_timm_model(TINY_TIMM, str(tmp_path / "training.pth"))
+
+
+@pytest.mark.parametrize("kind", ["compressed", "nested", "pipe.pth", "pipe.safetensors"])
+def test_crafted_weights_take_neither_memory_nor_the_process(kind, tmp_path):
+    """Like checkpoints that are converted, and the file of REPA's encoder with them."""
+    file = tmp_path / (kind if kind.startswith("pipe") else "weights.pth")
+    if kind.startswith("pipe"):
+        os.mkfifo(file)
+    else:
+        pickled = b"\x80\x02})" + b"\x85" * 1000 + b"K\x01s." if kind == "nested" else b"\x80\x02}."
+        compression = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            archive.writestr("weights/data.pkl", pickled)
+            archive.writestr("weights/version", "3\n")
+    reason = {"compressed": "is compressed", "nested": "nests containers more than"}.get(kind, "is not a regular file")
+    with pytest.raises(ValueError, match=reason):
+        load_timm_model(TINY_TIMM, str(file))
+    with pytest.raises(ValueError, match=rf"repa_weights=.*({reason}|is neither a file)"):
+        TargetEncoder("test_vit.r160_in1k", str(file), (4, 4), torch.device("cpu"))

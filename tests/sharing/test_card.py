@@ -1,5 +1,6 @@
 """Model cards: what they show, and that an edited one is kept."""
 
+import os
 import re
 
 import pytest
@@ -100,6 +101,23 @@ def test_a_report_without_metrics_is_refused(content, tiny_pipeline, tmp_path):
         add_report(tmp_path / "folder", tmp_path / "report.json")
     with pytest.raises(ValueError, match="is not a picture"):
         add_samples(tmp_path / "folder", tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("kind", ["postscript", "pipe", "damaged"])
+def test_what_is_no_picture_is_neither_opened_nor_waited_for(kind, tmp_path):
+    """A browser could not show PostScript, and Pillow would take it, whatever the name of the file."""
+    picture = tmp_path / "grid.png"
+    if kind == "pipe":
+        os.mkfifo(picture)
+    else:
+        content = {
+            "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n",
+            "damaged": b"\x89PNG",
+        }
+        picture.write_bytes(content[kind])
+    with pytest.raises(ValueError, match=r"samples=.*grid\.png' is not a picture, PNG or JPEG or WEBP"):
+        add_samples(tmp_path, picture)
+    assert not (tmp_path / "samples.png").exists()
 
 
 def test_the_snippet_names_the_variant_where_there_is_no_other(tiny_pipeline, tmp_path):

@@ -31,6 +31,37 @@ def test_missing_tracker_is_named_with_its_installation(tracker, monkeypatch):
         resolve_config(TrainConfig(log_with=tracker))
 
 
+@pytest.mark.parametrize("name", ["a b", "user/name/more", "-x", "a/b--c", "x" * 100, ""])
+def test_a_name_that_the_hub_would_refuse_is_refused_before_training(name):
+    with pytest.raises(ValueError, match=r"^push_to_hub=.* is no name on the Hub: "):
+        resolve_config(TrainConfig(push_to_hub=name, log_with="none"))
+    assert resolve_config(TrainConfig(push_to_hub="user/name", log_with="none")).push_to_hub == "user/name"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rate": 1e300}, "learning_rate=1e.300 is beyond 3.4e"),
+        ({"weight_decay": 1e300}, "weight_decay=1e.300 is beyond 3.4e"),
+        ({"num_workers": 10**24}, "num_workers=1(0{24}) is more than 1024"),
+        ({"num_workers": 1.5}, "num_workers=1.5 must be a whole number of at least 0"),
+        ({"sample_steps": 10**24}, "sample_steps=1(0{24}) is more than 1000000"),
+        ({"max_steps": 10**24}, "max_steps=1(0{24}) is more than 1000000000"),
+        ({"log_with": 0}, "log_with=0 is not one of: tensorboard, wandb, trackio, none"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TrainConfig(**options)
+
+
+@pytest.mark.parametrize("patch_size", [0, -1, 1.5, True, "2", None])
+def test_a_patch_size_that_divides_nothing(patch_size):
+    config = TrainConfig(model={"patch_size": patch_size}, log_with="none")
+    with pytest.raises(ValueError, match=rf"^model\.patch_size={patch_size!r} must be a whole number of at least 1$"):
+        build_transformer(config, DigitsDataset(), None)
+
+
 EARLIER = """
 data: photos?label=none
 image_size: 64

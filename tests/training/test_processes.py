@@ -2,6 +2,8 @@
 
 import pytest
 
+from sit_atconv.evaluation.sample_folder import sample_to_folder
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.processes import OFF, REFUSED, join_processes, start_accelerator
 
@@ -54,3 +56,21 @@ def test_values_that_make_no_sense_are_named(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"^accelerate cannot start with {name}={value} in the environment: "):
         start_accelerator(TrainConfig(log_with="none"))
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("LOCAL_RANK", "abc", "LOCAL_RANK='abc' in the environment must be a whole number"),
+        ("WORLD_SIZE", "-1", "WORLD_SIZE='-1' in the environment must be a whole number"),
+        ("RANK", "", "RANK='' in the environment must be a whole number"),
+        ("ACCELERATE_TORCH_DEVICE", "meta", "ACCELERATE_TORCH_DEVICE=meta is no device to compute on; unset it"),
+        ("ACCELERATE_TORCH_DEVICE", "meta:0", "ACCELERATE_TORCH_DEVICE=meta:0 is no device to compute on; unset it"),
+    ],
+)
+def test_what_no_launcher_says_is_named(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        join_processes()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sample_to_folder("nowhere", "nowhere", SamplingOptions(num_samples=1))

@@ -38,6 +38,9 @@ CHAIN = "a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1,
         ("a: *b", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
         ("a: 2026-02-30", "is not YAML"),
+        ("a: 1" + ":59" * 300_000, ":1: a number has 900001 characters"),
+        ('b: 1\na: !!int "1' + ":59" * 300_000 + '"', ":2: a number has 900001 characters"),
+        ("a: 0x" + "f" * 900_000, ":1: a number has 900002 characters"),
         ("[a]: {}\n? {a: 1}\n: 2", "is not YAML"),
     ],
 )
@@ -54,6 +57,7 @@ def test_aliases_and_merges_of_moderate_size_are_read():
     base = {"lr": 0.1, "steps": [1, 2]}
     expected = {"base": base, "a": {"lr": 0.2, "steps": [1, 2]}, "b": [base, base], "c": 3, "d": 3}
     assert load_yaml(text, "file.yaml") == expected
+    assert load_yaml(f"a: '{'5' * 2000}'\nb: 1:00", "file.yaml") == {"a": "5" * 2000, "b": 60}
     assert load_yaml("", "file.yaml") is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sit_atconv.utils.checks import (
     MAX_PIXEL_DIMENSIONS,
+    MAX_WORKERS,
     check_choice,
     check_count,
     check_eps,
@@ -54,6 +55,26 @@ def test_what_is_no_count(value):
 @pytest.mark.parametrize("value", [1, np.int64(1), np.uint8(200)])
 def test_what_is_a_count(value):
     check_count("batch_size", value)
+
+
+@pytest.mark.parametrize("value", [10**9 + 1, 10**24, np.int64(2**62)])
+def test_what_is_more_than_can_be_meant(value):
+    with pytest.raises(ValueError, match=r"^num_samples=.* is more than 1000000000; choose less$"):
+        check_count("num_samples", value)
+    with pytest.raises(ValueError, match=r"^num_workers=.* is more than 1024; choose less$"):
+        check_count("num_workers", value, least=0, most=MAX_WORKERS)
+    check_count("num_samples", 10**9)
+    check_count("num_workers", 0, least=0)
+    with pytest.raises(ValueError, match=r"^num_workers=-1 must be a whole number of at least 0$"):
+        check_count("num_workers", -1, least=0)
+
+
+@pytest.mark.parametrize("value", [1e39, 1e300, 10**39])
+@pytest.mark.parametrize("check", [check_positive, check_non_negative])
+def test_what_float32_cannot_hold(check, value):
+    with pytest.raises(ValueError, match=r"^learning_rate=.* is beyond 3.4e\+38, the largest float32; choose less$"):
+        check("learning_rate", value)
+    check("learning_rate", 3e38)
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, np.float32("inf"), True, np.True_, "1", None, np.ones(2)])

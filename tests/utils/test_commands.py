@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
+from sit_atconv.utils.commands import check_outputs_at_once, is_spokesman, reporting_mistakes, save_report
 
 
 def ends(capsys, error: BaseException) -> tuple[int, str]:
@@ -59,3 +59,13 @@ def test_a_report_that_cannot_be_written_is_printed(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"fid": 2.5, "samples": "\x1b[2J"}
     assert json.loads(file.read_text()) == {"fid": 1.5}
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    "rank, speaks", [(None, True), ("0", True), ("1", False), ("7", False), ("abc", True), ("", True)]
+)
+def test_one_process_speaks_unless_its_number_is_the_mistake(rank, speaks, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert is_spokesman() is speaks
