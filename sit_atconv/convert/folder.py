@@ -27,7 +27,7 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..sharing.card import write_training_config
 from ..sharing.folder import RECORD_FILE, check_pipeline_folder, read_json, weights_variant
 from ..utils.checks import check_choice
-from ..utils.files import check_new_file, staged
+from ..utils.files import check_new_file, check_regular, staged
 from ..utils.imagenet import imagenet_labels
 from .inspect import REFERENCE_VAE_CHANNELS, Reference, inspect_reference
 from .layouts import LAYOUTS, REFERENCE_PREDICTIONS, is_pointwise
@@ -229,6 +229,8 @@ def stored_transformer(folder: str | Path) -> SiTTransformer2DModel:
         model = SiTTransformer2DModel.from_config(SiTTransformer2DModel.load_config(folder))
     verify_weights(folder, variant)
     files = sorted(file for pattern in weight_patterns(variant)[:2] for file in folder.glob(pattern))
+    for file in files:
+        check_regular(file)
     try:
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         model.load_state_dict(weights, assign=True)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..models.latent_scaling import normalize_latents
 from ..utils.bounded_text import read_json_object
+from ..utils.files import check_regular
 from ..utils.hashing import file_sha256
 from .base import ImageDataset, cached_index, hash_of
 from .latent_shards import FORMAT, MANIFEST, SETTINGS, SHARD_FIELDS, check_fields, describe_vae, differences
@@ -89,7 +90,9 @@ class LatentsDataset(ImageDataset):
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:
-            self._open[number] = safe_open(self._folder / self.manifest["shards"][number]["file"], "pt")
+            file = self._folder / self.manifest["shards"][number]["file"]
+            check_regular(file)
+            self._open[number] = safe_open(file, "pt")
         return self._open[number]
 
     def latents(self, index: int, flip: bool, noise: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ..utils.bounded_text import load_json
-from ..utils.files import append_line, staged
+from ..utils.files import append_line, open_regular, staged
 from .output_files import COSTS_RECORD
 
 ENTRIES = ("first_image", "network_calls", "seconds")  # numbers in each line
@@ -34,7 +34,9 @@ def collect_costs(folder: Path) -> dict[int, dict]:
     notes = list(folder.glob(f".*.{COSTS_RECORD}"))
     costs: dict[int, dict] = {}
     for source in [file, *notes] if file.exists() else notes:
-        for line in source.read_bytes().splitlines():
+        with open_regular(source) as opened:
+            content = opened.read()
+        for line in content.splitlines():
             try:
                 cost = load_json(line.decode(), source)
                 costs[int(cost["first_image"])] = {name: cost[name] + 0 for name in ENTRIES}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..utils.checks import check_non_negative, is_number, is_whole, plain_numbers
+from ..utils.checks import check_float32, check_non_negative, is_number, is_whole, plain_numbers
 from .conditioning import LabelledModel
 
 
@@ -39,6 +39,7 @@ class Guidance:
     def __post_init__(self):
         scale, interval, channels = self.scale, self.interval, self.channels
         check_non_negative("guidance_scale", scale)
+        check_float32("guidance_scale", scale)
         is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval))
         if not is_pair or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"guidance_interval={interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")

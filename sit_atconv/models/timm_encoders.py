@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ..utils.files import open_regular
+from ..utils.files import check_regular
 from ..utils.torch_files import read_torch_file
 
 
@@ -66,8 +66,7 @@ def read_timm_weights(weights: str) -> Any:
         ValueError: if the file cannot be read, or was crafted to take memory.
     """
     try:
-        with open_regular(weights):
-            pass  # it is not a pipe, for which the readers would wait
+        check_regular(weights)
         is_safetensors = Path(weights).suffix == ".safetensors"
         return load_file(weights) if is_safetensors else read_torch_file(Path(weights))
     except Exception as error:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import safe_open
 
 from ..utils.checks import check_choice, is_number
+from ..utils.files import check_regular
 from .finite import check_finite
 from .latent_scaling import denormalize_latents, normalize_latents
 from .safetensors_only import check_weight_indices
@@ -158,6 +159,7 @@ def check_vae_weights(vae: VAE, folder: Path) -> None:
     """Raise ValueError unless the safetensors files in `folder`, if any, hold exactly the weights of `vae`."""
     stored = set()
     for file in folder.glob("*.safetensors"):
+        check_regular(file)
         with safe_open(file, "pt") as opened:
             stored |= set(opened.keys())
     if stored and (wrong := sorted(stored ^ vae.state_dict().keys())):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from ..models.latent_scaling import vae_scale_factor
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
+from ..utils.files import check_regular
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
 
@@ -63,9 +64,14 @@ def check_pipeline_folder(folder: str | Path) -> None:
 
 
 def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the transformer's weights by name, from the headers of its files alone."""
+    """Return the shapes of the transformer's weights by name, from the headers of its files alone.
+
+    Raises:
+        ValueError: if one of them is not a regular file.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted((Path(folder) / "transformer").glob("*.safetensors")):
+        check_regular(file)
         with safe_open(file, "np") as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return shapes

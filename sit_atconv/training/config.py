@@ -16,6 +16,7 @@ from ..utils.checks import (
     MAX_WORKERS,
     check_choice,
     check_count,
+    check_float32,
     check_given,
     check_non_negative,
     check_positive,
@@ -287,6 +288,8 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
         if self.max_grad_norm is not None:
             check_positive("max_grad_norm", self.max_grad_norm)
         check_non_negative("weight_decay", self.weight_decay)
+        for name in ("learning_rate", "weight_decay"):
+            check_float32(name, getattr(self, name))
         for name in ("lr_warmup_steps", "max_broken_images"):
             check_count(name, getattr(self, name), least=0)
         check_count("num_workers", self.num_workers, least=0, most=MAX_WORKERS)
@@ -348,4 +351,6 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, 
             check_count("image_size", self.image_size)
         for name in ("time_shift", "repa_coefficient"):
             check_positive(name, getattr(self, name))
+            check_float32(name, getattr(self, name))
         check_non_negative("sample_guidance_scale", self.sample_guidance_scale)
+        check_float32("sample_guidance_scale", self.sample_guidance_scale)

@@ -59,7 +59,7 @@ def log_picture(accelerator: Accelerator, name: str, file: Path, step: int) -> N
     """Show a picture in the trackers that show pictures: TensorBoard and W&B."""
     for tracker in accelerator.trackers:
         if tracker.name in ("tensorboard", "wandb"):
-            with Image.open(file) as picture:
+            with Image.open(file, formats=["PNG"]) as picture:
                 pixels = np.asarray(picture.convert("RGB"))  # (H, W, C)
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: pixels[None]}, step=step, **options)

@@ -78,7 +78,7 @@ MAX_WORKERS = 1024  # processes
 
 
 def check_float32(field: str, value) -> None:
-    """Raise ValueError if a finite number is too large for the float32 in which everything is computed."""
+    """Raise ValueError if a finite number is too large for the float32 in which networks compute."""
     if abs(value) > FLOAT32_MAX:
         raise ValueError(f"{field}={value!r} is beyond {FLOAT32_MAX:.3g}, the largest float32; choose less")
 
@@ -87,7 +87,6 @@ def check_positive(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number above 0")
-    check_float32(field, value)
 
 
 def check_eps(field: str, value) -> None:
@@ -114,7 +113,6 @@ def check_non_negative(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number of at least zero."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number of at least 0")
-    check_float32(field, value)
 
 
 def check_seed(field: str, value) -> None:

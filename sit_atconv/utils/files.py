@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import warnings
@@ -14,6 +15,7 @@ from typing import BinaryIO, TextIO
 
 STAGING = ".staging-"  # starts the names under which files and folders are written before they get their own
 LOCK = ".lock"  # the file in a folder that `folder_lock` locks
+OF_EARLIER_VERSIONS = re.compile(r"\.([0-9]+\.png|samples\.json|labels\.csv|costs\.jsonl|duel\.yaml)\.part")  # staged
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 WITHOUT_LINKS = {
     errno.EPERM,
@@ -58,8 +60,7 @@ def check_writable_folder(field: str, folder: str | Path) -> None:
 
 def is_leftover(name: str) -> bool:
     """Whether a file of this name is a staged file or a lock of this package, which may be deleted."""
-    of_earlier_versions = name.startswith(".") and name.endswith(".part")
-    return name.startswith(STAGING) or name == LOCK or of_earlier_versions
+    return name.startswith(STAGING) or name == LOCK or OF_EARLIER_VERSIONS.fullmatch(name) is not None
 
 
 def remove(path: Path) -> None:
@@ -105,6 +106,11 @@ def open_regular(file: str | Path) -> BinaryIO:
         os.close(descriptor)
         raise ValueError(f"{str(file)!r} is not a regular file, but a folder, pipe, socket or device; name a file")
     return os.fdopen(descriptor, "rb")
+
+
+def check_regular(file: str | Path) -> None:
+    """Raise ValueError unless a file is a regular one, for libraries, which would wait for a pipe."""
+    open_regular(file).close()
 
 
 @contextmanager
@@ -240,13 +246,15 @@ def append_line(file: Path, line: str) -> None:
 
 
 def check_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError if an entry of a folder is a link, although it is to be written to or filled.
+    """Raise ValueError if an entry of a folder is a link, a pipe or a device, although it is read, written or filled.
 
     Args:
         folder: the folder. It may be a link itself.
         names: the entries that are written.
     """
     for name in names:
+        if os.path.exists(folder / name) and not ((folder / name).is_file() or (folder / name).is_dir()):
+            raise ValueError(f"{folder / name} is a pipe, a socket or a device; remove it")
         if (folder / name).is_symlink():
             raise ValueError(
                 f"{folder / name} is a link, and nothing is written through links inside this folder; replace it by "

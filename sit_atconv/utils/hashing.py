@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .files import open_regular
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,9 +22,13 @@ def tensors_sha256(state_dict: "dict[str, torch.Tensor]") -> str:
 
 
 def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as sha256sum prints it."""
+    """Return the SHA-256 of a file's bytes, as sha256sum prints it.
+
+    Raises:
+        ValueError: if it is not a regular file.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         while chunk := opened.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()

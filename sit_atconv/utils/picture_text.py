@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .bounded_text import load_json
+from .files import open_regular
 
 SETTINGS_KEY = "sit-atconv"
 
@@ -17,7 +18,7 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
+        with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as picture:
             text = getattr(picture, "text", {}).get(SETTINGS_KEY)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{str(file)!r} is no picture that can be read: {error}") from error

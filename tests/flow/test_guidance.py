@@ -174,3 +174,10 @@ def test_gradients_flow(interval, tiny_transformer, x):
     scale = torch.where((t >= interval[0]) & (t <= interval[1]), 2.0, 1.0).view(3, 1, 1, 1)
     (expected,) = torch.autograd.grad((uncond + scale * (cond - uncond)).square().sum(), x)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_scale_beyond_float32_is_named():
+    with pytest.raises(
+        ValueError, match=r"^guidance_scale=1e\+300 is beyond 3.4e\+38, the largest float32; choose less$"
+    ):
+        Guidance(scale=1e300)

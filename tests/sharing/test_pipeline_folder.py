@@ -1,11 +1,15 @@
 """What a pipeline folder says of itself, without its weights being loaded."""
 
 import json
+import os
 import shutil
 
 import pytest
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 
+from sit_atconv import SiTPipeline
+from sit_atconv.convert import export_checkpoint
+from sit_atconv.models.vae import load_vae
 from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 from sit_atconv.sharing.folder import (
     check_pipeline_folder,
@@ -16,6 +20,13 @@ from sit_atconv.sharing.folder import (
     weights_variant,
 )
 
+TINY_VAE = {
+    "encoder_block_out_channels": (4, 4, 4),
+    "decoder_block_out_channels": (4, 4, 4),
+    "num_encoder_blocks": (1, 1, 1),
+    "num_decoder_blocks": (1, 1, 1),
+}
+
 
 @pytest.mark.parametrize("shards", [None, "5KB"])
 def test_shapes_are_read_from_the_headers(shards, tiny_pipeline, tmp_path):
@@ -23,6 +34,26 @@ def test_shapes_are_read_from_the_headers(shards, tiny_pipeline, tmp_path):
     pipe.save_pretrained(tmp_path, max_shard_size=shards)
     expected = {name: tuple(tensor.shape) for name, tensor in pipe.transformer.state_dict().items()}
     assert stored_parameters(tmp_path) == expected
+
+
+def test_pipes_in_the_place_of_weights_are_not_waited_for(tiny_pipeline, tmp_path):
+    """By what describes, verifies, converts and loads a folder."""
+    tiny_pipeline(vae=AutoencoderTiny(**TINY_VAE), in_channels=4).save_pretrained(tmp_path)
+    for place, readers in {
+        "transformer": [stored_parameters, lambda folder: export_checkpoint(folder, tmp_path / "out.pt")],
+        "vae": [SiTPipeline.from_pretrained, lambda folder: load_vae(str(folder))],
+    }.items():
+        (tmp_path / place / "weights.json").unlink()
+        os.mkfifo(tmp_path / place / "diffusion_pytorch_model.x.safetensors")
+        file = tmp_path / place / "diffusion_pytorch_model.safetensors"
+        file.rename(tmp_path / "weights")
+        os.mkfifo(file)
+        for read in readers:
+            with pytest.raises((ValueError, OSError), match=r"is not a regular file|no file named"):
+                read(tmp_path)
+        file.unlink()
+        (tmp_path / "weights").rename(file)
+        (tmp_path / place / "diffusion_pytorch_model.x.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
@@ -43,12 +74,7 @@ def test_the_variant_to_name(names, expected, tmp_path):
 
 
 def test_a_folder_with_a_vae_and_a_scheduler_of_diffusers(tiny_pipeline, tmp_path):
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(4, 4, 4),
-        decoder_block_out_channels=(4, 4, 4),
-        num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(1, 1, 1),
-    )
+    vae = AutoencoderTiny(**TINY_VAE)
     pipe = tiny_pipeline(FlowMatchEulerDiscreteScheduler(), vae, in_channels=4, mixer=["atconv", "attention"])
     pipe.save_pretrained(tmp_path)
     config, facts = pipe.transformer.config, describe_folder(tmp_path)

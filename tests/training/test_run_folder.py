@@ -1,6 +1,7 @@
 """Which runs a folder can be continued by."""
 
 import dataclasses
+import os
 
 import pytest
 import yaml
@@ -77,6 +78,18 @@ def test_run_folder_with_a_link_is_refused_and_nothing_is_written_through_it(nam
         with pytest.raises(ValueError, match=rf"run/{name} is a link, and nothing is written through links"):
             prepare_run_folder(TrainConfig(output_dir=str(run), resume=resume))
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "starts.jsonl", "broken_images.txt", "config.yaml", "tracker_id.txt"]
+)
+def test_run_folder_with_a_pipe_is_refused_and_not_waited_for(name, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    os.mkfifo(run / name)
+    for resume in (None, "latest", "auto"):
+        with pytest.raises(ValueError, match=rf"run/{name} is a pipe, a socket or a device; remove it"):
+            prepare_run_folder(TrainConfig(output_dir=str(run), resume=resume))
 
 
 def killed_before_its_first_checkpoint(config: TrainConfig) -> None:

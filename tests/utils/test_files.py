@@ -18,6 +18,7 @@ from sit_atconv.utils.files import (
     folder_lock,
     open_to_append,
     remove,
+    remove_staged,
     staged,
     sync,
     write_atomically,
@@ -163,9 +164,15 @@ def test_a_new_file_is_published_without_replacing_one(has_links, tmp_path, monk
 def test_new_folders(tmp_path):
     check_new_folder("output", tmp_path / "not" / "there")
     check_new_folder("output", tmp_path)
-    for leftover in (f"{STAGING}1-samples.json", ".lock"):
+    for leftover in (f"{STAGING}1-samples.json", ".lock", ".samples.json.part", ".000012.png.part"):
         (tmp_path / leftover).touch()
     check_new_folder("output", tmp_path)
+    (tmp_path / ".movie.part").touch()  # not ours
+    with pytest.raises(ValueError, match=r"holds other files \('.movie.part'\)"):
+        check_new_folder("output", tmp_path)
+    remove_staged(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".movie.part"}
+    (tmp_path / ".movie.part").unlink()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"^output='.*' holds other files \('notes.txt'\); name a new folder$"):
         check_new_folder("output", tmp_path)

@@ -1,6 +1,7 @@
 """Hashes of files and of tensors."""
 
 import hashlib
+import os
 
 import pytest
 import torch
@@ -35,3 +36,9 @@ def test_tensors_are_hashed_by_name_type_shape_and_values():
 def test_a_view_is_hashed_by_its_values():
     matrix = torch.arange(6.0).reshape(2, 3)
     assert tensors_sha256({"a": matrix.t()}) == tensors_sha256({"a": matrix.t().contiguous()})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        file_sha256(tmp_path / "pipe")
