@@ -186,7 +186,8 @@ class RunConfig:
     """Run folder
 
     Args:
-        output_dir: the run folder. Defaults to runs/DATA-MIXER.
+        output_dir: the run folder. Defaults to runs/DATA-MIXER; runs/DATA-finetuned with init_from, and
+            runs/DATA-meanflow with objective meanflow as well.
         resume: "latest" continues the run in the output folder from its newest checkpoint; "auto" does the same, or
             starts the run if there is no checkpoint yet. If null, the folder must be new.
         dry_run: build everything, print the plan and take one step with one image per process and accumulation step;
@@ -336,8 +337,15 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, 
             self.sample_steps = 2 if self.objective == "meanflow" else 25
         self._check_values()
         if self.output_dir is None:
-            mixer = self.mixer if isinstance(self.mixer, str) else "finetuned" if self.init_from else "mixed"
-            self.output_dir = f"runs/{source_name(self.data)}-{mixer}"
+            self.output_dir = f"runs/{source_name(self.data)}-{self._kind}"
+
+    @property
+    def _kind(self) -> str:
+        """What tells the default run folder of this run from that of others on the same data."""
+        if self.init_from is not None:
+            return "meanflow" if self.objective == "meanflow" else "finetuned"
+        mixer = self.mixer if isinstance(self.mixer, str) else "mixed"
+        return f"{mixer}-meanflow" if self.objective == "meanflow" else mixer
 
     def _check_values(self) -> None:
         check_choice("objective", self.objective, ("flow", "meanflow"))

@@ -52,6 +52,8 @@ def arguments(recipe: Path, sources: Path, *options: str) -> list[str]:
     given = ["--vae", str(sources / "vae")] if "\nvae:" in recipe.read_text() else []
     if "--init_from" in recipe.read_text():
         given = ["--init_from", str(sources / "pipeline")]
+    if "\nimage_size:" not in recipe.read_text():
+        given += ["--image_size", "256"]
     return ["--config", str(recipe), "--data", str(sources / "photos"), *given, *options]
 
 
@@ -123,7 +125,7 @@ def test_dry_run_takes_a_step_and_writes_nothing(recipe, sources, tmp_path, monk
     config = yaml.safe_load(recipe.read_text())
     images = config.get("gradient_accumulation_steps", 1)
     printed = capsys.readouterr().out
-    assert f"256 images of 2 classes, {config['image_size']}² pixels" in printed
+    assert f"256 images of 2 classes, {config.get('image_size', 256)}² pixels" in printed
     assert f"{config['max_steps']:,} steps" in printed
     assert f"one step with {images} images" in printed
     assert list(tmp_path.iterdir()) == []

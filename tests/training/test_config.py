@@ -10,7 +10,6 @@ from sit_atconv.data import DigitsDataset
 from sit_atconv.training.build import build_transformer
 from sit_atconv.training.command_line import parse_arguments
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.mean_flow_options import MeanFlowConfig
 from sit_atconv.training.stored_config import load_config, resolve_config
 
 
@@ -118,18 +117,38 @@ def test_config_of_an_earlier_run_opens_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: pytest.fail("looked for a package"))
     (tmp_path / "config.yaml").write_text(EARLIER)
     saved = yaml.safe_load(EARLIER)
-    later = {"objective", *(each.name for each in dataclasses.fields(MeanFlowConfig))}
-    defaults = {name: value for name, value in dataclasses.asdict(TrainConfig()).items() if name in later}
-    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **defaults}
+    later = {name: value for name, value in dataclasses.asdict(TrainConfig()).items() if name not in saved}
+    assert {"objective", "meanflow_share"} <= later.keys()
+    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **later}
     younger = EARLIER.replace("time_shift: 1.0\n", "")
     (tmp_path / "config.yaml").write_text(younger)
-    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **defaults}
+    assert dataclasses.asdict(load_config(tmp_path)) == {**saved, **later}
 
 
 def test_constructing_a_config_reads_nothing(tmp_path, monkeypatch):
     config = TrainConfig(init_from=str(tmp_path / "nowhere"))
     assert (config.vae, config.preset, config.output_dir) == (None, None, "runs/digits-finetuned")
     assert dataclasses.replace(config) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        (dict(), "digits-atconv"),
+        (dict(mixer="attention", objective="meanflow"), "digits-attention-meanflow"),
+        (dict(init_from="runs/flow"), "digits-finetuned"),
+        (dict(init_from="runs/flow", objective="meanflow"), "digits-meanflow"),
+        (dict(model={"num_layers": 2}, mixer=["atconv", "attention"]), "digits-mixed"),
+    ],
+)
+def test_default_run_folder(options, folder):
+    assert TrainConfig(**options).output_dir == f"runs/{folder}"
+
+
+@pytest.mark.parametrize(("objective", "steps"), [("flow", 25), ("meanflow", 2)])
+def test_sample_grids_take_the_steps_that_the_objective_needs(objective, steps):
+    assert TrainConfig(objective=objective).sample_steps == steps
+    assert TrainConfig(objective=objective, sample_steps=7).sample_steps == 7
 
 
 def test_groups_are_those_of_the_help(capsys):
@@ -154,7 +173,7 @@ def test_groups_are_those_of_the_help(capsys):
     ]
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert len(names) == 57
+    assert len(names) == 58
 
 
 def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:
