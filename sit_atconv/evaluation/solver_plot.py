@@ -3,7 +3,7 @@
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-COLOURS = colormaps["tab20"].colors
+COLOURS = colormaps["tab20"]
 MARKERS = "osv^D"
 
 
@@ -24,7 +24,7 @@ def plot_errors(rows: list[dict]) -> Figure:
             linestyle=_style(mine[0]),
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
-            color=COLOURS[index % len(COLOURS)],
+            color=COLOURS(index % COLOURS.N),
         )
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="RMS error")
     axes.grid(which="both", alpha=0.25)
