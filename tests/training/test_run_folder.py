@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from sit_atconv.training import trainer
+from sit_atconv.training import sit_task, trainer
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.run_folder import prepare_run_folder
 from sit_atconv.training.stored_config import load_config
@@ -135,7 +135,7 @@ def test_damaged_configuration_without_a_checkpoint_is_named(content, tmp_path):
 def test_output_folder_is_checked_first(tmp_path, monkeypatch):
     """Before data are scanned, which may take long."""
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(trainer, "build_components", None)
+    monkeypatch.setattr(sit_task, "build_components", None)
     for name, reason in (("file", "is not a folder"), ("file/run", "cannot be written: "), ("a\0b", "a zero byte")):
         config = TrainConfig(output_dir=str(tmp_path / name), log_with="none")
         with (
@@ -149,7 +149,7 @@ def test_output_folder_is_checked_first(tmp_path, monkeypatch):
 def test_options_of_a_newer_version_are_named(tmp_path):
     config = TrainConfig(output_dir=str(tmp_path))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config) | {"sparkle": 3}))
-    with pytest.raises(ValueError, match=r"options that do not exist: sparkle; it is damaged, or of a newer version"):
+    with pytest.raises(ValueError, match=r"options that do not exist: sparkle; it is damaged, of another kind of training, or of a newer version"):
         load_config(tmp_path)
 
 
