@@ -182,7 +182,7 @@ class Judge:
             images = np.concatenate(list(generate(pipeline, labels, sampling)))
             seconds = (clock() - start) / len(labels)
         with ThreadPoolExecutor(1) as pool:
-            batches = (images[i : i + 64] for i in range(0, len(images), 64))
+            batches = (list(images[i : i + 64]) for i in range(0, len(images), 64))
             drawn = extract_features(batches, len(images), self.extractor, pool, "samples", keep=False)
         ours = drawn.statistics["features"]
         accuracy = None

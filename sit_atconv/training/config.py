@@ -250,7 +250,7 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
         data: str = ""
         num_workers: int = 0
         max_broken_images: int = 0
-        log_with: str | bool | None = None
+        log_with: Literal["tensorboard", "wandb", "trackio", "none", False] | None = None
         log_every: int = 0
 
     def task_class(self) -> "type[Task]":
