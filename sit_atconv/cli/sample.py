@@ -78,6 +78,14 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError(f"out={args.out!r}: unknown image format; use .png")
 
 
+def check_folder(folder: str) -> None:
+    """Raise ValueError if a folder on this machine is not that of a pipeline, before PyTorch is imported."""
+    from ..sharing.folder import check_pipeline_folder
+
+    if Path(folder).is_dir():  # otherwise it may be a name on the Hub
+        check_pipeline_folder(folder)
+
+
 def numbered(name: str) -> str:
     """The name, or the first of NAME-2, NAME-3 … that does not exist."""
     path, number = Path(name), 1
@@ -94,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: naming what cannot be used.
     """
     check_outputs(args)
+    check_folder(args.folder)
     from ..evaluation.sampling_options import SamplingOptions
     from ..utils.checks import check_count
     from ..utils.class_labels import class_name, labels_from_words
@@ -116,10 +125,11 @@ def run(args: argparse.Namespace) -> None:
     options = options.resolve(pipeline)
     pipeline = options.configure(pipeline)
     labels = [label for label in rows for _ in range(args.images_per_class)]
-    drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
     names = [class_name(pipeline.config.id2label, label) for label in rows]
     shown = names if pipeline.transformer.config.num_classes > 1 else []
-    write(args, drawn, shown, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
+    files = separate_files(args, shown, seed) if args.separate else []
+    drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
+    write(args, drawn, shown, files, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
     classes = f" of {', '.join(shown)}" if shown else ""
     print(printable(f"{len(labels)} images{classes}, seed {seed}, in {args.out}"))
     if args.animate is not None:
@@ -170,39 +180,47 @@ def describe(
     }
 
 
-def write(args: argparse.Namespace, drawn: "Drawn", names: list[str], settings: dict[str, Any]) -> None:
-    """Write the picture or the files, and the animation."""
+def write(
+    args: argparse.Namespace, drawn: "Drawn", names: list[str], files: list[Path], settings: dict[str, Any]
+) -> None:
+    """Write the picture, or the images one by one to `files`, and the animation."""
     from ..utils.image_grid import animate, grid_picture, save_grid
 
     columns = args.images_per_class
     if args.separate:
-        write_files(args, drawn.images, names, settings)
+        write_files(drawn.images, files, settings)
     else:
         save_grid(drawn.images, args.out, columns, MIN_TILE, names, settings)
     if args.animate is not None:
         animate([grid_picture(frame, columns, MIN_TILE, names) for frame in drawn.frames], args.animate)
 
 
-def write_files(args: argparse.Namespace, images: "torch.Tensor", names: list[str], settings: dict[str, Any]) -> None:
-    """Write a file for each image: CLASS-seedN-I.png, of which I counts the images of the class.
+def separate_files(args: argparse.Namespace, names: list[str], seed: int) -> list[Path]:
+    """The file of each image: CLASS-seedN-I.png, of which I counts the images of the class.
 
     Raises:
-        ValueError: if one exists and is not to be replaced.
+        ValueError: if one exists and is not to be replaced, which is known before anything is drawn.
     """
-    from diffusers.image_processor import VaeImageProcessor
-
-    from ..utils.image_grid import save_picture
     from ..utils.text import file_name_part
 
     parts = [file_name_part(name) for name in names] or ["image"]
     files = [
-        Path(args.out) / f"{part}-seed{settings['seed']}-{i:0{len(str(args.images_per_class))}d}.png"
+        Path(args.out) / f"{part}-seed{seed}-{i:0{len(str(args.images_per_class))}d}.png"
         for part in parts
         for i in range(args.images_per_class)
     ]
     if not args.overwrite:
         for file in files:
             check_new_file("out", file)
+    return files
+
+
+def write_files(images: "torch.Tensor", files: list[Path], settings: dict[str, Any]) -> None:
+    """Write each image to its file, with its position among the settings."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    from ..utils.image_grid import save_picture
+
     pictures = VaeImageProcessor.numpy_to_pil(images.permute(0, 2, 3, 1).float().numpy())
     for number, (picture, file) in enumerate(zip(pictures, files, strict=True)):
         save_picture(picture, file, {**settings, "number": number})

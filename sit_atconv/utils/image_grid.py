@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch.nn.functional import interpolate
@@ -19,6 +20,7 @@ from .picture_text import SETTINGS_KEY
 from .text import one_line
 
 MAX_NAME = 24  # characters of a row's name
+NAME_FONT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font knows ASCII alone
 
 
 def save_grid(
@@ -67,7 +69,7 @@ def grid_picture(images: torch.Tensor, columns: int, min_size: int = 32, names: 
     shown = [one_line(name) for name in names]
     shown = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown]
     row = images.shape[-2] + padding
-    font = ImageFont.load_default(min(max(11, row // 6), 24))
+    font = ImageFont.truetype(NAME_FONT, min(max(11, row // 6), 24))
     margin = max(int(font.getlength(name)) for name in shown) + 12
     labelled = Image.new("RGB", (picture.width + margin, picture.height))
     labelled.paste(picture, (margin, 0))

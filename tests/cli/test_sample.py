@@ -58,6 +58,14 @@ def test_a_row_for_each_class_with_its_name(folder, capsys):
         assert grid[top : top + 64, : margin - 4].max() > 100
 
 
+def test_names_are_written_in_other_alphabets_too():
+    """Not as the box that stands for a letter that a font lacks: each of these words differs from the others."""
+    black = torch.zeros(1, 3, 64, 64)
+    words = ["ä", "ß", "Ж", "λ", "ł", "\ufffe"]  # the last one is no letter, and in no font
+    drawn = {word: np.asarray(grid_picture(black, 1, names=[word])).tobytes() for word in words}
+    assert len(set(drawn.values())) == len(words)
+
+
 def test_names_are_left_out_where_there_are_none():
     images = torch.rand(4, 3, 8, 8)
     assert grid_picture(images, 2, 64, ["", ""]).size == grid_picture(images, 2, 64).size == (2 * TILE + 8,) * 2
@@ -132,9 +140,17 @@ def test_separate_files_are_named_after_class_and_seed(folder, capsys, tmp_path)
     assert np.abs(pixels("samples/snowy-owl-seed5-1.png") - row).max() <= 1
     assert read_settings("samples/snowy-owl-seed5-1.png")["number"] == 3
     sample(folder, "--separate", "--seed", "5", "--out", "mine")
+
+
+def test_separate_files_are_kept_and_this_is_known_before_anything_is_drawn(folder, capsys, tmp_path, monkeypatch):
+    kept = tmp_path / "mine" / "cat-seed5-1.png"
+    kept.parent.mkdir()
+    kept.write_text("my own")
+    monkeypatch.setattr(drawing, "draw", lambda *_, **__: pytest.fail("images were drawn"))
     with pytest.raises(SystemExit):
-        sample(folder, "--separate", "--seed", "5", "--out", "mine")
-    assert "already exists" in capsys.readouterr().err
+        sample(folder, "--separate", "--seed", "5", "--classes", "cat", "--out", "mine")
+    assert "cat-seed5-1.png' already exists" in capsys.readouterr().err
+    assert kept.read_text() == "my own" and list(kept.parent.iterdir()) == [kept]
 
 
 def test_existing_pictures_are_kept_or_replaced_as_told(folder, tmp_path, capsys):
