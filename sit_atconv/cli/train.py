@@ -47,6 +47,8 @@ def parse(arguments: list[str]) -> "TrainConfig":
     size = named[-1] if named else None if others or data[-1:] in ([], ["digits"]) else DEFAULT_SIZE
     parser.set_defaults({"resume": "auto", **SIZES.get(size or "", {})})
     options = parser.parse_options(arguments, ["dry_run", "horizontal_flip", "compile", "gradient_checkpointing"])
+    if not data and not values_of("config", arguments):
+        raise ValueError(f"name the folder of images, as in {PROG} photos; {PROG} digits trains on the built-in digits")
     for name in ("config", "size"):
         options.pop(name)
     if options["dry_run"] and not parser.is_given("resume"):

@@ -36,6 +36,8 @@ def test_no_size_is_chosen_where_the_model_is(folder, tmp_path):
     config = parse([folder, "--config", "options.yaml"])
     assert (config.batch_size, config.image_size, config.preset) == (4, 8, "SiT-ATConv-Nano/2")
     assert parse(["digits"]).max_steps == 1600
+    (tmp_path / "options.yaml").write_text("data: photos\n")
+    assert parse(["--config", "options.yaml"]).data == "photos"
 
 
 def test_mistakes_are_answered_before_pytorch_is_imported():
@@ -43,6 +45,9 @@ def test_mistakes_are_answered_before_pytorch_is_imported():
     result = run(code, "train", "photos", "--size", "smal")
     message = "size='smal' must be one of small, medium, large; did you mean small?\n"
     assert result == (2, "", f"sit-atconv train: error: {message}")
+    for arguments in ([], ["--size", "small"], ["--max_steps", "5"]):
+        status, _, said = run(code, "train", *arguments)
+        assert status == 2 and said.startswith("sit-atconv train: error: name the folder of images")
     assert run(code, "train", "photos", "--max_steps", "0")[2].startswith(
         "sit-atconv train: error: max_steps=0 must be"
     )
