@@ -29,6 +29,8 @@ def reading_folder(folder: str | Path) -> Iterator[None]:
         if isinstance(error, ValueError) and text.startswith("folder="):
             raise
         reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+        if not isinstance(error, ValueError) and not Path(folder).exists():  # it was taken for a name on the Hub
+            reason = f"there is no such folder here, and none was received from the Hub ({reason}); check the path"
         raise not_a_pipeline_folder(folder, reason) from error
 
 

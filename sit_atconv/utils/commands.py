@@ -15,14 +15,15 @@ from .home import expand_home
 from .text import joined_lines, printable
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells report it
+NOBODY_READS = 141  # exit code where the output is a pipe whose reader has left, as shells report it
 
 
 @contextmanager
 def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> Iterator[None]:
     """End a command with one line on stderr and an exit code, instead of a traceback.
 
-    A ValueError or OSError ends it with code 2, and Ctrl-C with code 130. Other exceptions are errors of the program,
-    and keep their traceback.
+    A ValueError or OSError ends it with code 2, and Ctrl-C with code 130. A reader of the output that leaves early, as
+    `head` does, ends it silently with code 141. Other exceptions are errors of the program, and keep their traceback.
 
     Args:
         prog: name of the command, before the message.
@@ -30,6 +31,10 @@ def reporting_mistakes(prog: str, interrupted: str = "nothing was written") -> I
     """
     try:
         yield
+        sys.stdout.flush()  # here, so that a reader that has left is noticed
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise, Python reports it once more as it ends
+        sys.exit(NOBODY_READS)
     except (ValueError, OSError) as error:
         print(f"{prog}: error: {joined_lines(error)}", file=sys.stderr)
         sys.exit(2)

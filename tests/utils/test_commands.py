@@ -26,6 +26,22 @@ def test_mistakes_end_with_one_line(capsys):
         raise ZeroDivisionError
 
 
+def test_a_reader_that_leaves_early_is_no_mistake():
+    code = (
+        "from sit_atconv.utils.commands import reporting_mistakes\n"
+        "with reporting_mistakes('prog.py'):\n"
+        "    print('first')\n"
+        "    print('x' * {size})\n"
+    )
+    for size in (1, 1_000_000):  # noticed as Python ends, or while the text is written
+        command = subprocess.Popen(
+            [sys.executable, "-c", code.format(size=size)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == ("", 141)
+        command.stderr.close()
+
+
 def test_outputs_are_checked_in_every_spelling(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "there.json").touch()
