@@ -118,3 +118,9 @@ def test_tests_mirror_the_layout():
     """Each folder of tests is named after a room, or holds the tests of the scripts."""
     folders = {path.parent.name for path in (REPO / "tests").glob("*/test_*.py")}
     assert folders <= {*ROOMS, "train", "eval"}
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by that name alone."""
+    tests = [path.name for path in (REPO / "tests").rglob("test_*.py")]
+    assert sorted(tests) == sorted(set(tests))

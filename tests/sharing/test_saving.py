@@ -39,7 +39,8 @@ def wrap_vae(pipeline):
 
 
 def wrap_transformer(pipeline):
-    pipeline.transformer = torch.nn.Sequential(pipeline.transformer)
+    # An assignment would be refused.
+    object.__setattr__(pipeline, "transformer", torch.nn.Sequential(pipeline.transformer))
 
 
 def adapted_vae(pipeline):
