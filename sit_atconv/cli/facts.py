@@ -8,4 +8,4 @@ NAME_WIDTH = 16  # characters; longer names push their facts
 def print_facts(facts: dict[str, str]) -> None:
     """Print named facts, one per line."""
     for name, value in facts.items():
-        print(f"{name:{NAME_WIDTH - 1}} {one_line(value)}")
+        print(f"{one_line(name):{NAME_WIDTH - 1}} {one_line(value)}")

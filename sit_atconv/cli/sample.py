@@ -1,9 +1,11 @@
 """`sit-atconv sample`: images from a pipeline folder."""
 
 import argparse
+import os
 import secrets
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +72,14 @@ def check_outputs(args: argparse.Namespace) -> None:
     if args.animate is not None:
         if Path(args.animate).suffix.lower() not in (".gif", ".webp"):
             raise ValueError(f"animate={args.animate!r} must end in .gif or .webp")
+        if os.path.realpath(args.animate) == os.path.realpath(args.out):
+            raise ValueError(f"animate={args.animate!r} is also the file of --out; name two files")
         if not args.overwrite:
             check_new_file("animate", args.animate)
     from PIL import Image
 
-    if not args.separate and Path(args.out).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"out={args.out!r}: unknown image format; use .png")
+    if not args.separate and Image.registered_extensions().get(Path(args.out).suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"out={args.out!r}: images cannot be written in this format; use .png")
 
 
 def check_folder(folder: str) -> None:
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     check_folder(args.folder)
     from ..evaluation.sampling_options import SamplingOptions
     from ..utils.checks import check_count
-    from ..utils.class_labels import class_name, labels_from_words
+    from ..utils.class_labels import distinct_names, labels_from_words
     from .drawing import draw
 
     check_count("images_per_class", args.images_per_class)
@@ -125,9 +129,9 @@ def run(args: argparse.Namespace) -> None:
     options = options.resolve(pipeline)
     pipeline = options.configure(pipeline)
     labels = [label for label in rows for _ in range(args.images_per_class)]
-    names = [class_name(pipeline.config.id2label, label) for label in rows]
+    names = distinct_names(pipeline.config.id2label, rows)
     shown = names if pipeline.transformer.config.num_classes > 1 else []
-    files = separate_files(args, shown, seed) if args.separate else []
+    files = separate_files(args, shown, rows, seed) if args.separate else []
     drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
     write(args, drawn, shown, files, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
     classes = f" of {', '.join(shown)}" if shown else ""
@@ -195,20 +199,26 @@ def write(
         animate([grid_picture(frame, columns, MIN_TILE, names) for frame in drawn.frames], args.animate)
 
 
-def separate_files(args: argparse.Namespace, names: list[str], seed: int) -> list[Path]:
+def separate_files(args: argparse.Namespace, names: list[str], rows: list[int], seed: int) -> list[Path]:
     """The file of each image: CLASS-seedN-I.png, of which I counts the images of the class.
+
+    If two classes are alike in the characters of file names, all names contain the ids of the classes.
 
     Raises:
         ValueError: if one exists and is not to be replaced, which is known before anything is drawn.
     """
     from ..utils.text import file_name_part
 
-    parts = [file_name_part(name) for name in names] or ["image"]
-    files = [
-        Path(args.out) / f"{part}-seed{seed}-{i:0{len(str(args.images_per_class))}d}.png"
-        for part in parts
-        for i in range(args.images_per_class)
-    ]
+    labels = dict(zip(names, rows, strict=True)) if names else {}
+    parts = {name: file_name_part(name) for name in names} or {"": "image"}
+    if len({part.lower() for part in parts.values()}) < len(parts):  # some file systems do not tell A from a
+        parts = {name: f"{part}-{labels[name]}" for name, part in parts.items()}
+    places: Counter[str] = Counter()
+    files, digits = [], len(str(args.images_per_class * max(Counter(names).values(), default=1)))
+    for name in names or [""]:
+        for i in range(places[name], places[name] + args.images_per_class):
+            files.append(Path(args.out) / f"{parts[name]}-seed{seed}-{i:0{digits}d}.png")
+        places[name] += args.images_per_class
     if not args.overwrite:
         for file in files:
             check_new_file("out", file)

@@ -107,6 +107,8 @@ def _unusual_kind(tensor: torch.Tensor) -> str | None:
         return f"{tensor.layout}".removeprefix("torch.")
     if tensor.is_quantized:
         return "quantized"
+    if tensor.is_nested:
+        return "nested"
     if tensor.device.type != "cpu":
         return f"on the device {tensor.device.type}"
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):

@@ -209,7 +209,9 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
     if "scheduler" in report:
         name = report["scheduler"]["class"]
         own_classes = {scheduler.__name__: scheduler for scheduler in (*SAMPLERS.values(), MeanFlowScheduler)}
-        scheduler_class = own_classes.get(name) or getattr(diffusers, name)
+        scheduler_class = own_classes.get(name) or getattr(diffusers, name, None)
+        if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
+            raise ValueError(f"{report['file']}: the scheduler {name} is unknown, so its samples cannot be drawn again")
         pipeline.scheduler = scheduler_class.from_config(report["scheduler"]["config"])
     names = ("labels", "seed", "guidance_scale", "guidance_interval", "guidance_channels", "num_inference_steps")
     options = SamplingOptions(**{name: report[name] for name in names if name in report})

@@ -5,9 +5,9 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
-from .comparison_tables import SCORES
 from .evaluated_runs import Run
 from .model_costs import ModelCost
+from .report_entries import SCORES
 
 # What a row says besides the metrics.
 FACTS = (

@@ -10,8 +10,8 @@ from ..utils.tables import aligned, aligned_intervals
 from .comparison_plots import time_unit
 from .evaluated_runs import Run
 from .model_costs import ModelCost
+from .report_entries import SCORES
 
-SCORES = ("fid", "fid_infinity", "sfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 LOWER_IS_BETTER = {"fid", "fid_infinity", "sfid", "kid"}
 
 

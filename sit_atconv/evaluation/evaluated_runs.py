@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.bounded_text import load_json, read_json, read_yaml
+from ..utils.checks import MAX_COUNT, is_number, is_whole
 from ..utils.text import joined_lines, one_line
 from .records import folder_sha256
+from .report_entries import misshapen_entries, shortened
 from .score_report import check_comparable
 
 # Training options in which the runs of a comparison are meant to differ.
@@ -149,6 +151,8 @@ def read_config(file: Path) -> dict:
     options = config if isinstance(config, dict) else {}
     if wrong := [name for name in NEEDED_OPTIONS if type(options.get(name)) is not int]:
         raise ValueError(f"{file} does not say {', '.join(wrong)}; restore it from a copy of the run")
+    if odd := [name for name in options if not isinstance(name, str)]:
+        raise ValueError(f"{file}: {odd[0]!r} is no name of an option; restore it from a copy of the run")
     return options
 
 
@@ -183,6 +187,9 @@ def read_report(file: Path) -> dict | None:
         raise ValueError(
             f"{file} does not record {', '.join(missing)}; score the run's pipeline, or samples of eval/sample.py"
         )
+    if wrong := misshapen_entries(report):
+        entries = ", ".join(f"{name}={shortened(repr(report[name]))}" for name in wrong)
+        raise ValueError(f"{file} is damaged ({entries}); make that report again")
     return report
 
 
@@ -215,7 +222,8 @@ def read_log(file: Path) -> list[dict]:
         try:
             entry = load_json(line.decode(), file)
             speed = entry.get("images_per_second", 1.0)
-            is_valid = isinstance(entry.get("step"), int) and isinstance(speed, (int, float)) and 0 < speed < math.inf
+            is_valid = is_whole(entry.get("step")) and 0 <= entry["step"] <= MAX_COUNT
+            is_valid &= is_number(speed) and 1e-9 < speed < 1e18
         except (ValueError, AttributeError):
             is_valid = False
         if is_valid:

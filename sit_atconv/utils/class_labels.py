@@ -1,11 +1,15 @@
 """Class labels as people give them: ids or names, one or many."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
+
+IDS = re.compile(r"-?[0-9]{1,18}")  # words that are taken for ids
 
 
 def ids_by_name(id2label: Mapping[str, str]) -> dict[str, int]:
@@ -31,6 +35,13 @@ def class_name(id2label: Mapping[str, str] | None, label: int) -> str:
     return (id2label or {}).get(str(label), "").split(",")[0].strip() or str(label)
 
 
+def distinct_names(id2label: Mapping[str, str] | None, labels: Sequence[int]) -> list[str]:
+    """The first names of classes; where several of these classes share one, as ImageNet's two cranes, with the id."""
+    names = {label: class_name(id2label, label) for label in labels}
+    shared = Counter(names.values())
+    return [f"{names[label]} ({label})" if shared[names[label]] > 1 else names[label] for label in labels]
+
+
 def labels_from_words(words: Sequence[str], names: Mapping[str, int]) -> list[int | str]:
     """Return the labels that the words of a command line stand for: names as they are, other numbers as ids.
 
@@ -38,7 +49,7 @@ def labels_from_words(words: Sequence[str], names: Mapping[str, int]) -> list[in
         words: the words.
         names: the class id of every known name; it takes precedence over a number that is written the same way.
     """
-    return [int(word) if word.lstrip("-").isdigit() and word not in names else word for word in words]
+    return [int(word) if IDS.fullmatch(word) and word not in names else word for word in words]
 
 
 def parse_labels(labels: Any, names: Mapping[str, int], num_classes: int) -> list[int]:

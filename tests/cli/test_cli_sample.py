@@ -11,7 +11,7 @@ from PIL import Image
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.cli import drawing, main
 from sit_atconv.cli.drawing import Drawn, in_batches, thinned
-from sit_atconv.utils.image_grid import grid_picture
+from sit_atconv.utils.image_grid import grid_picture, save_picture
 from sit_atconv.utils.picture_text import read_settings
 
 TILE = 64 + 8  # of an 8-pixel image, enlarged eightfold, with its padding
@@ -113,9 +113,12 @@ def test_pictures_say_how_they_were_made(folder, capsys):
         assert re.search(rf"^{name} +{value}$", facts, flags=re.MULTILINE)
 
 
-def test_info_names_pictures_that_say_nothing(tmp_path, capsys):
+def test_info_of_pictures_that_say_nothing_or_try_to_steer_the_terminal(tmp_path, capsys):
     Image.new("L", (4, 4)).save("plain.png")
     (tmp_path / "text.png").write_text("no picture")
+    save_picture(Image.new("L", (4, 4)), "steering.png", {"a\x1b[2J\nb": "c\x1b[2J", "classes": {"d\x1b[2J": 1}})
+    main(["info", "steering.png"])
+    assert capsys.readouterr().out.split() == [r"a\x1b[2J\nb", r"c\x1b[2J", "classes", r"d\x1b[2J"]
     for file, message in (("plain.png", "does not say how it was made"), ("text.png", "no picture that can be read")):
         with pytest.raises(SystemExit):
             main(["info", file])
@@ -151,6 +154,28 @@ def test_separate_files_are_kept_and_this_is_known_before_anything_is_drawn(fold
         sample(folder, "--separate", "--seed", "5", "--classes", "cat", "--out", "mine")
     assert "cat-seed5-1.png' already exists" in capsys.readouterr().err
     assert kept.read_text() == "my own" and list(kept.parent.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "parts"),
+    [
+        (["crane, Grus", "crane", "owl"], ["crane (0)", "crane (1)", "owl"], ["crane-0", "crane-1", "owl"]),
+        (["a b", "A-b", "?!"], ["a b", "A-b", "?!"], ["a-b-0", "A-b-1", "unnamed-2"]),
+    ],
+)
+def test_classes_that_are_alike_are_told_apart(folder, tmp_path, capsys, names, shown, parts):
+    pipeline = SiTPipeline.from_pretrained(folder)
+    SiTPipeline(pipeline.transformer, pipeline.scheduler, id2label=dict(enumerate(names))).save_pretrained("alike")
+    sample("alike", "--separate", "--seed", "5")
+    assert f"6 images of {', '.join(shown)}, seed 5" in capsys.readouterr().out
+    files = {f"{part}-seed5-{i}.png" for part in parts for i in range(2)}
+    assert {file.name for file in (tmp_path / "samples").iterdir()} == files
+    assert read_settings(f"samples/{parts[0]}-seed5-0.png")["classes"] == dict(zip(shown, range(3), strict=True))
+
+
+def test_a_class_that_is_named_twice_has_files_for_each_row(folder, tmp_path):
+    sample(folder, "--separate", "--seed", "5", "--classes", "1", "1")
+    assert {file.name for file in (tmp_path / "samples").iterdir()} == {f"dog-seed5-{i}.png" for i in range(4)}
 
 
 def test_existing_pictures_are_kept_or_replaced_as_told(folder, tmp_path, capsys):
@@ -192,7 +217,10 @@ def test_the_way_from_noise_is_animated(folder, ending):
         (["--batch_size", "0"], "batch_size=0"),
         (["--height", "7"], "height=7 must be divisible by 2"),
         (["--animate", "a.mp4"], "animate='a.mp4' must end in .gif or .webp"),
-        (["--out", "a.xyz"], "unknown image format"),
+        (["--out", "a.xyz"], "images cannot be written in this format; use .png"),
+        (["--out", "a.mpg"], "out='a.mpg': images cannot be written in this format; use .png"),  # Pillow only reads it
+        (["--out", "a.gif", "--animate", "./a.gif"], "animate='./a.gif' is also the file of --out; name two files"),
+        (["--classes", "9" * 5000], "class_labels: unknown name '999"),
     ],
 )
 def test_mistakes_end_with_one_line(folder, tmp_path, capsys, options, expected):

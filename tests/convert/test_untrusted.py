@@ -167,6 +167,7 @@ KINDS = {
     "sparse_coo": torch.eye(2).to_sparse(),
     "sparse_csr": torch.eye(2).to_sparse_csr(),
     "on the device meta": torch.ones(2, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "quantized": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
 }
 

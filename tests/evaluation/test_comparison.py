@@ -34,6 +34,16 @@ def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, t
     torch.testing.assert_close(first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.5 / 255)
 
 
+@pytest.mark.parametrize("name", ["Nowhere", "utils", "SiTPipeline", "UNet2DModel", "__name__"])
+def test_schedulers_that_are_none_are_named(tiny_pipeline, tmp_path, name):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    record = SamplingOptions(num_samples=2, num_inference_steps=2).resolve(pipeline).record()
+    report = {**record, "scheduler": {"class": name, "config": {}}, "samples": "gone", "step": 1, "file": "a/fid.json"}
+    with pytest.raises(ValueError, match=rf"a/fid\.json: the scheduler {name} is unknown"):
+        first_samples(Run(tmp_path, "A", 0, {}, [report]), torch.device("cpu"), 5)
+
+
 def run_with_fid(
     model: str, seed: int, fid: float, resampled: list[float] | None = None, sampling_seed: int = 0
 ) -> Run:

@@ -17,10 +17,19 @@ from sit_atconv.evaluation.evaluated_runs import (
 )
 from sit_atconv.evaluation.records import folder_sha256
 
+WHOLE = {
+    "fid": 1.0,
+    **dict.fromkeys(("model_sha256", "labels", "device", "samples", "reference", "extractor", "resize"), "known"),
+    **dict.fromkeys(("seed", "num_inference_steps", "num_samples", "num_features"), 0),
+    "notes": [],
+    "versions": {"torch": "2", "timm": None},
+}
+
 
 def test_reports_that_do_not_say_enough(tmp_path):
+    assert WHOLE.keys() == {"fid", *REQUIRED}
     file = tmp_path / "fid.json"
-    whole = {"fid": 1.0, **dict.fromkeys(REQUIRED, "known")}
+    whole = WHOLE
     cases = [
         ("{", "is damaged, or no JSON: .*; make that report again"),
         (json.dumps(whole | {"fid": float("nan")}), "fid=nan is not a finite number"),
@@ -36,6 +45,49 @@ def test_reports_that_do_not_say_enough(tmp_path):
     assert read_report(file) is None
     file.write_text(json.dumps(whole))
     assert read_report(file) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("fid_interval", ["x", [1.0], [1.0, None], [1.0, float("inf")], 3, [[1], [2]]]),
+        ("fid_resampled", [1, [1.0, "x"], {"a": 1.0}]),
+        ("kid", ["x", True, float("nan"), 10**400]),
+        ("step", ["3", 1.5, -1, True, 10**12]),
+        ("seed", ["0", -1, 2**63]),
+        ("num_samples", ["70", [], True]),
+        ("seconds_per_image", ["1", -1.0, 10**400, {}]),
+        ("network_calls_per_image", ["1", [2.0], True]),
+        ("notes", ["text", [1], [["a"]], 1, {}]),
+        ("versions", ["2", [], {"torch": 2}]),
+        ("samples", [["a"], 1, {}]),
+        ("scheduler", ["x", {"class": "X"}, {"class": 1, "config": {}}, {"class": "X", "config": []}]),
+        ("reference_sha256", [7, ["x"]]),
+    ],
+)
+def test_entries_of_another_kind_are_named(tmp_path, name, values):
+    file = tmp_path / "fid.json"
+    for value in values:
+        file.write_text(json.dumps(WHOLE | {name: value}))
+        with pytest.raises(ValueError, match=rf"fid\.json is damaged \({name}=.*\); make that report again") as error:
+            read_report(file)
+        assert len(str(error.value)) < len(str(file)) + 120
+
+
+def test_what_was_not_measured_is_no_damage(tmp_path):
+    file = tmp_path / "fid.json"
+    for absent in ("kid_interval", "seconds_per_image", "weights_sha256", "guidance_interval", "num_reference"):
+        file.write_text(json.dumps(WHOLE | {absent: None}))
+        assert read_report(file) == WHOLE | {absent: None}
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 9' + "9" * 400 + ', "images_per_second": 1}', '{"step": -1}', '{"step": true}',
+             '{"step": 1, "images_per_second": 1e-320}', '{"step": 1, "images_per_second": true}']
+)  # fmt: skip
+def test_numbers_of_the_log_that_cannot_be_meant_are_named(tmp_path, line):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is damaged"):
+        training_log(tmp_path, line + "\n")
 
 
 def test_training_hours(tmp_path):
@@ -92,7 +144,7 @@ def run_folder(tmp_path):
         (folder / "evaluation").mkdir()
         (folder / "pipeline" / "config.json").write_text(name)
         (folder / "config.yaml").write_text("max_steps: 10\nseed: 0\nbatch_size: 8\n")
-        fits = {"fid": 1.0, **dict.fromkeys(REQUIRED, 0), "model_sha256": folder_sha256(folder / "pipeline")}
+        fits = WHOLE | {"model_sha256": folder_sha256(folder / "pipeline")}
         for file, changes in reports.items():
             (folder / "evaluation" / f"{file}.json").write_text(json.dumps(fits | changes))
         return folder
@@ -142,7 +194,19 @@ def test_a_run_has_a_name_however_it_is_given(run_folder, monkeypatch):
     assert load_run(folder.with_name("a\x1b[2J\nb")).model == r"a\x1b[2J\nb"
 
 
-@pytest.mark.parametrize("text", ["", "max_steps: [", "[" * 3000, "- 1", "max_steps: 10\nseed: 0\n", "\x00", "seed: x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "max_steps: [",
+        "[" * 3000,
+        "- 1",
+        "max_steps: 10\nseed: 0\n",
+        "\x00",
+        "seed: x",
+        "max_steps: 10\nseed: 0\nbatch_size: 8\n1: 2",
+    ],
+)
 def test_a_damaged_configuration_is_named(run_folder, text):
     folder = run_folder("SA", a={})
     (folder / "config.yaml").write_text(text)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sit_atconv.utils.class_labels import ids_by_name, parse_labels
+from sit_atconv.utils.class_labels import distinct_names, ids_by_name, labels_from_words, parse_labels
 
 
 def test_every_unambiguous_name_of_a_class_is_known():
@@ -28,6 +28,18 @@ def test_a_name_of_several_classes_names_none():
     assert ids_by_name({"0": "bat, animal", "1": "bat, club"}).keys() == {"animal", "club", "bat, animal", "bat, club"}
     assert "bat" not in ids_by_name({"0": "bat", "1": "bat"})
     assert ids_by_name({"0": "", "1": "a,"}) == {"a": 1, "a,": 1}
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids():
+    names = {"0": "crane, Grus", "1": "crane", "2": "owl"}
+    assert distinct_names(names, [2, 0, 1, 0]) == ["owl", "crane (0)", "crane (1)", "crane (0)"]
+    assert distinct_names(names, [2, 1, 1]) == ["owl", "crane", "crane"]
+    assert distinct_names(None, [7, 3]) == ["7", "3"]
+
+
+@pytest.mark.parametrize("word", ["9" * 5000, "--1", "²", "1e3", ""])
+def test_words_that_are_no_ids_are_names(word):
+    assert labels_from_words([word, "3", "-1"], {}) == [word, 3, -1]
 
 
 @pytest.mark.parametrize(
