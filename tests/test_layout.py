@@ -22,6 +22,7 @@ ROOMS = (
     "pipelines",
     "data",
     "training",
+    "classification",
     "benchmarks",
     "evaluation",
     "convert",

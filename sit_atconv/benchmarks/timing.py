@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MIN_ROUNDS = 3  # are always counted, however long they take
 
 
@@ -33,6 +34,7 @@ def measure(
     device: torch.device,
     max_seconds: float = float("inf"),
     times: dict[str, list[float]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time callables in rounds; each round runs every callable once. The caller chooses the gradient mode.
 
@@ -43,6 +45,7 @@ def measure(
         device: the device that the callables run on.
         max_seconds: once 3 rounds have been counted, no round starts after this time. Warm-up does not count.
         times: an empty dict to fill round by round. After an interrupt it holds whole rounds only.
+        clock: what times the callables; `max_seconds` are those of the wall.
 
     Returns:
         Milliseconds by name: (repeats,) each; entry i of all lists is from the same round.
@@ -57,10 +60,10 @@ def measure(
         elapsed = {}
         for name in balanced_order(list(callables), repeat):
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             callables[name]()
             synchronize(device)
-            elapsed[name] = (time.perf_counter() - start) * 1e3
+            elapsed[name] = (clock() - start) * 1e3
         if repeat >= 0:
             # New lists in a single update, so that an interrupt finds a round in all lists or in none.
             times.update({name: [*times.get(name, []), elapsed[name]] for name in callables})

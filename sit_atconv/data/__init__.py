@@ -14,6 +14,7 @@ from .scan import scan_folder
 from .shards import ShardDataset
 from .sources import is_image_folder, open_dataset
 from .streams import Stream, draw, sample_generator
+from .subset import Subset, hold_out
 from .training_view import TrainingView, View
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "LatentsDataset",
     "ShardDataset",
     "Stream",
+    "Subset",
     "TrainingOrder",
     "TrainingView",
     "View",
     "draw",
+    "hold_out",
     "is_image_folder",
     "open_dataset",
     "open_image",

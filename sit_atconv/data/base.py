@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..utils.checks import check_count
@@ -72,6 +73,15 @@ class ImageDataset(Dataset):
         """
         raise NotImplementedError
 
+    def picture(self, index: int) -> Image.Image:
+        """Return one image as it was taken, upright but of any size and shape, grey or RGB.
+
+        Raises:
+            BrokenImageError: if the image cannot be read; the message names it.
+        """
+        image = self.image(index)
+        return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
     def origin(self, index: int) -> str:
         """Describe where an image comes from, so that a user can find it."""
         return f"image {index} of {self.source}"
@@ -127,6 +137,9 @@ class EncodedDataset(ImageDataset):
 
     def image(self, index: int) -> np.ndarray:
         return read_image(self.encoded(index), self.image_size, self.origin(index))
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(read_image(self.encoded(index), None, self.origin(index)))
 
 
 def class_names(field: str, values: list, names: list[str] | None = None) -> tuple[list[str], np.ndarray]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..utils.text import one_line
 from .base import ImageDataset, check_image_size, hash_of
@@ -89,6 +90,9 @@ class FolderDataset(ImageDataset):
 
     def image(self, index: int) -> np.ndarray:
         return read_image(self.files[index], self.image_size)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(read_image(self.files[index]))
 
     def origin(self, index: int) -> str:
         return one_line(self.files[index])

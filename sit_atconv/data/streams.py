@@ -24,6 +24,10 @@ class Stream(IntEnum):
     POSTERIOR = 5
     SUBSTITUTE = 6
     END_TIME = 7
+    HELD_OUT = 8
+    AUGMENTATION = 9
+    MIXUP = 10
+    DROPOUT = 11
 
 
 def sample_generator(seed: int, stream: Stream, position: int) -> np.random.Generator:

@@ -31,7 +31,6 @@ STATE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "data": dict,
     "classes": list,
     "window": dict,
-    "transformer": dict,
     "scaler": (dict, type(None)),
 }
 

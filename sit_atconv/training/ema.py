@@ -13,11 +13,24 @@ from .ema_profiles import profile_weights
 from .sharding import local
 
 
+def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is averaged of a model, by name: its parameters, and the running statistics of its BatchNorms."""
+    return dict(model.named_parameters()) | {
+        name: buffer for name, buffer in kept_buffers(model).items() if buffer.is_floating_point()
+    }
+
+
+def kept_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of a model that are part of its state, by name."""
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
 class WeightAverages:
-    """Averages of a model's parameters in float32, which are updated together.
+    """Averages of a model's tensors in float32, which are updated together.
 
     Args:
-        parameters: the parameters, with copies of which the averages start. Parameters sharded by FSDP2 are averaged
+        parameters: the tensors, with copies of which the averages start. Parameters sharded by FSDP2 are averaged
             shard by shard.
         decays: decays of the exponential averages.
         stds: relative standard deviations of the power-function averages.
@@ -58,11 +71,16 @@ class WeightAverages:
             torch._foreach_add_(average, change)
 
     @contextmanager
-    def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Put the first average in place of the model's weights, and the model in eval mode, inside this context."""
-        shards = [local(parameter.detach()) for parameter in model.parameters()]
+    def in_place_of(self, model: nn.Module, name: str | None = None) -> Iterator[None]:
+        """Put an average in place of the model's tensors, and the model in eval mode, inside this context.
+
+        Args:
+            model: the model.
+            name: name of the average; the first one if None.
+        """
+        shards = [local(tensor.detach()) for tensor in averaged_tensors(model).values()]
         trained = [shard.clone() for shard in shards]
-        torch._foreach_copy_(shards, self.first)
+        torch._foreach_copy_(shards, self.first if name is None else self.averages[name])
         was_training = model.training
         model.eval()
         try:

@@ -1,5 +1,6 @@
 """The end of a run: its pipeline folder, and what to do with it next."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,33 @@ def save_pipeline(
     Raises:
         OSError: if it cannot be written, for example because the disk is full. What was there is left untouched.
     """
-    staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
-    staged = staging / folder.name  # the card shows the name of the folder
-    remove(staging)
-    try:
-        staged.mkdir(parents=True)
+
+    def write(staged: Path) -> None:
         if training_config is not None:
             write_training_config(staged, training_config)
         if samples is not None and samples.is_file():
             add_samples(staged, samples)
         pipeline.save_pretrained(staged)
+
+    replace_folder(folder, write)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder so that a kill or a power cut leaves the whole old folder, the whole new one, or none.
+
+    Args:
+        folder: the folder to write or to replace.
+        write: writes the files into an empty folder of the same name.
+
+    Raises:
+        OSError: if it cannot be written, for example because the disk is full. What was there is left untouched.
+    """
+    staging, old = (folder.with_name(f"{STAGING}{name}{folder.name}") for name in ("", "old-"))
+    staged = staging / folder.name  # a model card shows the name of the folder
+    remove(staging)
+    try:
+        staged.mkdir(parents=True)
+        write(staged)
         for path in (*staged.rglob("*"), staged):
             sync(path)
     except SafetensorError as error:  # how safetensors reports I/O errors

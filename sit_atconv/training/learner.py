@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from .checkpoints import Tensors, read_checkpoint
 from .config import CommonConfig
-from .ema import WeightAverages
+from .ema import WeightAverages, averaged_tensors, kept_buffers
 from .optimizer import masked_step, set_sharded_precision
 from .sharding import whole
 from .state import AVERAGES, gather_average, gather_state, restore_state
@@ -41,12 +41,17 @@ class Learner:
         set_sharded_precision(accelerator)
         self.model, self.optimizer = accelerator.prepare(task.trained, task.build_optimizer())
         task.distributed(self.model)
-        self.averages = WeightAverages(task.model.parameters(), config.ema_decays, config.ema_stds)
+        self.averages = WeightAverages(self._averaged(), config.ema_decays, config.ema_stds)
+        self._buffers: list[torch.Tensor] = []  # BatchNorm's, before the step
+
+    def _averaged(self) -> list[torch.Tensor]:
+        return list(averaged_tensors(self.task.model).values())
 
     def backward(self, batch: dict[str, torch.Tensor]) -> StepReport:
         """Accumulate the gradient of this process's batch, part by part, and report its losses."""
         config, accelerator = self.config, self.accelerator
         report = StepReport.zeros(accelerator.device)
+        self._buffers = [buffer.clone() for buffer in kept_buffers(self.task.model).values()]
         chunks = [tensor.chunk(config.gradient_accumulation_steps) for tensor in batch.values()]
         parts = [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
         for i, part in enumerate(parts):
@@ -81,7 +86,9 @@ class Learner:
             group["lr"] = self.task.learning_rate(step - 1)
         masked_step(self.optimizer, report.applied, self.accelerator.scaler)
         self.optimizer.zero_grad()
-        self.averages.update(self.task.model.parameters(), step, report.applied)
+        for buffer, before in zip(kept_buffers(self.task.model).values(), self._buffers, strict=True):
+            buffer.copy_(torch.where(report.applied.bool(), buffer, before))  # the forward pass has changed it
+        self.averages.update(self._averaged(), step, report.applied)
         return report
 
     def gather_state(self) -> tuple[Tensors, dict[str, Any]]:

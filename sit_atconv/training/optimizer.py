@@ -8,10 +8,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from .config import TrainConfig
+from .config import CommonConfig
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: CommonConfig, step: int) -> float:
     """The learning rate of update `step`, counted from 0."""
     warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     if config.lr_schedule == "constant":
@@ -19,7 +19,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
 
 
-def build_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.AdamW:
+def build_optimizer(config: CommonConfig, module: nn.Module) -> torch.optim.AdamW:
     """AdamW over all parameters of a module; fused, because `masked_step` relies on that kernel."""
     return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 

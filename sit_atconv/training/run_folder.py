@@ -31,12 +31,13 @@ from .checkpoints import checkpoint_steps, read_state, rotate, sweep
 from .config import CommonConfig
 from .stored_config import CONFIG, load_options
 
-SOURCES = ("data", "vae")  # options that name data, of those that a run has
+SOURCES = ("data", "validation", "vae")  # options that name data, of those that a run has
 
 # Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
 # have moved: their content is compared with that of the checkpoint (`describe_data`).
 CHANGEABLE_ON_RESUME = {
     "data",
+    "validation",
     "vae",
     "resume",
     "dry_run",
@@ -52,6 +53,7 @@ CHANGEABLE_ON_RESUME = {
     "log_every",
     "sample_every",
     "early_samples",
+    "evaluate_every",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
@@ -73,6 +75,8 @@ WRITTEN = (
     "checkpoints",
     "ema",
     "pipeline",
+    "model",
+    "evaluation.jsonl",
     "tensorboard",
     "wandb",
 )

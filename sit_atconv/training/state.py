@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .checkpoints import Tensors
-from .ema import WeightAverages
+from .ema import WeightAverages, averaged_tensors
 from .sharding import local, shard_like, whole, whole_like
 
 AVERAGE_PREFIX = "ema-"  # of the files that hold averages
@@ -14,16 +14,16 @@ AVERAGES = "averages"  # key of state.json: the names of the averages, the sampl
 OPTIMIZER = "optimizer"
 
 
-def gather_average(transformer: nn.Module, average: list[torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
-    """Gather an average of the transformer as whole CPU tensors by name. Every process must call this.
+def gather_average(model: nn.Module, average: list[torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
+    """Gather an average of the model as whole CPU tensors by name. Every process must call this.
 
     Args:
-        transformer: the transformer.
-        average: the average, one tensor or shard per parameter.
+        model: the model.
+        average: the average, one tensor or shard for each of `averaged_tensors`.
         main: whether this is the main process; the others return an empty dictionary.
     """
     gathered: dict[str, torch.Tensor] = {}
-    for (name, parameter), shard in zip(transformer.named_parameters(), average, strict=True):
+    for (name, parameter), shard in zip(averaged_tensors(model).items(), average, strict=True):
         tensor = whole_like(shard, parameter)
         if main:
             gathered[name] = tensor.cpu()
@@ -38,8 +38,8 @@ def gather_state(
     Every process must call this, because sharded tensors are put together one by one.
 
     Args:
-        modules: the trained modules by the name of their file. "model" is the transformer, whose weights are averaged.
-        averages: the averages of the transformer's weights.
+        modules: the trained modules by the name of their file. "model" is the one whose tensors are averaged.
+        averages: the averages of the model's tensors.
         optimizer: the optimizer of all modules' parameters.
         main: whether this is the main process; the others return empty dictionaries.
     """
@@ -70,8 +70,7 @@ def restore_state(
     parameters = {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
     expected = {part: _shapes(module.state_dict()) for part, module in modules.items()}
     expected |= {
-        f"{AVERAGE_PREFIX}{profile}": _shapes(dict(modules["model"].named_parameters()))
-        for profile in averages.averages
+        f"{AVERAGE_PREFIX}{profile}": _shapes(averaged_tensors(modules["model"])) for profile in averages.averages
     }
     if missing := sorted((expected.keys() | {OPTIMIZER}) ^ tensors.keys()):
         raise ValueError(f"the checkpoint and this run differ in: {', '.join(missing)}")
@@ -90,7 +89,7 @@ def restore_state(
             for name, value in module.state_dict().items():
                 value.copy_(shard_like(tensors[part][name], value))
         for profile, average in averages.averages.items():
-            for (name, parameter), shard in zip(modules["model"].named_parameters(), average, strict=True):
+            for (name, parameter), shard in zip(averaged_tensors(modules["model"]).items(), average, strict=True):
                 shard.copy_(local(shard_like(tensors[f"{AVERAGE_PREFIX}{profile}"][name], parameter)))
         for name, slots in optimizer_state.items():
             parameter = parameters[name]

@@ -74,8 +74,8 @@ def _known_options(options: dict[str, Any], source: Path, kind: type[CommonConfi
     known = {each.name for each in dataclasses.fields(kind)}
     if unknown := sorted(map(str, options.keys() - known)):
         raise ValueError(
-            f"{source} has options that do not exist: {', '.join(unknown)}; it is damaged, of another kind of "
-            "training, or of a newer version of sit_atconv, which you can install"
+            f"{source} has options that do not exist: {', '.join(unknown)}; it is damaged, or of a newer version of "
+            "sit_atconv, which you can install, or of another training script"
         )
     return options
 

@@ -21,7 +21,7 @@ from sit_atconv.training.build import build_transformer
 from sit_atconv.training.stored_config import resolve_config
 
 CONFIGS = Path(train_sit.__file__).with_name("configs")
-RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.name)
+RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("attnet_*.yaml")), key=lambda path: path.name)
 IMAGENET = sorted(CONFIGS.glob("imagenet*.yaml"), key=lambda path: path.name)
 
 

@@ -1,0 +1,1 @@
+"""Training and evaluation of image classifiers: AttNet, and any other model of timm."""

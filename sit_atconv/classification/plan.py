@@ -1,0 +1,45 @@
+"""The plan of a training of a classifier: what it is about to do and how much it needs."""
+
+from accelerate import Accelerator
+from torch import nn
+
+from ..data import ImageDataset
+from .config import ClassifierConfig
+from .models import count_macs, number_of_parameters
+
+
+def describe_classifier_plan(
+    config: ClassifierConfig,
+    dataset: ImageDataset,
+    validation: ImageDataset,
+    model: nn.Module,
+    accelerator: Accelerator,
+) -> str:
+    """Describe data, model, batch, length and memory of a run.
+
+    Args:
+        config: the configuration of the run.
+        dataset: the training images.
+        validation: the images for evaluation.
+        model: the model, before it is distributed.
+        accelerator: the processes of the run.
+    """
+    assert config.image_size is not None  # ClassifierConfig checks it
+    size, parameters = config.image_size, number_of_parameters(model)
+    macs = count_macs(model, (dataset.channels, size, size))
+    processes, parts = accelerator.num_processes, config.gradient_accumulation_steps
+    averages = len(config.ema_decays) + len(config.ema_stds) + 1
+    state = (16 + 4 * averages) * parameters
+    epochs = config.max_steps * config.batch_size / len(dataset)
+    precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    lines = [
+        f"data        {len(dataset):,} images of {len(dataset.classes)} classes, seen at {size}² pixels; "
+        f"{len(validation):,} for evaluation",
+        *(f"            {note}" for note in dataset.notes),
+        f"model       {config.model}, {parameters / 1e6:.2f} M parameters, {macs / 1e9:.3g} GMACs an image",
+        f"batch       {config.batch_size} = {processes} processes × {parts} accumulation steps × "
+        f"{config.batch_size // (processes * parts)} images, {precision}",
+        f"length      {config.max_steps:,} steps, {epochs:.1f} epochs",
+        f"memory      {state / 1e9:.2f} GB a process for weights, optimizer and averages; activations on top",
+    ]
+    return "\n".join(lines)
