@@ -179,11 +179,11 @@ GROUPS = (
 
 @dataclass
 class ClassifierConfig(
-    # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
+    # The first base that sets a default decides, so those of a classifier come before the common ones.
     ClassifierLoggingConfig,
-    CommonConfig,
     ClassifierAverageConfig,
     ClassifierOptimizerConfig,
+    CommonConfig,
     AugmentationConfig,
     ClassifierModelConfig,
     ClassifierDataConfig,

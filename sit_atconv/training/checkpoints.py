@@ -201,7 +201,8 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path}: {STATE} is missing or has changed since it was written: {error}"
         ) from error
-    if wrong := [name for name, kind in STATE_FIELDS.items() if not isinstance(state.get(name, ...), kind)]:
+    fields = STATE_FIELDS | {"classifier" if "classifier" in state else "transformer": dict}
+    if wrong := [name for name, kind in fields.items() if not isinstance(state.get(name, ...), kind)]:
         raise ValueError(f"checkpoint {path}: {STATE} does not say {', '.join(wrong)} as a training does")
     return state
 

@@ -74,7 +74,7 @@ def export_average(
     else:
         weights = load_file(average_file(run, checkpoint, average))
     state = read_state(checkpoint)
-    if not isinstance(state.get("transformer"), dict):
+    if "transformer" not in state:
         raise ValueError(f"{checkpoint} is no checkpoint of train/train_sit.py: its state names no transformer")
     try:
         transformer = SiTTransformer2DModel(**state["transformer"])

@@ -16,8 +16,12 @@ def test_defaults_are_the_built_in_recipe():
 
 
 def test_groups_hold_every_option_once():
-    names = [field.name for group in GROUPS for field in dataclasses.fields(group)]
-    assert names == [field.name for field in dataclasses.fields(ClassifierConfig)]
+    """With the default that its group shows, also where it is not the one of SiT."""
+    defaults = {field.name: (field.default, field.default_factory) for g in GROUPS for field in dataclasses.fields(g)}
+    assert len(defaults) == sum(len(dataclasses.fields(group)) for group in GROUPS)
+    fields = dataclasses.fields(ClassifierConfig)
+    assert {field.name: (field.default, field.default_factory) for field in fields} == defaults
+    assert (ClassifierConfig().max_steps, ClassifierConfig().weight_decay) == (900, 0.05)
 
 
 @pytest.mark.parametrize(
