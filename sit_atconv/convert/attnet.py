@@ -17,7 +17,8 @@ from ..models.attnet_names import architecture, describe, is_attnet, read_argume
 from ..models.attnet_variants import VARIANTS
 from ..utils.bounded_text import load_json
 from ..utils.checks import check_choice
-from ..utils.files import check_new_file
+from ..utils.files import check_new_file, staged
+from ..utils.torch_files import writing
 from .folder import new_folder
 from .untrusted import read_checkpoint
 
@@ -78,7 +79,8 @@ def convert_attnet(
         arguments = read_arguments(converted) | dict(act_layer=act_layer)
         if glu_norm_rule != "rms":
             arguments["glu_norm_rule"] = glu_norm_rule
-        _save(folder, converted, arguments, license)
+        with writing(output):
+            _save(folder, converted, arguments, license)
     norms = "no" if not any(arguments["glu_norm"]) else f"{arguments['glu_norm']}, rule {glu_norm_rule}"
     return {
         "model": describe(arguments),
@@ -138,8 +140,9 @@ def export_attnet(folder: str | Path, output: str | Path) -> dict[str, torch.Ten
         raise ValueError(f"{file} is missing or damaged: {error}") from error
     restored = {name: tensor.contiguous() for name, tensor in to_reference(to_ours(stored)).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".safetensors":
-        save_file(restored, output)
-    else:
-        torch.save({"model": restored}, output)
+    with writing(output), staged(output, replace=False) as staging:  # a full disk leaves no half-written file
+        if output.suffix == ".safetensors":
+            save_file(restored, staging)
+        else:
+            torch.save({"model": restored}, staging)
     return restored

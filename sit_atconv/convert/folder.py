@@ -29,6 +29,7 @@ from ..sharing.folder import RECORD_FILE, check_pipeline_folder, read_json, weig
 from ..utils.checks import check_choice
 from ..utils.files import check_new_file, check_regular, staged
 from ..utils.imagenet import imagenet_labels
+from ..utils.torch_files import writing
 from .inspect import REFERENCE_VAE_CHANNELS, Reference, inspect_reference
 from .layouts import LAYOUTS, REFERENCE_PREDICTIONS, is_pointwise
 from .names import POSITION_EMBEDDING
@@ -80,7 +81,8 @@ def convert_checkpoint(
             write_training_config(folder, args)
         labels = _class_names(names, reference.config["num_classes"])
         scheduler = InterpolantODEScheduler(path=reference.path, prediction=reference.prediction)
-        SiTPipeline(transformer, scheduler, autoencoder, id2label=labels).save_pretrained(folder, license=license)
+        with writing(output):
+            SiTPipeline(transformer, scheduler, autoencoder, id2label=labels).save_pretrained(folder, license=license)
     return reference
 
 
@@ -209,7 +211,7 @@ def export_checkpoint(folder: str | Path, output: str | Path) -> dict[str, torch
     options = _reference_options(folder, transformer, layout)
     output.parent.mkdir(parents=True, exist_ok=True)
     restored = {name: tensor.contiguous() for name, tensor in restored.items()}
-    with staged(output, replace=False) as staging:  # a full disk leaves no half-written file
+    with writing(output), staged(output, replace=False) as staging:  # a full disk leaves no half-written file
         if output.suffix == ".pt":
             torch.save({"ema": restored, "args": options}, staging)
         else:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ..models.latent_scaling import vae_scale_factor
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
-from ..utils.files import check_regular
+from ..utils.files import OutputError, check_regular
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
 
@@ -20,10 +20,12 @@ def reading_folder(folder: str | Path) -> Iterator[None]:
     """Name the folder in errors of what is read from it: somebody else wrote it, and it may hold anything.
 
     Raises:
-        ValueError: in place of any error in this context.
+        ValueError: in place of any error in this context, except one of writing.
     """
     try:
         yield
+    except OutputError:
+        raise
     except Exception as error:
         text = str(error).strip() or "no reason given"
         if isinstance(error, ValueError) and text.startswith("folder="):

@@ -48,6 +48,10 @@ def check_new_folder(field: str, folder: str | Path) -> None:
         raise ValueError(f"{field}={str(folder)!r} holds other files ({others[0]!r}); name a new folder")
 
 
+class OutputError(OSError):
+    """A file that cannot be written, in contrast to one that cannot be read."""
+
+
 def check_writable_folder(field: str, folder: str | Path) -> None:
     """Raise ValueError unless `folder` is a folder that can be written to, or can be made."""
     is_folder = os.path.isdir(folder)  # unlike Path.is_dir, also for names that are too long

@@ -12,13 +12,15 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from .files import OutputError
 from .pickles import check_pickle
 
 ALLOWED_TYPES: list[Callable | tuple[Callable, str]] = [argparse.Namespace]
@@ -28,6 +30,19 @@ LEGACY_PICKLES = 5  # in a file from before PyTorch 1.6
 
 class CraftedFileError(ValueError):
     """A file that would take memory out of proportion to its size."""
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name what is written in errors of writing it, for which PyTorch and safetensors have classes of their own.
+
+    Raises:
+        OutputError: in place of any of them, such as that of a full disk.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OutputError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def read_torch_file(file: Path) -> Any:

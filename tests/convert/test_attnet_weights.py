@@ -170,3 +170,12 @@ def test_weights_under_our_names_stay_as_they_are():
     assert to_ours(state) is state
     with pytest.raises(ValueError, match="no weights of AttNet"):
         to_ours({"weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("name", ["new.pth", "new.safetensors", "new"])
+def test_a_full_disk_is_named_and_leaves_no_attnet(tmp_path, main_on_a_full_disk, name):
+    torch.save({"model": to_reference(drawn().state_dict())}, tmp_path / "model.pth")
+    convert_attnet(tmp_path / "model.pth", tmp_path / "folder")
+    text = main_on_a_full_disk("convert", tmp_path / ("model.pth" if name == "new" else "folder"), tmp_path / name)
+    assert text.splitlines()[-1].startswith(f"sit-atconv: error: {tmp_path / name} cannot be written: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "model.pth"}

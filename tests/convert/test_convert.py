@@ -249,6 +249,18 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_pipeline, tmp_path, 
     export_checkpoint(tmp_path / "folder", tmp_path / file)
 
 
+@pytest.mark.parametrize("name", ["new.pt", "new.safetensors", "new"])
+def test_a_full_disk_is_named_and_nothing_is_left(tiny_pipeline, tmp_path, main_on_a_full_disk, name):
+    """Whatever class of errors PyTorch and safetensors have for it; the folder that is read is not to blame."""
+    tiny_pipeline().save_pretrained(tmp_path / "folder")
+    export_checkpoint(tmp_path / "folder", tmp_path / "file.pt")
+    source = tmp_path / ("file.pt" if name == "new" else "folder")
+    text = main_on_a_full_disk("convert", source, tmp_path / name)
+    assert text.splitlines()[-1].startswith(f"sit-atconv: error: {tmp_path / name} cannot be written: ")
+    assert "Traceback" not in text
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file.pt"}
+
+
 def test_a_folder_whose_weights_are_not_finite_is_not_exported(tiny_pipeline, tmp_path):
     pipeline = tiny_pipeline()
     torch.nn.init.constant_(pipeline.transformer.proj_out.bias, torch.nan)
