@@ -77,6 +77,7 @@ def sample_to_folder(
         if state.is_main_process:  # which holds the lock for all processes of this launch
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(folder_lock(folder, "output"))
+            record = continue_record(folder, record)  # another command may have filled the folder since it was checked
             begin_folder(folder, record, options, pipeline)
         state.wait_for_everyone()
         try:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_two_commands_on_one_folder(pipeline_folder, tmp_path):
     assert not (folder / "000003.png").exists() and leftovers(folder) == [".staging-1-000003.png"]
     sample.main(command)
     assert (folder / "000003.png").exists() and leftovers(folder) == []
+
+
+def test_a_folder_that_was_filled_since_it_was_checked_is_kept(pipeline_folder, tmp_path, capsys, monkeypatch):
+    sample.main([pipeline_folder, "--output", str(tmp_path / "other"), "--num_samples", "8", "--seed", "1", *OPTIONS])
+    check = sample_folder.continue_record
+
+    def check_before_another_command_ends(folder, record):
+        checked = check(folder, record)
+        if not folder.exists():
+            shutil.copytree(tmp_path / "other", folder)
+        return checked
+
+    monkeypatch.setattr(sample_folder, "continue_record", check_before_another_command_ends)
+    with pytest.raises(SystemExit):
+        sample.main([pipeline_folder, "--output", str(tmp_path / "a"), "--num_samples", "8", *OPTIONS])
+    assert "holds other images (seed: 1 there, 0 now)" in capsys.readouterr().err
+    assert (tmp_path / "a" / "samples.json").read_bytes() == (tmp_path / "other" / "samples.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["begin_folder", "collect_costs"])
