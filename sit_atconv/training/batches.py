@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..data import TrainingOrder
 from .config import CommonConfig
-from .signals import obey_parent_alone
+from .signals import end_workers, obey_parent_alone
 from .task import Task
 
 HINTS = {
@@ -60,10 +60,7 @@ class Batches(Iterator[dict[str, Any]]):
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        for worker in self._workers:
-            worker.terminate()
-        for worker in self._workers:
-            worker.join()
+        end_workers(self._workers)
         if self._handler is not None:
             signal.signal(signal.SIGCHLD, self._handler)
         self._workers, self._handler = [], None

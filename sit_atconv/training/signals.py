@@ -7,6 +7,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 
 # A terminal sends HUP when it is closed. Slurm warns with USR1, which also reports a dead launcher.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -94,6 +96,19 @@ def obey_parent_alone(worker_id: int = 0) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_sigterm_of_parent, daemon=True).start()
         _signal_when_parent_dies(signal.SIGKILL)
+
+
+def end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Ask data workers of this process to end, until all of them have.
+
+    One request is not enough: while a SIGTERM of somebody else is pending at a worker, another one is lost.
+    """
+    while workers:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(0.2)
+        workers = [worker for worker in workers if worker.is_alive()]
 
 
 def _wait_for_sigterm_of_parent() -> None:

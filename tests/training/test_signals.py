@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sit_atconv.training import signals
-from sit_atconv.training.signals import StopSignals, obey_parent_alone
+from sit_atconv.training.signals import StopSignals, end_workers, obey_parent_alone
 
 
 def _stubborn(pipe) -> None:
@@ -75,8 +75,20 @@ def test_worker_ends_for_its_own_process_alone():
         subprocess.run(["kill", f"-{number.value}", str(pid)], check=True)
     ours.send(True)
     assert ours.recv() == "still here"
-    worker.terminate()
-    worker.join(30)
+    end_workers([worker])
+    assert worker.exitcode == 0
+
+
+@linux
+def test_workers_end_although_a_signal_of_others_is_pending():
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_worker, args=(theirs,))
+    worker.start()
+    pid = ours.recv()
+    os.kill(pid, signal.SIGSTOP)  # it does not see the first SIGTERM before the second one
+    subprocess.run(["kill", "-TERM", str(pid)], check=True)
+    threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+    end_workers([worker])
     assert worker.exitcode == 0
 
 
