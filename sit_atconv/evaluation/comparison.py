@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -212,7 +213,8 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
         scheduler_class = own_classes.get(name) or getattr(diffusers, name, None)
         if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
             raise ValueError(f"{report['file']}: the scheduler {name} is unknown, so its samples cannot be drawn again")
-        pipeline.scheduler = scheduler_class.from_config(report["scheduler"]["config"])
+        known: Any = scheduler_class
+        pipeline.scheduler = known.from_config(report["scheduler"]["config"])
     names = ("labels", "seed", "guidance_scale", "guidance_interval", "guidance_channels", "num_inference_steps")
     options = SamplingOptions(**{name: report[name] for name in names if name in report})
     return draw_images(pipeline, indices, options)
