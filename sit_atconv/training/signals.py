@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 # A terminal sends HUP when it is closed. Slurm warns with USR1, which also reports a dead launcher.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -119,7 +120,7 @@ def _wait_for_sigterm_of_parent() -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"\ntrain_sit.py: {text}\n")
+    sys.stderr.write(f"\n{Path(sys.argv[0]).name}: {text}\n")
     sys.stderr.flush()
 
 

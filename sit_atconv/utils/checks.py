@@ -129,5 +129,5 @@ def check_pixel_dimensions(shape: tuple[int, int, int]) -> None:
     if np.prod(shape) > MAX_PIXEL_DIMENSIONS:
         raise ValueError(
             f"images of {'×'.join(map(str, shape))} have {np.prod(shape)} pixel values; raw pixels are compared up to "
-            f"{MAX_PIXEL_DIMENSIONS} values. Use eval/fid.py with --extractor inception or timm:NAME"
+            f"{MAX_PIXEL_DIMENSIONS} values. Use --extractor inception or timm:NAME"
         )
