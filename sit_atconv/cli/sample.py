@@ -154,9 +154,9 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
 
     device = pick_device(args.device)
     with reading_folder(args.folder):
-        pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
-    # Not as an option of from_pretrained, whose name differs between versions of diffusers.
-    return pipeline.to(device, dtype=getattr(torch, args.dtype))
+        variant, dtype = weights_variant(args.folder), getattr(torch, args.dtype)
+        pipeline = SiTPipeline.from_pretrained(args.folder, variant=variant, torch_dtype=dtype)
+    return pipeline.to(device)
 
 
 def describe(

@@ -125,12 +125,6 @@ def test_info_of_pictures_that_say_nothing_or_try_to_steer_the_terminal(tmp_path
         assert message in capsys.readouterr().err
 
 
-def test_no_name_of_an_option_is_warned_of(folder, recwarn):
-    sample(folder, "--dtype", "bfloat16")
-    assert not [str(warning.message) for warning in recwarn if "dtype" in str(warning.message)]
-    assert read_settings("samples.png")["dtype"] == "bfloat16"
-
-
 def test_samplers_and_their_solvers(folder, capsys):
     sample(folder, "--sampler", "sde", "--seed", "0")
     assert read_settings("samples.png")["scheduler"] == "InterpolantSDEScheduler"
