@@ -14,6 +14,7 @@ import sys
 from sit_atconv.utils.commands import reporting_mistakes, values_of
 from sit_atconv.utils.files import check_writable_folder
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.text import printable
 
 
 def run(arguments: list[str]) -> None:
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> None:
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.few_steps_report import write_few_steps
 
-    print(write_few_steps(named, **options))
+    print(printable(write_few_steps(named, **options)))
 
 
 def main(arguments: list[str] | None = None) -> None:
