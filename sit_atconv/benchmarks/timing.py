@@ -34,7 +34,7 @@ def measure(
     device: torch.device,
     max_seconds: float = float("inf"),
     times: dict[str, list[float]] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Time callables in rounds; each round runs every callable once. The caller chooses the gradient mode.
 
@@ -45,12 +45,13 @@ def measure(
         device: the device that the callables run on.
         max_seconds: once 3 rounds have been counted, no round starts after this time. Warm-up does not count.
         times: an empty dict to fill round by round. After an interrupt it holds whole rounds only.
-        clock: what times the callables; `max_seconds` are those of the wall.
+        clock: what times the callables; `max_seconds` are those of the wall. If None, the wall's as well.
 
     Returns:
         Milliseconds by name: (repeats,) each; entry i of all lists is from the same round.
     """
     times = {} if times is None else times
+    clock = clock or time.perf_counter
     begin = time.perf_counter()
     for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
         if repeat == 0:

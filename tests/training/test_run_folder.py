@@ -150,7 +150,8 @@ def test_options_of_a_newer_version_are_named(tmp_path):
     config = TrainConfig(output_dir=str(tmp_path))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config) | {"sparkle": 3}))
     with pytest.raises(
-        ValueError, match=r"do not exist: sparkle; it is damaged, of another kind.* or of a newer version"
+        ValueError,
+        match=r"do not exist: sparkle; it is damaged, or of a newer version .* or of another training script",
     ):
         load_config(tmp_path)
 
