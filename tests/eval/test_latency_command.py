@@ -78,7 +78,7 @@ def test_command_line_writes_report_table_and_plot(tmp_path, capsys):
     assert len(table) == 2 + len(results)
     assert len({line.count("|") for line in table}) == 1
     assert table[3].startswith("| forward | SiT-ATConv-Nano/2 | 32 | 1 | bfloat16 |")
-    assert f" {atconv['ms'][1]:.4g} [" in table[3]
+    assert f" {atconv['ms'][1]:.4g} ms [" in table[3]
     text = (folder / "latency.md").read_text()
     assert "\n".join(table) in text and "| forward | SiT-ATConv-Nano/2 | 64 | aten::" in text
     assert f"attention {attention['attention']}, commit {git_commit() or 'unknown'}" in text
