@@ -11,7 +11,8 @@ from timm.layers import DropPath
 from timm.models import checkpoint_seq, register_notrace_module
 from torch import nn
 
-from ..ops.linear import Linear
+from ..ops.eager import is_eager
+from ..ops.linear import Linear, linear, runs_only_forward
 from ..utils.checks import check_choice
 from .atconv import ATConv
 
@@ -108,7 +109,38 @@ class GatedMlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.fc1_g(x).permute(0, 3, 1, 2)  # (B, h, H, W), channels-last
         gate = self.act(self.dwconv(gate).permute(0, 2, 3, 1))  # (B, H, W, h)
-        return self.fc2(self.norm(gate * self.fc1_x(x)))
+        value = self.fc1_x(x)
+        if not torch.jit.is_scripting() and self._suits_cpu(gate):
+            return self._for_cpu(gate, value)
+        return self.fc2(self.norm(gate * value))
+
+    @torch.jit.unused
+    def _suits_cpu(self, gate: torch.Tensor) -> bool:
+        """Whether `_for_cpu` may finish: inference on a CPU in float32, with no hooks that must see the layers."""
+        return (
+            not torch.is_grad_enabled()
+            and is_eager(gate)
+            and gate.device.type == "cpu"
+            and gate.dtype == self.fc2.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and runs_only_forward(self.fc2)
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (self.act, self.norm))
+        )
+
+    @torch.jit.unused
+    def _for_cpu(self, gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """fc2(norm(gate · value)) with fewer passes over the hidden channels; the gate is overwritten.
+
+        RMSNorm, which takes PyTorch four passes on CPUs, comes after fc2, which has fewer channels: its weights scale
+        the columns of fc2, and its denominator is one number per pixel.
+        """
+        norm, z = self.norm, gate.mul_(value)
+        pixels = z.shape[:-1].numel()
+        if type(norm) is not GluNorm or norm.rule != "rms" or pixels < self.fc2.out_features:
+            return self.fc2(norm(z))  # with few pixels, scaling fc2 would cost more
+        mean = torch.linalg.vector_norm(z, dim=-1, keepdim=True).square() / z.shape[-1]  # (B, H, W, 1)
+        y = linear(z, self.fc2.weight * norm.weight)
+        return torch.addcmul(self.fc2.bias, y, torch.rsqrt(mean + norm.eps))
 
 
 @register_notrace_module
@@ -154,14 +186,10 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
-        y = self.token_mixer(self.norm1(x).reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
-        if self.gamma1 is not None:
-            y = y * self.gamma1
-        x = x + self.drop_path1(y)
-        y = self.channel_mixer(self.norm2(x))
-        if self.gamma2 is not None:
-            y = y * self.gamma2
-        return x + self.drop_path2(y)
+        y = self.drop_path1(self.token_mixer(self.norm1(x).reshape(B, H * W, C), (H, W)).reshape(B, H, W, C))
+        x = x + y if self.gamma1 is None else torch.addcmul(x, y, self.gamma1)
+        y = self.drop_path2(self.channel_mixer(self.norm2(x)))
+        return x + y if self.gamma2 is None else torch.addcmul(x, y, self.gamma2)
 
 
 class Stage(nn.Module):
