@@ -11,6 +11,8 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from ..utils.checks import is_whole
+
 STAGES = 4
 
 
@@ -90,7 +92,7 @@ def check_out_indices(out_indices: int | Sequence[int]) -> None:
     if isinstance(out_indices, int):
         fits = 1 <= out_indices <= STAGES
     else:
-        fits = len(out_indices) > 0 and all(-STAGES <= index < STAGES for index in out_indices)
+        fits = len(out_indices) > 0 and all(is_whole(index) and -STAGES <= index < STAGES for index in out_indices)
     if not fits:
         raise ValueError(
             f"out_indices={out_indices!r} is out of range: AttNet has {STAGES} maps, 0 to {STAGES - 1}, or "

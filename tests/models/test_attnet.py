@@ -214,7 +214,7 @@ def test_features_only(feature_cls, tiny_attnet):
         assert backbone.feature_info.channels() == [maps[i].shape[1] for i in indices]
 
 
-@pytest.mark.parametrize("indices", [(0, 4), (-5,), 5, 0, ()])
+@pytest.mark.parametrize("indices", [(0, 4), (-5,), 5, 0, (), (1.5,)])
 def test_maps_that_do_not_exist_are_refused(indices, tiny_attnet):
     with pytest.raises(ValueError, match=r"out_indices=.* is out of range: AttNet has 4 maps, 0 to 3"):
         tiny_attnet(features_only=True, out_indices=indices)

@@ -17,7 +17,6 @@ from sit_atconv.classification import task as classifier_task
 from sit_atconv.classification.config import ClassifierConfig
 from sit_atconv.classification.task import ClassifierTask, read_evaluations
 from sit_atconv.data import Stream, sample_generator
-from sit_atconv.training import trainer
 from sit_atconv.training.loop import train
 from sit_atconv.training.step_report import StepReport
 
@@ -197,7 +196,19 @@ def test_a_missing_evaluation_is_made_up_for(tmp_path):
     (tmp_path / "run" / "evaluation.jsonl").write_text(json.dumps(lines[0]) + "\n{torn")
     run(tmp_path / "run", "--evaluate_every", "1", "--resume", "latest", steps=2)
     assert read_evaluations(tmp_path / "run" / "evaluation.jsonl") == lines
-    assert trainer.Trainer.validate is not None
+
+
+@pytest.mark.slow
+def test_two_processes_share_training_and_evaluation(tmp_path, processes):
+    """Every held-out image counts once, and the run goes on in one process."""
+
+    def member(rank: int) -> None:
+        run(tmp_path / "run", "--mixup", "0.5", "--checkpoint_every", "1")
+
+    assert processes(2, member) == [0, 0]
+    run(tmp_path / "run", "--mixup", "0.5", "--checkpoint_every", "1", "--resume", "latest", steps=3)
+    lines = read_evaluations(tmp_path / "run" / "evaluation.jsonl")
+    assert [(line["step"], line["raw"]["images"]) for line in lines] == [(2, 39), (3, 39)]
 
 
 @pytest.mark.slow
