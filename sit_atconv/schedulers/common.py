@@ -1,6 +1,7 @@
 """Base class of the ODE and SDE schedulers. Time runs from noise (t=0) to data (t=1)."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..flow.callbacks import ModelFn, check_output
+from ..flow.callbacks import check_output
 from ..flow.interpolants import Interpolant
 from ..utils.checks import MAX_SOLVER_STEPS, check_count, check_eps, check_known, near_misses, plain_numbers
 from ..utils.threads import PerThread
@@ -82,13 +83,13 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
         """The number of network calls of the last solve in this thread."""
         return self._num_model_calls.get()
 
-    def counting_calls(self, model_fn: ModelFn) -> ModelFn:
+    def counting_calls(self, model_fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """Wrap `model_fn` to count its calls in `num_model_calls`, from 0, and return outputs in the dtype of x."""
         self._num_model_calls.set(0)
 
-        def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def counted(x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
             self._num_model_calls.set(self._num_model_calls.get() + 1)
-            output = model_fn(x, t)
+            output = model_fn(x, *times)
             check_output(output, x)
             return output.to(x.dtype)
 

@@ -10,7 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..flow.callbacks import Callback, after_step, check_output
+from ..flow.callbacks import Callback, after_step
 from .common import InterpolantScheduler, InterpolantSchedulerOutput
 
 MeanModelFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (x, t, s) -> u
@@ -75,11 +75,10 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
         """
         self.check_state(latents, num_inference_steps)
         x = latents
+        mean_velocity = self.counting_calls(model_fn)
         for i, (start, end) in enumerate(self.network_times(num_inference_steps)):
-            self._num_model_calls.set(i + 1)
-            u = model_fn(x, *(torch.tensor(time, dtype=x.dtype) for time in (start, end)))
-            check_output(u, x)
-            x, stopped = after_step(callback, i, end, x + (end - start) * u.to(x.dtype))
+            u = mean_velocity(x, *(torch.tensor(time, dtype=x.dtype) for time in (start, end)))
+            x, stopped = after_step(callback, i, end, x + (end - start) * u)
             if stopped:
                 break
         return x
