@@ -104,22 +104,12 @@ class AugmentationConfig:
 class ClassifierOptimizerConfig(OptimizerConfig):
     """Optimizer
 
-    Parameters with a single axis, such as biases and the weights of norms, have no weight decay.
+    Parameters with a single axis, such as biases and the weights of norms, have no weight decay. `OptimizerConfig`
+    describes the other options, in --help as well.
 
     Args:
-        max_steps: number of optimizer updates in the whole run.
-        batch_size: number of images per update, over all processes and accumulation steps.
-        gradient_accumulation_steps: number of parts in which a process works through its images of an update, to save
-            memory.
-        learning_rate: learning rate of AdamW after the warm-up.
         lr_warmup_steps: number of updates over which the learning rate grows linearly from min_learning_rate.
         lr_schedule: learning rate after the warm-up: constant, or a cosine that reaches min_learning_rate at max_steps.
-        weight_decay: weight decay of AdamW.
-        max_grad_norm: norm to which gradients are clipped. If null, they are left as they are. The norm is always
-            logged.
-        max_skipped_steps: number of skipped steps in a row after which the run stops. A step is skipped if its loss or
-            gradient is not finite. With fp16, a few are skipped at the start, while the loss scale is adjusted.
-        seed: seed of everything random in the run.
         min_learning_rate: learning rate at the start of the warm-up and at the end of the cosine.
     """
 
@@ -135,13 +125,11 @@ class ClassifierOptimizerConfig(OptimizerConfig):
 class ClassifierAverageConfig(AverageConfig):
     """Averages of the weights
 
-    The running means of BatchNorm are averaged like weights.
+    The running means of BatchNorm are averaged like weights. `AverageConfig` describes the other options.
 
     Args:
         ema_decay: decay of the exponential moving average of the weights, or a list of several. The first average is
             the one that is saved as the model; all are evaluated, and so are the weights themselves.
-        ema_stds: relative standard deviations of power-function averages (EDM2), such as [0.05, 0.1]. They are tracked
-            besides the exponential averages.
         ema_snapshot_every: number of updates between two snapshots of the power-function averages, which are kept in
             ema/.
     """
