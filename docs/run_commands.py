@@ -3,10 +3,9 @@
     python docs/run_commands.py README.md FOLDER
 
 Every code block marked `bash` is run by bash, in order, in FOLDER, which must be new: it becomes a copy of this
-checkout's last commit, so that nothing here is touched. Names in capitals and the folder photos/ stand for things of
-the reader's: they become links to what earlier commands have made, and to a small folder of pictures. Lines that
-install packages, download from the Hub, or need what is not at hand are left out, and named. A block that still runs
-after some minutes is interrupted, as Ctrl-C would, and counts as working.
+checkout's last commit, so that nothing here is touched, with a folder photos/ of small pictures. Lines that install
+packages, download from the Hub, need a GPU, or name something of the reader's in capitals are left out, and named. A
+block that still runs after some minutes is interrupted, as Ctrl-C would, and counts as working.
 """
 
 import argparse
@@ -19,19 +18,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-TRAINED = "runs/digits-atconv/pipeline"
-STANDS_FOR = {
-    "PIPELINE": TRAINED,
-    "FOLDER": TRAINED,
-    "FOLDER2": TRAINED,
-    "PICTURE.png": "digits.png",
-    "FOLDER_OF_IMAGES": "photos",
-    "REFERENCE_FOLDER": "photos",
-}
-LEFT_OUT = re.compile(
-    r"pip install|stabilityai/|sit-xl|me/digits|ADDRESS|AUTHORS|CHECKPOINT|OUTPUT|--num_samples 50000"
-    r"|--init_from PIPELINE|sit-atconv demo|--device cuda|FOLDER_OF_IMAGES|^\s*pytest"
-)
+LEFT_OUT = re.compile(r"pip install|stabilityai/|sit-xl|me/digits|--device cuda|^\s*pytest|\b(?!END\b)[A-Z][A-Z_]{2,}")
+
+
+def is_left_out(line: str) -> bool:
+    """Whether a line cannot be run here; its comment does not count."""
+    return bool(LEFT_OUT.search(re.sub(r"(^|\s)#.*", "", line)))
 
 
 def blocks(text: str) -> list[tuple[str, list[str]]]:
@@ -39,7 +31,7 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
     found = []
     for block in BLOCK.findall(text):
         lines = re.sub(r"(\\|&&)\n\s*", lambda match: " " if match[1] == "\\" else "&& ", block).splitlines()
-        left_out = [line for line in lines if LEFT_OUT.search(line)]
+        left_out = [line for line in lines if is_left_out(line)]
         script = "\n".join(line for line in lines if line not in left_out)
         if left_out and (chained := re.sub(r"^.*pip install[^&]*&& ", "", left_out[0])) != left_out[0]:
             left_out, script = ["the installation"], chained  # what comes after it in the same line
@@ -48,7 +40,7 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
 
 
 def prepare(folder: Path) -> None:
-    """Copy the repository's tracked files to a new folder, with pictures and names for what the reader has."""
+    """Copy the repository's tracked files to a new folder, with pictures in photos/."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -60,8 +52,6 @@ def prepare(folder: Path) -> None:
         place = folder / "photos" / f"digit-{label}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15.9).astype("uint8")).resize((64, 64)).save(place / f"{index:03}.png")
-    for name, target in STANDS_FOR.items():
-        (folder / name).symlink_to(target)
 
 
 def main(arguments: list[str] | None = None) -> None:
