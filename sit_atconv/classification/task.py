@@ -3,7 +3,6 @@
 B images, K classes.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from ..data import ImageDataset, Stream, View, hold_out, open_dataset
-from ..training.config import TRACKERS
 from ..training.ema import WeightAverages
 from ..training.optimizer import learning_rate
 from ..training.processes import on_main_process, one_process_first
 from ..training.run_folder import describe_data
+from ..training.runlog import list_lines
 from ..training.step_report import StepReport
+from ..training.stored_config import check_services
 from ..training.task import Task
 from ..utils.files import write_atomically
 from .augmentation import Mixing, evaluation_transform, seeded, training_transform
@@ -51,10 +51,7 @@ class ClassifierTask(Task):
 
     @staticmethod
     def resolve(config: ClassifierConfig) -> ClassifierConfig:
-        if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
-            raise ValueError(
-                f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
-            )
+        check_services(config)
         return config
 
     def build(self) -> None:
@@ -180,10 +177,10 @@ class ClassifierTask(Task):
         return scores.summary() | {"images": scores.images, "unreadable": int(unreadable)}
 
     def is_validated(self, step: int) -> bool:
-        return any(line["step"] == step for line in read_evaluations(self.config.run_folder / EVALUATIONS))
+        return any(line["step"] == step for line in list_lines(self.config.run_folder / EVALUATIONS))
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        lines = read_evaluations(self.config.run_folder / EVALUATIONS)
+        lines = list_lines(self.config.run_folder / EVALUATIONS)
         scores = next((line for line in lines if line["step"] == self.config.max_steps), None)
         save_classifier(with_weights(self.model, weights), self.config, self.dataset, folder, scores)
         print_next_steps(self.config, folder)
@@ -224,20 +221,7 @@ def open_data(config: ClassifierConfig) -> tuple[ImageDataset, ImageDataset]:
     return dataset, validation
 
 
-def read_evaluations(file: Path) -> list[dict[str, Any]]:
-    """The lines of evaluation.jsonl, without damaged ones."""
-    lines = []
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and type(line.get("step")) is int:
-            lines.append(line)
-    return lines
-
-
 def write_evaluation(file: Path, line: dict[str, Any]) -> None:
     """Add a line to evaluation.jsonl, in place of those of the same and of later steps, which are repeated."""
-    kept = [each for each in read_evaluations(file) if each["step"] < line["step"]]
+    kept = [each for each in list_lines(file) if each["step"] < line["step"]]
     write_atomically(file, "".join(json.dumps(each) + "\n" for each in [*kept, line]))

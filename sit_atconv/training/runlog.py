@@ -170,21 +170,24 @@ class MetricsFile:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl, without a last line that a kill cut short, and without damaged lines."""
+    return [line for line in list_lines(file) if _is_whole(line)]
+
+
+def list_lines(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a JSON-lines file that name a step; none if there is no file."""
     lines = []
-    for line in file.read_bytes().split(b"\n") if file.exists() else []:
+    for line in file.read_bytes().split(b"\n") if file.is_file() else []:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if _is_whole(values):
+        if isinstance(values, dict) and type(values.get("step")) is int:
             lines.append(values)
     return lines
 
 
-def _is_whole(line: Any) -> bool:
+def _is_whole(line: dict[str, Any]) -> bool:
     """Whether this is a line that `MetricsFile` has written: that of a skipped step, or that of a window."""
-    if not isinstance(line, dict) or type(line.get("step")) is not int:
-        return False
     by_time = line.get("loss_by_time")
     numbers = [line.get("grad_norm"), line.get("loss"), *_parts([None] * TIME_BINS if by_time is None else by_time)]
     is_window = len(numbers) == 2 + TIME_BINS and all(each is None or type(each) in (int, float) for each in numbers)

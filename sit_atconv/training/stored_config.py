@@ -24,7 +24,7 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ValueError: if `init_from` or `teacher` is not a pipeline folder or was trained with another path or prediction,
-            the package of `log_with` is not installed, or `push_to_hub` is no name of the Hub.
+            or by `check_services`.
     """
     if config.init_from is not None:
         check_objective(config.init_from, config.path, config.prediction)
@@ -32,6 +32,16 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
             config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
     if config.teacher is not None:
         check_objective(config.teacher, config.path, config.prediction, "teacher")
+    check_services(config)
+    return config
+
+
+def check_services(config: CommonConfig) -> None:
+    """Check what a run uses at its side, or after hours of training.
+
+    Raises:
+        ValueError: if the package of `log_with` is not installed, or `push_to_hub` is no name of the Hub.
+    """
     if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
         raise ValueError(
             f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
@@ -41,7 +51,6 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
             validate_repo_id(config.push_to_hub)
         except HFValidationError as error:
             raise ValueError(f"push_to_hub={config.push_to_hub!r} is no name on the Hub: {error}") from error
-    return config
 
 
 def load_options(run: Path, kind: type[CommonConfig] = TrainConfig) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from sit_atconv.classification import task as classifier_task
 from sit_atconv.classification.config import ClassifierConfig
-from sit_atconv.classification.task import ClassifierTask, read_evaluations
+from sit_atconv.classification.task import ClassifierTask
 from sit_atconv.data import Stream, sample_generator
 from sit_atconv.training.loop import train
+from sit_atconv.training.runlog import list_lines
 from sit_atconv.training.step_report import StepReport
 
 TINY = [
@@ -68,7 +69,7 @@ def test_the_folder_that_is_left_is_a_model_of_timm(tmp_path, photos):
     config = json.loads((out / "config.json").read_text())
     assert config["label_names"] == ["cat", "dog", "eel"] and config["num_classes"] == 3
     assert config["pretrained_cfg"]["input_size"] == [3, 16, 16] and config["pretrained_cfg"]["crop_pct"] == 1.0
-    [line] = read_evaluations(tmp_path / "run" / "evaluation.jsonl")
+    [line] = list_lines(tmp_path / "run" / "evaluation.jsonl")
     assert list(line) == ["step", "raw", "decay-0.5", "decay-0.9"] and line["raw"]["images"] == 12
     assert config["evaluation"] == line
 
@@ -89,7 +90,7 @@ def test_a_resumed_run_is_the_same_bit_by_bit(tmp_path, workers):
     run(tmp_path / "run", *options, steps=2)
     run(tmp_path / "run", *options, "--resume", "latest", steps=5)
     assert checkpoint_content(tmp_path / "run", 5) == checkpoint_content(tmp_path / "whole", 5)
-    results = [read_evaluations(tmp_path / name / "evaluation.jsonl") for name in ("whole", "run")]
+    results = [list_lines(tmp_path / name / "evaluation.jsonl") for name in ("whole", "run")]
     assert results[0] == [line for line in results[1] if line["step"] != 2]
     lines = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -171,6 +172,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, photos, capsys)
     )
     assert "is neither a folder with model.safetensors" in refusal(capsys, *out, "--init_from", str(photos))
     assert "exceeds the" in refusal(capsys, *out, "--batch_size", "9000")
+    assert "push_to_hub='a b' is no name on the Hub" in refusal(capsys, *out, "--push_to_hub", "a b")
     assert not (tmp_path / "run").exists()
 
 
@@ -192,10 +194,10 @@ def test_dry_run_takes_a_step_and_writes_nothing(tmp_path, capsys):
 
 def test_a_missing_evaluation_is_made_up_for(tmp_path):
     run(tmp_path / "run", "--evaluate_every", "1", steps=2)
-    lines = read_evaluations(tmp_path / "run" / "evaluation.jsonl")
+    lines = list_lines(tmp_path / "run" / "evaluation.jsonl")
     (tmp_path / "run" / "evaluation.jsonl").write_text(json.dumps(lines[0]) + "\n{torn")
     run(tmp_path / "run", "--evaluate_every", "1", "--resume", "latest", steps=2)
-    assert read_evaluations(tmp_path / "run" / "evaluation.jsonl") == lines
+    assert list_lines(tmp_path / "run" / "evaluation.jsonl") == lines
 
 
 @pytest.mark.slow
@@ -207,7 +209,7 @@ def test_two_processes_share_training_and_evaluation(tmp_path, processes):
 
     assert processes(2, member) == [0, 0]
     run(tmp_path / "run", "--mixup", "0.5", "--checkpoint_every", "1", "--resume", "latest", steps=3)
-    lines = read_evaluations(tmp_path / "run" / "evaluation.jsonl")
+    lines = list_lines(tmp_path / "run" / "evaluation.jsonl")
     assert [(line["step"], line["raw"]["images"]) for line in lines] == [(2, 39), (3, 39)]
 
 
@@ -215,6 +217,6 @@ def test_two_processes_share_training_and_evaluation(tmp_path, processes):
 def test_the_built_in_recipe_reaches_97_percent(tmp_path):
     config = train_attnet.parse_arguments(["--output_dir", str(tmp_path / "run"), "--log_with", "none"])
     train(config)
-    last = read_evaluations(tmp_path / "run" / "evaluation.jsonl")[-1]
+    last = list_lines(tmp_path / "run" / "evaluation.jsonl")[-1]
     assert last["raw"]["images"] == 179
     assert last[f"decay-{config.ema_decay:g}"]["top1"] >= 0.97
