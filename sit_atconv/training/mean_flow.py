@@ -14,7 +14,7 @@ from ..flow.mean_flow import MeanFlowLoss, is_span_at
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
 from .objective import Losses, Objective
-from .repa import TargetEncoder, alignment_loss
+from .repa import TargetEncoder
 
 
 class TargetNetwork:
@@ -110,7 +110,4 @@ class MeanFlowObjective(Objective):
         assert network is not None
         guided = ~dropped if is_guided.all() else None  # batches lie on one side of the limit
         errors = self.loss_fn(predict, network, x_1, batch["noise"], t, s, batch["spans"], guided, teacher)
-        alignment = torch.zeros_like(errors)
-        if self.encoder is not None:
-            alignment = alignment_loss(outputs[0].projected, self.encoder(batch["x"]))
-        return Losses(errors, t, alignment, self.loss_fn.weights(errors))
+        return Losses(errors, t, self.alignment(outputs[0], batch, errors), self.loss_fn.weights(errors))

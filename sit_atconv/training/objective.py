@@ -68,10 +68,13 @@ class Objective:
             return outputs[0][0]
 
         diffusion = self.loss_fn(predict, x_1, batch["noise"], t)
-        alignment = torch.zeros_like(diffusion)
-        if self.encoder is not None:
-            alignment = alignment_loss(outputs[0].projected, self.encoder(batch["x"]))
-        return Losses(diffusion, t, alignment, torch.ones_like(diffusion))
+        return Losses(diffusion, t, self.alignment(outputs[0], batch, diffusion), torch.ones_like(diffusion))
+
+    def alignment(self, output: Any, batch: dict[str, torch.Tensor], diffusion: torch.Tensor) -> torch.Tensor:
+        """The alignment loss (B,) of the model's output for a batch; 0, like `diffusion`, without REPA."""
+        if self.encoder is None:
+            return torch.zeros_like(diffusion)
+        return alignment_loss(output.projected, self.encoder(batch["x"]))
 
     def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch to the device of the model."""
