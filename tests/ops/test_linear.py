@@ -118,7 +118,7 @@ def test_forward_mode_and_vmap(any_size, assert_close):
     assert_close(compiled(linear), directional(F.linear), 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(backend, dynamic, any_size, assert_close):
     arguments = inputs((2, 5, 6), 4)

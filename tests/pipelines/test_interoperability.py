@@ -204,6 +204,7 @@ def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
             torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_conditioning", ["span", "decoupled"])
 def test_torch_export_of_mean_velocities_takes_the_ends_of_steps(step_conditioning, tiny_transformer):
     model = tiny_transformer(step_conditioning=step_conditioning)

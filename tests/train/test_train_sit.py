@@ -223,6 +223,7 @@ def test_compiled_blocks_train_the_same(tmp_path, monkeypatch):
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_numbers_go_to_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

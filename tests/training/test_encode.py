@@ -139,6 +139,7 @@ def test_latents_inside_their_images_are_refused(photos, vae):
     assert not (photos / "cat" / "latents").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_dead_data_worker_is_named_and_the_same_command_goes_on(number, photos, vae, latents, tmp_path, monkeypatch):
     original, calls = encode.encode_batch, []
