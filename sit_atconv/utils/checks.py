@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from .suggestions import did_you_mean
+
 
 def is_whole(value) -> bool:
     """Whether `value` is a whole number of Python or NumPy; booleans and tensors are none."""
@@ -32,9 +34,8 @@ def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known)}"
-            raise ValueError(f"{owner} has no option {name}; {hint}")
+            hint = did_you_mean(name, known) or f"; its options are {', '.join(known)}"
+            raise ValueError(f"{owner} has no option {name}{hint}")
 
 
 def near_misses(names: Iterable[str], known: Iterable[str]) -> list[str]:
