@@ -89,11 +89,11 @@ TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "2", "--s
 
 @pytest.mark.slow
 def test_training_from_latents(latents, photos, vae, tmp_path):
-    def train(folder, data, *others):
+    def trained(folder, data, *others):
         arguments = [*TINY, "--output_dir", str(tmp_path / folder), "--vae", str(vae), "--data", str(data), *others]
         return train(train_sit.parse_arguments([*arguments, "--horizontal_flip", "true"]))
 
-    pipelines = [train("cached", latents), train("images", photos, "--image_size", "16")]
+    pipelines = [trained("cached", latents), trained("images", photos, "--image_size", "16")]
     one, other = (load_file(path / "transformer" / "diffusion_pytorch_model.safetensors") for path in pipelines)
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=2e-5)
