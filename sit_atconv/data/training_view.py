@@ -82,7 +82,7 @@ class TrainingView(View):
         noise: (c, s, s), x_0
         time: one standard normal number, for `InterpolantLoss.time_from_normal`
         end_time: another one, for `MeanFlowLoss.times_from_normal`; only with `steps`
-        position: number of the sample in the run; only with `steps`
+        position: number of the sample in the run
         dropout: one uniform number in [0, 1]; the label is dropped if it is below the model's class dropout probability
         broken: see `View`
 
@@ -94,7 +94,7 @@ class TrainingView(View):
         horizontal_flip: whether to mirror half of the images.
         noise_shape: (c, s, s).
         posterior: whether there is a VAE, so that each sample needs noise for its posterior.
-        steps: whether steps of the flow are trained, so that each sample needs a second time, and its position.
+        steps: whether steps of the flow are trained, so that each sample needs a second time.
     """
 
     def __init__(
@@ -119,9 +119,10 @@ class TrainingView(View):
         index, tensors, broken = self.read(
             index, position, lambda each: self.dataset.training_tensors(each, flip, posterior)
         )
-        step = {"end_time": draw(self.seed, Stream.END_TIME, position), "position": position} if self.steps else {}
+        end_time = {"end_time": draw(self.seed, Stream.END_TIME, position)} if self.steps else {}
         return tensors | {
-            **step,
+            **end_time,
+            "position": position,
             "label": int(self.dataset.labels[index]),
             "noise": draw(self.seed, Stream.NOISE, position, self.noise_shape),
             "time": draw(self.seed, Stream.TIME, position),

@@ -100,6 +100,11 @@ class InterpolantLoss:
         error = self._weighted_error(model_output.float(), x_0, x_1.float(), t)
         return error.square().flatten(1).mean(1)
 
+    def weighted_difference(self, output: torch.Tensor, other: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The difference of two outputs of networks at the same x_t, (B, …), weighted as their errors are."""
+        zeros = torch.zeros_like(output)  # errors are affine in the output, so that the target drops out
+        return self._weighted_error(output, zeros, zeros, t) - self._weighted_error(other, zeros, zeros, t)
+
     def _weighted_error(
         self, model_output: torch.Tensor, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor
     ) -> torch.Tensor:

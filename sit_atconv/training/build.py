@@ -8,9 +8,11 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ..data import ImageDataset, open_dataset
+from ..flow.distillation import DistillationLoss
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
 from ..flow.mean_flow import MeanFlowLoss
+from ..models.grafting import graft
 from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
@@ -21,11 +23,13 @@ from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.checks import check_count
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
-from .fine_tuning import load_pretrained, load_teacher, pretrained_classes, take_over_weights
+from .distillation import DistillationObjective
+from .fine_tuning import check_teacher_vae, load_pretrained, load_teacher, pretrained_classes, take_over_weights
 from .mean_flow import MeanFlowObjective
 from .objective import Objective
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
+from .teacher_options import KERNEL_ARGUMENTS
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Components:
         trained: the module whose parameters are trained: the transformer, or an `AlignedTransformer` with REPA.
         loss_fn: the interpolant and its loss.
         encoder: the encoder whose features are predicted; None without REPA.
-        teacher: the transformer whose velocities are learnt; None without one.
+        teacher: the transformer whose outputs are learnt; None without one.
     """
 
     dataset: ImageDataset
@@ -86,7 +90,9 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
         )
     loss_fn, teacher = build_loss(config), None
     if config.teacher is not None:
-        classes, scale = name_synsets(dataset.classes), config.meanflow_guidance_scale
+        check_teacher_vae(config.teacher, config.vae, vae)
+        classes = name_synsets(dataset.classes)
+        scale = config.meanflow_guidance_scale * config.teacher_guidance_scale  # the other objective's is 1
         teacher = load_teacher(config.teacher, transformer, classes, scale).to(accelerator.device)
     if config.repa is None:
         return Components(dataset, vae, transformer, transformer, loss_fn, None, teacher)
@@ -126,7 +132,11 @@ def build_objective(
     transformer, loss_fn = components.transformer, components.loss_fn
     parts = (model, transformer.config.class_dropout_prob, components.vae, components.encoder)
     if isinstance(loss_fn, InterpolantLoss):
-        return Objective(loss_fn, *parts)
+        if components.teacher is None:
+            return Objective(loss_fn, *parts)
+        weights = (config.teacher_weight, config.flow_weight, config.teacher_guidance_scale)
+        distillation = DistillationLoss(loss_fn, *weights)
+        return DistillationObjective(distillation, *parts, components.teacher, accelerator.autocast)
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "objective=meanflow: its derivative needs the whole weights, which FSDP shards; use DDP, as in "
@@ -144,12 +154,14 @@ def build_objective(
 
 
 def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: VAE | None) -> SiTTransformer2DModel:
-    """Build the transformer for this data, freshly initialized from `seed` or fine-tuned from `init_from`.
+    """Build the transformer for this data, freshly initialized from `seed`, or fine-tuned or grafted from `init_from`.
 
     Raises:
         ValueError: if image size, VAE factor and patch size do not fit, channels differ, or an argument is unknown.
     """
     trained = None if config.init_from is None else load_pretrained(config.init_from)
+    if trained is not None and config.mixer is not None:
+        trained = grafted(config, trained)
     if trained is not None:
         base = {key: value for key, value in trained.config.items() if not key.startswith("_")}
     else:
@@ -167,6 +179,15 @@ def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: VAE | Non
         same_classes = pretrained_classes(config.init_from) == name_synsets(dataset.classes)
         take_over_weights(transformer, trained, same_classes)
     return transformer
+
+
+def grafted(config: TrainConfig, trained: SiTTransformer2DModel) -> SiTTransformer2DModel:
+    """Replace the mixers of a trained model as `config` says; the new weights follow from its seed."""
+    assert config.mixer is not None
+    arguments = {name: value for name, value in config.model.items() if name in KERNEL_ARGUMENTS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return graft(trained, config.mixer, config.graft_init, **arguments)
 
 
 def _data_arguments(
@@ -188,7 +209,7 @@ def _data_arguments(
         )
     is_meanflow = config.objective == "meanflow"
     arguments: dict[str, Any] = {
-        "trained_guidance_scale": config.meanflow_guidance_scale if is_meanflow else 1.0,
+        "trained_guidance_scale": config.meanflow_guidance_scale if is_meanflow else config.teacher_guidance_scale,
         "sample_size": dataset.image_size // factor,
         "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
         "num_classes": dataset.num_classes,

@@ -25,6 +25,7 @@ from ..utils.checks import (
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
+from .teacher_options import KERNEL_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
 if TYPE_CHECKING:
     from .task import Task
@@ -65,11 +66,12 @@ class ModelConfig:
 
     Args:
         init_from: a pipeline folder whose transformer is fine-tuned. Its architecture and its VAE are taken over. If
-            the classes differ, their embeddings are newly initialized; the embedding of "no class" is kept.
+            the classes differ, their embeddings are newly initialized; the embedding of "no class" is kept. With mixer,
+            ATConv replaces its self-attention (a graft).
         preset: name of a preset that sets model size, patch size and mixer, such as SiT-ATConv-S/2. Defaults to
             SiT-ATConv-Nano/2.
         mixer: the layer that mixes tokens: "atconv", "attention", "hybrid", or a list with one of the first two for
-            each block. Defaults to the mixer of the preset.
+            each block. Defaults to the mixer of the preset, or of init_from.
         model: further arguments of SiTTransformer2DModel, such as --model.class_dropout_prob 0.2.
     """
 
@@ -186,8 +188,8 @@ class RunConfig:
     """Run folder
 
     Args:
-        output_dir: the run folder. Defaults to runs/DATA-MIXER; runs/DATA-finetuned with init_from, and
-            runs/DATA-meanflow with objective meanflow as well.
+        output_dir: the run folder. Defaults to runs/DATA-MIXER; with init_from, to runs/DATA-finetuned, to
+            runs/DATA-grafted if there is a mixer, and to runs/DATA-meanflow with objective meanflow.
         resume: "latest" continues the run in the output folder from its newest checkpoint; "auto" does the same, or
             starts the run if there is no checkpoint yet. If null, the folder must be new.
         dry_run: build everything, print the plan and take one step with one image per process and accumulation step;
@@ -233,6 +235,7 @@ GROUPS = (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
+    TeacherConfig,
     MeanFlowConfig,
     OptimizerConfig,
     AverageConfig,
@@ -305,7 +308,7 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
 
 @dataclass
 # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
-class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, ModelConfig, DataConfig):
+class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, ObjectiveConfig, ModelConfig, DataConfig):
     """Train SiT on images. The defaults are the built-in recipe: handwritten digits, in about 5 minutes on 2 cores.
 
     The options of all groups above are options of this class. `preset`, `mixer` and `output_dir` are resolved from the
@@ -326,13 +329,16 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, 
             self.preset = DEFAULT_PRESET if self.preset is None else self.preset
             check_preset(self.preset)
             self.mixer = PRESETS[self.preset]["mixer"] if self.mixer is None else self.mixer
-            if isinstance(self.mixer, str):
-                check_choice("mixer", self.mixer, (*MIXERS, "hybrid"))
-        elif self.preset or self.mixer or self.model.keys() - TUNABLE:
-            given = {"preset": self.preset, "mixer": self.mixer}
-            given |= {f"model.{name}": value for name, value in self.model.items() if name not in TUNABLE}
+            if automatic_blocks(self.mixer) is not None:
+                raise ValueError(f"mixer={self.mixer!r} replaces blocks of a trained model; give --init_from")
+        tunable = TUNABLE | ({*KERNEL_ARGUMENTS} if self.mixer is not None else set())
+        if self.init_from is not None and (self.preset or self.model.keys() - tunable):
+            given = {"preset": self.preset}
+            given |= {f"model.{name}": value for name, value in self.model.items() if name not in tunable}
             named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             raise ValueError(f"init_from={self.init_from!r} sets the architecture; remove: {named}")
+        if isinstance(self.mixer, str) and automatic_blocks(self.mixer) is None:
+            check_choice("mixer", self.mixer, (*MIXERS, "hybrid"))
         if self.sample_steps is None:
             self.sample_steps = 2 if self.objective == "meanflow" else 25
         self._check_values()
@@ -343,13 +349,15 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, ObjectiveConfig, 
     def _kind(self) -> str:
         """What tells the default run folder of this run from that of others on the same data."""
         if self.init_from is not None:
-            return "meanflow" if self.objective == "meanflow" else "finetuned"
+            tuned = "finetuned" if self.mixer is None else "grafted"
+            return "meanflow" if self.objective == "meanflow" else tuned
         mixer = self.mixer if isinstance(self.mixer, str) else "mixed"
         return f"{mixer}-meanflow" if self.objective == "meanflow" else mixer
 
     def _check_values(self) -> None:
         check_choice("objective", self.objective, ("flow", "meanflow"))
         check_mean_flow(vars(self))
+        check_teacher(vars(self))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         for name in ("sample_every", "repa_depth"):

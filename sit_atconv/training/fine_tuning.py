@@ -1,11 +1,14 @@
-"""Fine-tuning: what a run takes over from the pipeline folder in `init_from`, and the teacher of MeanFlow."""
+"""What a run takes over from trained pipelines: the weights that it starts from, a graft, and a teacher."""
 
 from pathlib import Path
 
 import torch
 
+from ..models.grafting import replaced_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
+from ..models.vae import VAE, load_vae
 from ..utils.bounded_text import read_json_object
+from ..utils.hashing import tensors_sha256
 
 
 def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
@@ -47,13 +50,13 @@ def load_pretrained(folder: str, field: str = "init_from") -> SiTTransformer2DMo
 def load_teacher(
     folder: str, student: SiTTransformer2DModel, classes: list[str], guidance_scale: float
 ) -> SiTTransformer2DModel:
-    """Load the frozen transformer of a pipeline folder, whose velocities `student` learns.
+    """Load the frozen transformer of a pipeline folder, whose outputs `student` learns.
 
     Args:
         folder: the pipeline folder.
         student: the model that is trained.
         classes: the class names of the data.
-        guidance_scale: scale of the guidance of the teacher's velocities; 1 for none.
+        guidance_scale: scale of the guidance of the teacher's outputs; 1 for none.
 
     Raises:
         ValueError: if it cannot be loaded, or takes other images or classes than the student.
@@ -70,7 +73,12 @@ def load_teacher(
     if teacher.config.class_dropout_prob == 0 and (student.config.class_dropout_prob > 0 or guidance_scale != 1):
         raise ValueError(
             f"teacher={folder!r} was trained without class dropout and cannot predict without a label; give "
-            "--model.class_dropout_prob 0 and --meanflow_guidance_scale 1"
+            "--model.class_dropout_prob 0 and no guidance"
+        )
+    if teacher.config.trained_guidance_scale != 1:
+        raise ValueError(
+            f"teacher={folder!r} has guidance of scale {teacher.config.trained_guidance_scale:g} built in, which is no "
+            "velocity of the data; give the flow that it was made of"
         )
     return teacher.train()  # only in training mode, labels are dropped as the student's are
 
@@ -115,3 +123,42 @@ def _no_class_row(model: SiTTransformer2DModel) -> int | None:
     if model.config.class_dropout_prob > 0:
         return model.null_class
     return 0 if model.config.num_classes == 1 else None
+
+
+def check_graft(folder: str, mixer: str | list[str]) -> None:
+    """Check that mixers of the model in the pipeline folder `init_from` can be replaced.
+
+    Raises:
+        ValueError: if it has no self-attention, has these mixers already, or has not as many blocks.
+    """
+    config = read_json_object(Path(folder) / "transformer" / "config.json")
+    try:
+        replaced_blocks(config, mixer)
+    except ValueError as error:
+        raise ValueError(f"init_from={folder!r}, {error}") from error
+
+
+def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None) -> None:
+    """Check that a teacher works on the latents of the run's VAE, or on pixels if the run does.
+
+    Args:
+        folder: the pipeline folder of the teacher.
+        vae_name: the VAE of the run, as `load_vae` takes it.
+        vae: the VAE of the run; None for pixels.
+
+    Raises:
+        ValueError: if the teacher has another VAE.
+    """
+    own = pipeline_vae(folder)
+    if (own is None) != (vae is None):
+        raise ValueError(
+            f"teacher={folder!r} works on {'pixels' if own is None else 'the latents of its VAE'}, but the run on "
+            f"{'pixels' if vae is None else f'the latents of vae={vae_name!r}'}; they must agree"
+        )
+    if own is None or vae is None or own == vae_name:
+        return
+    if tensors_sha256(load_vae(own).state_dict()) != tensors_sha256(vae.state_dict()):
+        raise ValueError(
+            f"teacher={folder!r} has another VAE than vae={vae_name!r}, so that their latents differ; give --vae "
+            f"{folder}"
+        )

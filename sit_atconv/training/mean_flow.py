@@ -15,39 +15,7 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
 from .objective import Losses, Objective
 from .repa import TargetEncoder
-
-
-class TargetNetwork:
-    """A transformer with the labels of a batch bound, without gradients: `BoundNetwork` of the loss.
-
-    Args:
-        transformer: in training mode, in which labels can be dropped.
-        labels: (B,) class ids.
-        dropped: (B,) bool, the labels that are dropped.
-        autocast: the precision of the run.
-    """
-
-    def __init__(
-        self,
-        transformer: SiTTransformer2DModel,
-        labels: torch.Tensor,
-        dropped: torch.Tensor,
-        autocast: Callable[[], AbstractContextManager],
-    ):
-        self.transformer = transformer
-        self.labels = labels
-        self.dropped = dropped
-        self.autocast = autocast
-
-    def __call__(
-        self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, rows: torch.Tensor | slice, unconditional: bool = False
-    ) -> torch.Tensor:
-        dropped = (torch.ones_like(self.dropped) if unconditional else self.dropped)[rows]
-        end = {} if self.transformer.config.step_conditioning == "none" else {"end_timestep": s}
-        with torch.no_grad(), self.autocast():
-            labels = self.labels[rows]
-            output = self.transformer(x, t, labels, class_dropout=dropped, return_dict=False, **end)[0]
-        return output.to(x.dtype)
+from .target_network import TargetNetwork
 
 
 class MeanFlowObjective(Objective):

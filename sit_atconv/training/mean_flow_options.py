@@ -16,8 +16,6 @@ class MeanFlowConfig:
     """MeanFlow, with --objective meanflow
 
     Args:
-        teacher: a pipeline folder whose model, of the same classes, gives the velocities that are learnt. If null,
-            they are those of the data.
         meanflow_share: share of the samples that are spans, steps from t to s > t; the others train the velocity at t.
             A span costs two to three more forward passes.
         meanflow_tangent: the velocity along which spans are differentiated: data, that between noise and image; or
@@ -34,7 +32,6 @@ class MeanFlowConfig:
             unstable before the model knows its classes.
     """
 
-    teacher: str | None = None
     meanflow_share: float = 0.75
     meanflow_tangent: Literal["data", "model"] = "model"
     meanflow_data_end_share: float = 0.0

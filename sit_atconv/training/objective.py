@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..flow.callbacks import ModelFn
 from ..flow.losses import InterpolantLoss
 from ..models.vae import VAE, encode
 from .repa import TargetEncoder, alignment_loss
@@ -60,15 +61,34 @@ class Objective:
         batch = self.on_device(batch)
         x_1 = self.latents(batch)  # (B, C, S, S)
         t = self.loss_fn.time_from_normal(batch["time"])  # (B,)
-        class_dropout = batch["dropout"] < self.class_dropout_prob  # (B,)
+        dropped = batch["dropout"] < self.class_dropout_prob  # (B,)
         outputs: list[Any] = []
 
         def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            outputs.append(self.model(x_t, t, batch["label"], class_dropout=class_dropout, return_dict=False))
+            outputs.append(self.model(x_t, t, batch["label"], class_dropout=dropped, return_dict=False))
             return outputs[0][0]
 
-        diffusion = self.loss_fn(predict, x_1, batch["noise"], t)
+        diffusion = self.errors(predict, x_1, t, batch, dropped)
         return Losses(diffusion, t, self.alignment(outputs[0], batch, diffusion), torch.ones_like(diffusion))
+
+    def errors(
+        self,
+        predict: ModelFn,
+        x_1: torch.Tensor,
+        t: torch.Tensor,
+        batch: dict[str, torch.Tensor],
+        dropped: torch.Tensor,
+    ) -> torch.Tensor:
+        """The error (B,) of the network's prediction.
+
+        Args:
+            predict: the network with the labels of the batch bound.
+            x_1: (B, C, S, S) data.
+            t: (B,) times.
+            batch: the batch, on the device of the model.
+            dropped: (B,) bool, the labels that are dropped.
+        """
+        return self.loss_fn(predict, x_1, batch["noise"], t)
 
     def alignment(self, output: Any, batch: dict[str, torch.Tensor], diffusion: torch.Tensor) -> torch.Tensor:
         """The alignment loss (B,) of the model's output for a batch; 0, like `diffusion`, without REPA."""

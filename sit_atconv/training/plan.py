@@ -5,6 +5,7 @@ from torch.func import functional_call
 
 from ..data import ImageDataset
 from ..models.costs import closed_form_macs
+from ..models.presets import mixer_per_block
 from ..models.transformer_sit import SiTTransformer2DModel
 from .config import TrainConfig
 
@@ -62,11 +63,12 @@ def image_activation_bytes(config: TrainConfig, transformer: SiTTransformer2DMod
 def forward_passes(config: TrainConfig) -> float:
     """What one image of a training step costs, in forward passes: a backward pass counts as two.
 
-    For MeanFlow, the derivative of a span costs two, and its tangent one unless the data give it; a teacher costs one
-    for each image, and guidance that is built in two, or another one of the teacher.
+    A teacher costs one, taken to be as large as the model, and its guidance another one. For MeanFlow, the derivative
+    of a span costs two, and its tangent one unless the data give it, and guidance that is built in two without a
+    teacher.
     """
     if config.objective == "flow":
-        return 3
+        return 3 + (config.teacher is not None) * (1 + (config.teacher_guidance_scale != 1))
     guided = config.meanflow_guidance_scale != 1
     if config.teacher is not None:
         return 3 + 2 * config.meanflow_share + 1 + guided
@@ -75,15 +77,39 @@ def forward_passes(config: TrainConfig) -> float:
 
 
 def describe_objective(config: TrainConfig, transformer: SiTTransformer2DModel) -> list[str]:
-    """Describe the objective of a run in one line, if it is not a flow's."""
+    """Describe a graft and the objective of a run in a line each, if it is not the plain flow."""
     if config.objective == "flow":
-        return []
+        return [*describe_graft(config, transformer), *describe_distillation(config)]
     source = "the data" if config.teacher is None else config.teacher
     scale = config.meanflow_guidance_scale
     guidance = "" if scale == 1 else f", guidance of scale {scale:g} built in"
     return [
+        *describe_graft(config, transformer),
         f"objective   MeanFlow, {config.meanflow_share:.0%} spans, velocities of {source}{guidance}; a step costs "
-        f"{forward_passes(config) / 3:.2f} of a flow's; step_conditioning {transformer.config.step_conditioning}"
+        f"{forward_passes(config) / 3:.2f} of a flow's; step_conditioning {transformer.config.step_conditioning}",
+    ]
+
+
+def describe_graft(config: TrainConfig, transformer: SiTTransformer2DModel) -> list[str]:
+    """Describe in one line which blocks get ATConv, if the run replaces mixers."""
+    if config.init_from is None or config.mixer is None:
+        return []
+    mixers = mixer_per_block(transformer.config.mixer, transformer.config.num_layers)
+    blocks = ", ".join(str(i) for i, name in enumerate(mixers) if name == "atconv")
+    start = "with its values and outputs" if config.graft_init == "values" else "anew"
+    return [f"graft       ATConv in blocks {blocks} of 0…{len(mixers) - 1}, which starts {start}"]
+
+
+def describe_distillation(config: TrainConfig) -> list[str]:
+    """Describe in one line what a flow learns from its teacher, if it has one."""
+    if config.teacher is None:
+        return []
+    scale, share = config.teacher_guidance_scale, config.flow_weight
+    guidance = "" if scale == 1 else f" with guidance of scale {scale:g}, built in"
+    data = f", and {share:g} × that against the data" if share else ""
+    return [
+        f"objective   {config.teacher_weight:g} × error against {config.teacher}{guidance}{data}; a step costs "
+        f"{forward_passes(config) / 3:.2f} of a flow's"
     ]
 
 
@@ -121,10 +147,11 @@ def describe_plan(
     epochs = config.max_steps * config.batch_size / len(dataset)
     exaflop = 2 * forward_passes(config) * macs * config.batch_size * config.max_steps / 1e18
     classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
+    mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "ATConv and self-attention"
     lines = [
         f"data        {len(dataset):,} images {classes}, {dataset.image_size}² pixels",
         *(f"            {note}" for note in dataset.notes),
-        f"model       {config.preset or config.init_from}, {transformer.config.mixer}, {trained / 1e6:.2f} M parameters"
+        f"model       {config.preset or config.init_from}, {mixer}, {trained / 1e6:.2f} M parameters"
         + (f" + {projected / 1e6:.2f} M of the projector" if projected else "")
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..utils.bounded_text import read_yaml
 from .checkpoints import checkpoint_steps, read_state
 from .config import TRACKERS, CommonConfig, TrainConfig
-from .fine_tuning import check_objective, pipeline_vae
+from .fine_tuning import check_graft, check_objective, pipeline_vae
 
 CONFIG = "config.yaml"
 
@@ -24,10 +24,12 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ValueError: if `init_from` or `teacher` is not a pipeline folder or was trained with another path or prediction,
-            or by `check_services`.
+            by `check_graft`, or by `check_services`.
     """
     if config.init_from is not None:
         check_objective(config.init_from, config.path, config.prediction)
+        if config.mixer is not None:
+            check_graft(config.init_from, config.mixer)
         if config.vae is None:
             config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
     if config.teacher is not None:

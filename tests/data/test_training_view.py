@@ -48,7 +48,7 @@ def test_items_hold_the_draws_of_their_position():
     assert "posterior" not in view()[0, 0]
 
 
-def test_steps_have_an_end_and_a_position_and_change_nothing_else():
+def test_steps_have_an_end_and_change_nothing_else():
     plain, steps = view(), view(steps=True)
     items = [steps[i % 10, i] for i in range(500)]
     assert [item["position"] for item in items] == list(range(500))
@@ -56,7 +56,7 @@ def test_steps_have_an_end_and_a_position_and_change_nothing_else():
     ends, times = ([float(item[name]) for item in items] for name in ("end_time", "time"))
     assert stats.kstest(ends, "norm").pvalue > 1e-3 and abs(stats.pearsonr(ends, times)[0]) < 0.15
     item = plain[3, 7]
-    assert items[7].keys() - item.keys() == {"end_time", "position"}
+    assert items[7].keys() - item.keys() == {"end_time"}
     assert torch.equal(steps[3, 7]["noise"], item["noise"]) and torch.equal(steps[3, 7]["time"], item["time"])
 
 

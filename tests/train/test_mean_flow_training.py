@@ -207,7 +207,9 @@ def test_guidance_is_recorded_and_refused_in_sampling(flow, tmp_path):
     ("options", "message"),
     [
         (("--objective", "flow", "--meanflow_share", "0.5"), "meanflow_share=0.5 is an option of MeanFlow; give"),
-        (("--objective", "flow", "--teacher", "somewhere"), "teacher='somewhere' is an option of MeanFlow"),
+        (("--objective", "flow", "--teacher", "somewhere"), "teacher='somewhere' is not a pipeline folder"),
+        (("--flow_weight", "1"), "flow_weight=1.0 is for --objective flow; leave it out"),
+        (("--teacher_guidance_scale", "2"), "is for --objective flow; use --meanflow_guidance_scale"),
         (("--path", "gvp"), "path='gvp': --objective meanflow needs 'linear'"),
         (("--prediction", "data"), "prediction='data': --objective meanflow needs 'velocity'"),
         (("--meanflow_share", "1.5"), "meanflow_share=1.5"),

@@ -164,6 +164,7 @@ def test_groups_are_those_of_the_help(capsys):
         "Data",
         "Model",
         "Objective",
+        "Teacher and graft",
         "MeanFlow, with --objective meanflow",
         "Optimizer",
         "Averages of the weights",
@@ -173,7 +174,7 @@ def test_groups_are_those_of_the_help(capsys):
     ]
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert len(names) == 58
+    assert len(names) == 62
 
 
 def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:

@@ -76,7 +76,7 @@ def test_fine_tuning_without_classes_goes_on_from_the_null_embedding(trained, na
     "options, expected",
     [
         ({"preset": "SiT-S/2"}, "sets the architecture; remove: preset='SiT-S/2'$"),
-        ({"mixer": "attention"}, "remove: mixer='attention'$"),
+        ({"mixer": "attention"}, "mixer='attention': the trained model has no self-attention to replace; leave mixer"),
         ({"model": {"num_layers": 3}}, "remove: model.num_layers=3$"),
         ({"path": "gvp"}, "path=gvp: .* was trained with linear"),
     ],
