@@ -11,7 +11,7 @@ diffusers' DPM-Solver++ and an SDE; a model of mean velocities in steps of its o
 
 import sys
 
-from sit_atconv.utils.commands import reporting_mistakes, values_of
+from sit_atconv.utils.commands import named_folders, reporting_mistakes, values_of
 from sit_atconv.utils.files import check_writable_folder
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
@@ -33,9 +33,7 @@ def run(arguments: list[str]) -> None:
         "sit_atconv.evaluation.few_steps", "measure_few_steps", {"pipelines", "reference", "output"}
     )
     options = parser.parse_options(arguments)
-    named = [tuple(each.split("=", 1)) for each in options.pop("pipelines")]
-    if wrong := [each for each in named if len(each) < 2 or not all(each)]:
-        raise ValueError(f"{wrong[0][0]!r} names no model; write NAME=PIPELINE, such as flow={wrong[0][-1]}")
+    named = named_folders(options.pop("pipelines"))
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.few_steps_report import write_few_steps
 

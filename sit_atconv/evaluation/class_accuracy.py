@@ -20,7 +20,7 @@ from ..utils.files import check_new_file
 from ..utils.image_grid import save_grid
 from .image_sets import leave_out, notes_on_broken
 from .records import describe_pipeline
-from .sampling import flatten_pixels, generate, image_shape
+from .sampling import check_same_images, flatten_pixels, generate
 from .sampling_options import SamplingOptions, balanced_labels
 
 HELD_OUT = 0.25
@@ -98,23 +98,11 @@ def check_dataset(pipeline: SiTPipeline, dataset: ImageDataset) -> None:
     Raises:
         ValueError: naming the difference, or the class with too few images.
     """
-    shape = (dataset.image_size, dataset.image_size, dataset.channels)
-    check_pixel_dimensions(shape)
-    if shape != image_shape(pipeline):
-        shapes = ["×".join(map(str, value)) for value in (shape, image_shape(pipeline))]
-        raise ValueError(f"images of {dataset.name} are {shapes[0]}, the pipeline's {shapes[1]}; they must be alike")
+    check_pixel_dimensions((dataset.image_size, dataset.image_size, dataset.channels))
+    check_same_images(pipeline, dataset)
     num_classes = pipeline.transformer.config.num_classes
-    if len(dataset.classes) != num_classes or num_classes < 2:
-        raise ValueError(
-            f"{dataset.name} has {len(dataset.classes)} classes, the pipeline {num_classes}; both must have the same, "
-            "2 or more"
-        )
-    for name, label in pipeline.labels.items():
-        if name in dataset.classes and dataset.classes.index(name) != label:
-            raise ValueError(
-                f"class {name!r} is {dataset.classes.index(name)} in {dataset.name}, but {label} in the pipeline; "
-                "give the data that it was trained on"
-            )
+    if num_classes < 2:
+        raise ValueError(f"{dataset.name} has {num_classes} class; a classifier needs 2 or more")
     counts = np.bincount(dataset.labels, minlength=num_classes)
     if counts.min() < MIN_PER_CLASS:
         name = dataset.classes[int(counts.argmin())]

@@ -25,6 +25,7 @@ from .model_costs import check_inputs_agree, measure_models
 from .output_files import check_report_folder
 from .sampling import SAMPLERS, draw_images, load_pipeline
 from .sampling_options import SamplingOptions
+from .validation_tables import READING, loss_plot, loss_record, loss_tables, losses_of_runs
 
 GRID_IMAGES = 40
 
@@ -79,6 +80,9 @@ def compare_runs(
     pipelines = {model: load_pipeline(run.folder / "pipeline", device) for model, run in first_runs.items()}
     check_inputs_agree(pipelines)
     plots = plot_curves(runs)
+    losses = losses_of_runs(runs)  # by training step
+    if losses:
+        plots["loss-time"] = loss_plot(losses[max(losses)])
     costs = measure_models(pipelines, device, batch_size, repeats)
     num_classes = pipelines[runs[0].model].transformer.config.num_classes
     columns = num_classes if 4 <= num_classes <= 10 else 8
@@ -87,18 +91,20 @@ def compare_runs(
     return Comparison(
         title=f"{' against '.join(first_runs)}: FID {mean_fids(runs)}",
         verdict=verdict(differences, baseline, {cost.model: cost.ratio[1] for cost in costs}),
-        facts=describe_conditions(runs, recipe_differences),
+        facts=describe_conditions(runs, recipe_differences) + ([READING] if losses else []),
         tables={
             "Scores": score_table(runs),
             "Paired differences": difference_table(differences, baseline),
             "Cost": cost_table(costs, batch_size),
+            **loss_tables(losses),
         },
         plots=plots,
         grids=grids,
         columns=columns,
         classes=sample_classes(pipelines[baseline], runs[0].final, len(grids[baseline])),
         origin=describe_origin(runs[0].final, environment),
-        record=comparison_record(runs, differences, costs, environment),
+        record=comparison_record(runs, differences, costs, environment)
+        | {"validation_loss": {str(step): loss_record(rows) for step, rows in losses.items()}},
         command=command,
     )
 

@@ -66,13 +66,23 @@ def plot_curves(runs: Sequence[Run]) -> dict[str, Plot]:
     with matplotlib.rc_context(STYLE):
         for name, (label, points_of) in axes_of.items():
             points = [sorted(points_of(run)) for run in runs]
-            figure = draw_curves(runs, points, label)
-            png, svg = io.BytesIO(), io.StringIO()
-            figure.savefig(png, format="png", dpi=150, facecolor="white")
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            alt = describe_curves(runs, points, label)
-            plots[name] = Plot(png.getvalue(), for_a_page(svg.getvalue(), name, alt), alt)
+            plots[name] = plot_of(draw_curves(runs, points, label), name, describe_curves(runs, points, label))
     return plots
+
+
+def plot_of(figure: Figure, name: str, alt: str) -> Plot:
+    """Draw a figure in both formats, under `STYLE`.
+
+    Args:
+        figure: the figure.
+        name: begins the ids in the SVG; no other plot of a page has it.
+        alt: what it shows, in words.
+    """
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=150, facecolor="white")
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    alt = printable(alt)
+    return Plot(png.getvalue(), for_a_page(svg.getvalue(), name, alt), alt)
 
 
 def describe_curves(runs: Sequence[Run], points: Sequence[list[tuple[float, float]]], label: str) -> str:

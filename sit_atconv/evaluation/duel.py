@@ -58,6 +58,7 @@ def finish(duel: Duel, runs: Mapping[tuple[str, int], DuelRun], command: str) ->
         run.train()
         solver_steps = run.solver_steps()
         for step in duel.steps:
+            run.validate(step)
             for inference_steps in solver_steps if step == duel.max_steps else solver_steps[:1]:
                 run.score(step, inference_steps, command)
     evaluated = []

@@ -21,7 +21,7 @@ SETTINGS = "duel.yaml"  # the options of the duel, in its folder
 # Where and how a duel runs is not part of what it is: its folder may be moved, or named in another way.
 NOT_DESCRIBED = ("output", "launch", "device")
 # Options that may change when a duel is started again; models may only be added.
-EXTENDABLE = {"models", "seeds", "latency_repeats", "inference_steps"}
+EXTENDABLE = {"models", "seeds", "latency_repeats", "inference_steps", "validation"}
 SCORING = {"sampling": SamplingOptions, "metrics": MetricOptions}
 # Options of scores that do not change them.
 WITHOUT_EFFECT = {"trust_torchscript", "num_workers", "max_broken_images"}

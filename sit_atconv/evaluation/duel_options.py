@@ -14,6 +14,7 @@ from ..utils.checks import check_count, check_seed
 from ..utils.text import joined_lines
 from .metric_options import MetricOptions
 from .sampling_options import SamplingOptions
+from .validation_options import ValidationOptions
 
 MAX_EVALUATIONS = 10_000  # of one model
 # Training options that the duel sets itself.
@@ -37,6 +38,8 @@ class Duel:
         train: further options of train/train_sit.py, the same for all models.
         sampling: options of eval/sample.py.
         metrics: options of eval/fid.py about metrics and features.
+        validation: options of eval/validation_loss.py, with held-out images as "data". If empty, losses on such images
+            are not computed.
         launch: command that starts training and sampling, such as "accelerate launch --num_processes 8". If null, one
             process is used.
         device: device for scores, latency and, without `launch`, samples.
@@ -56,6 +59,7 @@ class Duel:
     train: dict = field(default_factory=dict)
     sampling: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
+    validation: dict = field(default_factory=dict)
     launch: str | None = None
     device: str = "auto"
     latency_repeats: int = 20
@@ -70,10 +74,16 @@ class Duel:
         self.metrics = without_nulls(parse_text_values(self.metrics or {}, MetricOptions))
         if isinstance(metrics := self.metrics.get("metrics"), list):
             self.metrics["metrics"] = ",".join(map(str, metrics))
+        self.validation = without_nulls(parse_text_values(self.validation or {}, ValidationOptions))
         for name, options in (("train", self.train), *self.models.items()):
             check_training_options(name, options)
         check_options("sampling", self.sampling, SamplingOptions)
         check_options("metrics", self.metrics, MetricOptions)
+        if self.validation:
+            if not self.validation.get("data"):
+                raise ValueError("validation: data must be given: held-out images, as for train/train_sit.py")
+            check_options("validation", self.validation, ValidationOptions)
+            _ = self.validation_options  # which checks the numbers
         if "fid" not in self.metric_options.names:
             raise ValueError(f"metrics: {self.metric_options.metrics!r} must name fid, which the curves show")
         if "num_samples" not in self.sampling:
@@ -108,6 +118,11 @@ class Duel:
     def metric_options(self) -> MetricOptions:
         """`metrics` as the options of eval/fid.py."""
         return MetricOptions(**self.metrics)
+
+    @property
+    def validation_options(self) -> ValidationOptions:
+        """`validation` as options of eval/validation_loss.py."""
+        return ValidationOptions(**self.validation)
 
     def sampling_options(self, inference_steps: int | None = None) -> SamplingOptions:
         """`sampling` as the options of eval/sample.py; if `inference_steps` is None, the pipeline chooses the steps."""
@@ -164,8 +179,9 @@ def check_options(name: str, options: dict, known: type) -> None:
         raise ValueError(f"{name}: unknown options {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(known)
+    needed = {"data": options["data"]} if "data" in options else {}  # without which others are not parsed
     for key, value in options.items():
         try:
-            parser.parse_object({key: value})
+            parser.parse_object({**needed, key: value})
         except ArgumentError as error:
             raise ValueError(f"{name}: {key}={value!r} cannot be used: {joined_lines(error)}") from error

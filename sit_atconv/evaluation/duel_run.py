@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from ..data import open_dataset
 from ..sharing.folder import is_pipeline_folder
 from ..training.checkpoints import checkpoint_steps
 from ..training.command_line import parse_arguments
@@ -19,10 +20,11 @@ from ..utils.text import printable
 from .duel_folder import scored_alike
 from .duel_options import Duel
 from .sample_folder import sample_to_folder
-from .sampling import load_pipeline
+from .sampling import image_shape, load_pipeline
 from .score_report import summary
 from .scores import evaluate
 from .subprocesses import option_arguments, python_command, run_to_end
+from .validation_loss import ValidationLoss, describe_samples, validation_file, validation_loss
 
 STATISTICS = "reference.npz"  # statistics of the reference in the duel's folder, written with the first scores
 
@@ -187,6 +189,23 @@ class DuelRun:
         origin = {"step": step, "reference": self.duel.reference, "command": command, "duel": requested}
         write_json(file, {**report, **origin})
         print(printable(summary(report)), flush=True)
+
+    def validate(self, step: int) -> None:
+        """Compute the losses of the model at one training step on held-out images, if the duel names some.
+
+        Raises:
+            ValueError: if it was done on other samples, or the data does not fit the model.
+        """
+        if not self.duel.validation:
+            return
+        options = self.duel.validation_options
+        pipeline = load_pipeline(self.pipeline_at(step), pick_device(self.duel.device))
+        dataset = open_dataset(options.data, image_shape(pipeline)[0])
+        file = validation_file(self.folder, step)
+        if not file.is_file():
+            validation_loss(pipeline, dataset, options).save(file)
+        elif ValidationLoss.load(file).settings != describe_samples(dataset, options):
+            raise ValueError(f"{file} is of other samples than validation={self.duel.validation}; remove that file")
 
     def sample(self, pipeline: Path, folder: Path, inference_steps: int) -> None:
         """Draw the samples of one pipeline: in this process, or by the duel's `launch` command.

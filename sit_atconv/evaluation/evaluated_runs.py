@@ -15,6 +15,7 @@ from ..utils.text import joined_lines, one_line
 from .records import folder_sha256
 from .report_entries import misshapen_entries, shortened
 from .score_report import check_comparable
+from .validation_loss import ValidationLoss, validation_file
 
 # Training options in which the runs of a comparison are meant to differ.
 MEANT_TO_DIFFER = {"mixer", "preset", "model", "seed", "output_dir", "resume"}
@@ -60,6 +61,7 @@ class Run:
         config: options of the training.
         reports: reports of eval/fid.py, sorted by training step, then by network calls per image.
         hours: hours of training until each step that was evaluated.
+        validation: losses on held-out images after each step that was evaluated, if they were computed.
         final_inference_steps: number of solver steps of the report that tables show. If None, the report of the most
             network calls is shown.
         final_like: a report of another run; the one that tables show was sampled in the same way. If None, see
@@ -72,6 +74,7 @@ class Run:
     config: dict
     reports: list[dict]
     hours: dict[int, float] = field(default_factory=dict)
+    validation: dict[int, ValidationLoss] = field(default_factory=dict)
     final_inference_steps: int | None = None
     final_like: dict | None = None
 
@@ -128,8 +131,11 @@ def load_run(folder: Path) -> Run:
         )
     reports = without_stale_reports(reports, config["max_steps"], folder_sha256(folder / "pipeline"))
     reports.sort(key=lambda report: (report["step"], report.get("network_calls_per_image") or 0))
-    hours = training_hours(folder, config, [report["step"] for report in reports])
-    return Run(folder, model_name(folder), config["seed"], config, reports, hours)
+    steps = sorted({report["step"] for report in reports})
+    hours = training_hours(folder, config, steps)
+    files = {step: validation_file(folder, step) for step in steps}
+    validation = {step: ValidationLoss.load(file) for step, file in files.items() if file.is_file()}
+    return Run(folder, model_name(folder), config["seed"], config, reports, hours, validation)
 
 
 def model_name(folder: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data import ImageDataset
 from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
@@ -41,6 +42,29 @@ def image_shape(pipeline: SiTPipeline) -> tuple[int, int, int]:
     size = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
     channels = pipeline.transformer.out_channels if pipeline.vae is None else pipeline.vae.config.out_channels
     return size, size, channels
+
+
+def check_same_images(pipeline: SiTPipeline, dataset: ImageDataset) -> None:
+    """Check that the pipeline draws images like those of a data set, of the same classes in the same order.
+
+    Raises:
+        ValueError: naming the difference.
+    """
+    shape = (dataset.image_size, dataset.image_size, dataset.channels)
+    if shape != image_shape(pipeline):
+        shapes = ["×".join(map(str, value)) for value in (shape, image_shape(pipeline))]
+        raise ValueError(f"images of {dataset.name} are {shapes[0]}, the pipeline's {shapes[1]}; they must be alike")
+    num_classes = pipeline.transformer.config.num_classes
+    if dataset.num_classes != num_classes:
+        raise ValueError(
+            f"{dataset.name} has {dataset.num_classes} classes, the pipeline {num_classes}; both must have the same"
+        )
+    for name, label in pipeline.labels.items():
+        if name in dataset.classes and dataset.classes.index(name) != label:
+            raise ValueError(
+                f"class {name!r} is {dataset.classes.index(name)} in {dataset.name}, but {label} in the pipeline; "
+                "give the data that it was trained on"
+            )
 
 
 def draw_images(

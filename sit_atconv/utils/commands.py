@@ -82,6 +82,15 @@ def check_outputs_at_once(arguments: Sequence[str], *options: str) -> None:
                 raise ValueError(f"{option}={value!r} is also the file of --{other}; name two files")
 
 
+def named_folders(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Split "NAME=PIPELINE", as commands take several pipelines, into (name, folder); raise ValueError without both."""
+    named = [(name, folder) for name, _, folder in (text.partition("=") for text in texts)]
+    for text, (name, folder) in zip(texts, named, strict=True):
+        if not name or not folder:
+            raise ValueError(f"{text!r} names no model; write NAME=PIPELINE, such as flow={folder or text}")
+    return named
+
+
 def save_report(file: str | None, report: dict) -> None:
     """Write the report of a command to a new file; if that fails, print it, since it may have taken hours.
 

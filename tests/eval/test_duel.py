@@ -74,6 +74,7 @@ def write_yaml(file: Path, folder: Path, **changes) -> str:
         "metrics": {"extractor": "pixels", "metrics": "fid,kid", "bootstrap": 20},
         "device": "cpu",
         "latency_repeats": 2,
+        "validation": {"data": "digits", "num_images": 20, "num_times": 2},
         **changes,
     }
     file.write_text(yaml.safe_dump(options, sort_keys=False))
@@ -133,10 +134,14 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
     for part in ("SA against ATConv", "## Paired differences", "samples, paired bootstrap", "seeds, Student's t"):
         assert part in markdown
         assert part.removeprefix("## ") in html.unescape(page)
-    for name in ("fid-steps.png", "fid-training-time.png", "fid-sampling-time.png", "samples-SA.png"):
+    for name in ("fid-steps.png", "fid-training-time.png", "fid-sampling-time.png", "loss-time.png", "samples-SA.png"):
         assert (output / "report" / name).is_file() and name in markdown
-    assert page.count("<svg") == 3 and page.count("data:image/png;base64,") == 2
+    assert page.count("<svg") == 4 and page.count("data:image/png;base64,") == 2
     assert verdict in html.unescape(page) and f"**{verdict}**" in markdown
+    losses = json.loads((output / "report" / "report.json").read_text())["validation_loss"]
+    assert list(losses) == ["2", "3"]
+    shown = losses["3"]["loss_or_difference"]["ATConv"]["t 0.3–0.4"]
+    assert "| t 0.3–0.4 | " in markdown and f"{shown['mean']:+.4f} ± {shown['standard_error']:.4f} |" in markdown
     assert "Columns from left to right: 0, 1, 2" in markdown
     assert len((output / "report" / "scores.csv").read_text().splitlines()) == 1 + 4 * 3  # runs × reports
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing outside the page
