@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from tqdm.auto import tqdm
 
+from ..models.attention import SelfAttention
 from ..models.macs import count_operations
-from ..models.transformer_sit import SelfAttention, SiTTransformer2DModel
+from ..models.transformer_sit import SiTTransformer2DModel
 from ..ops.linear_onednn import HAS_ONEDNN_PRODUCT
 from ..utils.environment import describe_environment
 from .calls import VAE_ROW, build_models, first_mixer, make_calls, make_inputs, operator_inputs

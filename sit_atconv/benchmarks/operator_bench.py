@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.atconv import ATConv
-from ..models.transformer_sit import SelfAttention
+from ..models.attention import SelfAttention
 from ..ops.depthwise_conv import (
     channels_last_depthwise_conv,
     depthwise_conv,

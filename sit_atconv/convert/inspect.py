@@ -9,7 +9,7 @@ import torch
 
 from ..flow.interpolants import PATHS, PREDICTIONS
 from ..models.embeddings import sincos_position_embedding
-from ..models.presets import PRESET_SIZES, mixer_per_block, preset_name
+from ..models.presets import MIXER_NAMES, PRESET_SIZES, mixer_per_block, preset_name
 from ..utils.checks import check_choice, check_count
 from .layouts import LAYOUTS, PATH_AND_PREDICTION, REFERENCE_PATHS, REFERENCE_PREDICTIONS, detect_layout
 from .names import CLASS_EMBEDDING, LAST_LAYER, PATCH_EMBEDDING, POSITION_EMBEDDING, block_numbers, check_names
@@ -131,7 +131,7 @@ def _architecture(state_dict: StateDict) -> dict[str, Any]:
     dim, in_channels, patch_size, _ = state_dict[PATCH_EMBEDDING].shape
     depth = len(block_numbers(state_dict))
     mixers = ["attention" if f"blocks.{i}.attn.qkv.weight" in state_dict else "atconv" for i in range(depth)]
-    named = (name for name in ("atconv", "attention", "hybrid") if mixer_per_block(name, depth) == mixers)
+    named = (name for name in MIXER_NAMES if mixer_per_block(name, depth) == mixers)
     config = dict(
         patch_size=patch_size,
         in_channels=in_channels,

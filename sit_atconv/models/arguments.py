@@ -11,6 +11,7 @@ POSITION_EMBEDDINGS = ("sincos", "none")
 STEP_CONDITIONINGS = ("none", "span", "decoupled")
 # What is far beyond any model of this kind, and would take minutes to build or all of the memory.
 MAX_LAYERS = 1024
+MAX_POOL = 256
 MAX_PARAMETERS = 2 * 10**10
 
 
@@ -23,6 +24,7 @@ def check_arguments(config: Mapping) -> None:
         check_count("out_channels", config["out_channels"], most=math.inf)
     check_positive("mlp_ratio", config["mlp_ratio"])
     check_count("kernel_size", config["kernel_size"], most=math.inf)
+    check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
     check_size(config)
     if config["sample_size"] % config["patch_size"]:
         raise ValueError(f"sample_size={config['sample_size']} is not divisible by patch_size={config['patch_size']}")
@@ -89,7 +91,7 @@ def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:
     """
     choice = config["position_embedding"]
     if choice is None:
-        choice = "sincos" if "attention" in mixers else "none"
+        choice = "none" if set(mixers) == {"atconv"} else "sincos"
     check_choice("position_embedding", choice, POSITION_EMBEDDINGS)
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     if choice == "sincos" and heads * head_dim % 4:

@@ -2,7 +2,7 @@
 
 macs.py counts the MACs of the operations that run, and says which operations count.
 
-Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size.
+Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size, m side of the grid of pooled tokens.
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,7 @@ def preset_config(name: str, in_channels: int = 4, num_classes: int = 1000) -> d
         "mlp_ratio": 4.0,
         "kernel_size": 3,
         "step_conditioning": "none",
+        "attention_pool": 16,
     }
 
 
@@ -38,7 +39,8 @@ def count_parameters(config: Mapping) -> int:
     """The number of parameters of a model with these arguments, without qk_norm and step_conditioning."""
     D, k, p2 = model_width(config), config["kernel_size"], config["patch_size"] ** 2
     C, hidden = config["in_channels"], int(model_width(config) * config["mlp_ratio"])
-    mixers = {"attention": 4 * (D**2 + D), "atconv": 3 * (D**2 + D) + k**4 + k**2 + D}
+    attention = 4 * (D**2 + D)
+    mixers = {"attention": attention, "pooled_attention": attention, "atconv": 3 * (D**2 + D) + k**4 + k**2 + D}
     rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D  # modulation, MLP
     blocks = sum(mixers[name] + rest for name in mixer_per_block(config["mixer"], config["num_layers"]))
     embeddings = C * p2 * D + D + FREQUENCIES * D + D + D**2 + D
@@ -63,11 +65,13 @@ def closed_form_macs(config: Mapping, height: int, width: int) -> int:
     N = (height // p) * (width // p)
     D = config["num_attention_heads"] * config["attention_head_dim"]
     k = config["kernel_size"]
-    C = config["in_channels"]
+    C, m = config["in_channels"], config.get("attention_pool", 16)
 
     mixers = {
         # q, k, v and output projections; then q·kᵀ and the weighted sum of v
         "attention": 4 * N * D**2 + 2 * N**2 * D,
+        # query and output projections; keys and values of the m² pooled tokens; both products
+        "pooled_attention": 2 * N * D**2 + 2 * m**2 * D**2 + 2 * N * m**2 * D,
         # value and output projections; kernel_proj on the k² pooled tokens; kernel_gen; the convolution
         "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2,
     }
@@ -86,7 +90,12 @@ def closed_form_activation_bytes(config: Mapping, sample_size: int) -> int:
     `training.plan.activation_bytes` finds the same by running any model on shapes.
     """
     N, D, p2 = (sample_size // config["patch_size"]) ** 2, model_width(config), config["patch_size"] ** 2
-    mixers = {"attention": 22 * N * D + 4 * N + 8 * D, "atconv": 18 * N * D + 4 * N + 46 * D}
+    m = config.get("attention_pool", 16)
+    mixers = {
+        "attention": 22 * N * D + 4 * N + 8 * D,
+        "pooled_attention": 18 * N * D + 4 * N + (8 + (3 if N == m**2 else 4) * m**2) * D,  # m² tokens are not pooled
+        "atconv": 18 * N * D + 4 * N + 46 * D,
+    }
     blocks = sum(mixers[name] for name in mixer_per_block(config["mixer"], config["num_layers"]))
     return FLOAT * (blocks + (3 * N + 5) * D + (config["in_channels"] * p2 + 2) * N + FREQUENCIES + 2)
 

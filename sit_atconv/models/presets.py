@@ -1,6 +1,6 @@
 """The published model sizes by name, and which mixer each block of a model has.
 
-A mixer is the layer of a block that mixes tokens: self-attention or ATConv.
+A mixer is the layer of a block that mixes tokens: self-attention, attention to pooled tokens, or ATConv.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,13 @@ from typing import Any
 from ..utils.checks import check_choice
 from ..utils.suggestions import did_you_mean
 
-MIXERS = ("atconv", "attention")
+MIXERS = ("atconv", "attention", "pooled_attention")
+# Mixtures by name: block i has the mixer i of a cycle. Two mixers complement each other (docs/cifar10.md).
+MIXER_CYCLES = {
+    "hybrid": ("attention", "atconv"),
+    "pooled_hybrid": ("atconv", "pooled_attention", "atconv"),
+}
+MIXER_NAMES = (*MIXERS, *MIXER_CYCLES)
 FREQUENCIES = 256  # of the sinusoidal time embedding, as in DiT and SiT
 
 # Depths and widths of DiT and SiT (Table 1 of arXiv 2212.09748), and our own small size for CPUs.
@@ -20,7 +26,12 @@ PRESET_SIZES = {
     "L": dict(num_layers=24, num_attention_heads=16, attention_head_dim=64),
     "XL": dict(num_layers=28, num_attention_heads=16, attention_head_dim=72),
 }
-PRESET_FAMILIES = {"SiT-{}": "attention", "SiT-ATConv-{}": "atconv", "SiT-ATConv-{}-Hybrid": "hybrid"}
+PRESET_FAMILIES = {
+    "SiT-{}": "attention",
+    "SiT-ATConv-{}": "atconv",
+    "SiT-ATConv-{}-Hybrid": "hybrid",
+    "SiT-ATConv-{}-Pooled": "pooled_hybrid",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     family.format(f"{size}/{patch_size}"): {**config, "patch_size": patch_size, "mixer": mixer}
     for family, mixer in PRESET_FAMILIES.items()
@@ -33,8 +44,9 @@ def check_preset(name: str) -> None:
     """Raise ValueError unless `name` is a preset."""
     if name not in PRESETS:
         raise ValueError(
-            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE and SiT-ATConv-SIZE-Hybrid with SIZE "
-            "one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as SiT-ATConv-S/2"
+            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE, SiT-ATConv-SIZE-Hybrid and "
+            "SiT-ATConv-SIZE-Pooled with SIZE one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as "
+            "SiT-ATConv-S/2"
             f"{did_you_mean(name, PRESETS)}"
         )
 
@@ -44,7 +56,7 @@ def preset_name(config: Mapping) -> str | None:
 
     What depends on the data is not compared: sample size, channels, classes and the meaning of the timestep.
     """
-    defaults = {"mlp_ratio": 4, "kernel_size": 3, "qk_norm": False}
+    defaults = {"mlp_ratio": 4, "kernel_size": 3, "qk_norm": False, "attention_pool": 16}
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"
         if (
@@ -57,15 +69,15 @@ def preset_name(config: Mapping) -> str | None:
 
 
 def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
-    """Expand `mixer` to one name per block; "hybrid" is attention in blocks 0, 2, 4… and ATConv in 1, 3, 5…
+    """Expand `mixer` to one name per block; see `MIXER_CYCLES`.
 
     Raises:
         ValueError: for an unknown mixer or a list whose length is not `num_layers`.
     """
     if isinstance(mixer, str):
-        check_choice("mixer", mixer, (*MIXERS, "hybrid"))
-        pair = ("attention", "atconv") if mixer == "hybrid" else (mixer, mixer)
-        return [pair[i % 2] for i in range(num_layers)]
+        check_choice("mixer", mixer, MIXER_NAMES)
+        cycle = MIXER_CYCLES.get(mixer, (mixer,))
+        return [cycle[i % len(cycle)] for i in range(num_layers)]
     if len(mixer) != num_layers:
         raise ValueError(f"mixer lists {len(mixer)} blocks, but num_layers={num_layers}; name one mixer per block")
     for i, name in enumerate(mixer):

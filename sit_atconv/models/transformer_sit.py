@@ -20,6 +20,7 @@ from ..ops.linear import Linear, linear_gelu
 from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
+from .attention import PooledAttention, SelfAttention
 from .embeddings import add_position_embedding, check_labels, embed_times
 from .loading import StrictModelMixin
 from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
@@ -28,24 +29,6 @@ from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """adaLN: x·(1 + scale) + shift, with x (B, N, D), shift and scale (B, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention, the baseline mixer: tokens (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.out_proj = Linear(dim, dim)
-
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -99,6 +82,8 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     if name == "attention":
         return SelfAttention(dim, config["num_attention_heads"], config["qk_norm"])
+    if name == "pooled_attention":
+        return PooledAttention(dim, config["num_attention_heads"], config["qk_norm"], config["attention_pool"])
     if name == "atconv":
         return ATConv(dim, config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
@@ -118,7 +103,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         num_classes: number of classes; the null class of classifier-free guidance has the id `num_classes`.
         class_dropout_prob: probability that a label is replaced by the null class in training. 0 trains a model without
             a null class, which cannot be guided.
-        mixer: "atconv", "attention", "hybrid" (attention in blocks 0, 2, 4…), or a list, one per block.
+        mixer: "atconv", "attention", "pooled_attention" (`PooledAttention`), one of `MIXER_CYCLES`, which alternate
+            them: "hybrid" (attention in blocks 0, 2, 4…) and "pooled_hybrid" (pooled attention in 1, 4, 7…); or a list,
+            one per block.
         kernel_size, kernel_activation, kernel_pool: see `ATConv`.
         position_embedding: "sincos" or "none". If None, "sincos" if at least one block is attention, else "none".
         qk_norm: normalise the queries and keys of attention per head, as REPA can (arXiv 2410.06940).
@@ -132,6 +119,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         end_time_blocks: number of blocks that get s; only for "decoupled". If None, two of seven.
         trained_guidance_scale: scale of the guidance that training has built into the prediction; 1 for none. Such a
             model is not guided once more in sampling.
+        attention_pool: side of the grid of pooled tokens that pooled attention attends to.
 
     Raises:
         ValueError: for sizes below 1, an unknown choice, or sin-cos embeddings in a width that is not divisible by 4.
@@ -165,6 +153,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         step_conditioning: str = "none",
         end_time_blocks: int | None = None,
         trained_guidance_scale: float = 1.0,
+        attention_pool: int = 16,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):
@@ -211,8 +200,9 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         """Build a freshly initialised model by its published name, such as "SiT-ATConv-XL/2".
 
         Args:
-            name: `SiT-{S,B,L,XL}/{2,4,8}` (attention), `SiT-ATConv-…`, `SiT-ATConv-…-Hybrid`, or our own small size
-                `Nano`, with patch sizes 1, 2 and 4.
+            name: `SiT-{S,B,L,XL}/{2,4,8}` (attention), `SiT-ATConv-…`, `SiT-ATConv-…-Hybrid`, `SiT-ATConv-…-Pooled`
+                (attention to pooled tokens in every third block), or our own small size `Nano`, with patch sizes 1, 2
+                and 4.
             **overrides: any argument of the constructor; they take precedence over the preset.
 
         Raises:

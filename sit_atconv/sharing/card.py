@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
+from ..models.presets import mixer_per_block
 from ..utils.bounded_text import read_json as read_json_file
 from ..utils.bounded_text import read_yaml
 from ..utils.files import open_regular, staged, write_atomically, write_json
@@ -149,9 +150,10 @@ def run_name(folder: Path) -> str:
 
 def describe_mixer(folder: Path) -> str:
     """What mixes the tokens of a pipeline's model, in words."""
-    mixer = read_json(folder / "transformer" / "config.json").get("mixer")
-    words = {"atconv": "ATConv", "attention": "self-attention"}
-    return words.get(mixer, "ATConv and self-attention") if isinstance(mixer, str) else "ATConv and self-attention"
+    config = read_json(folder / "transformer" / "config.json")
+    words = {"atconv": "ATConv", "attention": "self-attention", "pooled_attention": "attention to pooled tokens"}
+    mixers = set(mixer_per_block(config.get("mixer", "atconv"), config.get("num_layers", 1)))
+    return " and ".join(word for name, word in words.items() if name in mixers)
 
 
 def _facts_table(facts: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
-from ..models.presets import MIXERS, PRESETS, check_preset
+from ..models.presets import MIXER_NAMES, PRESETS, check_preset
 from ..utils.checks import (
     MAX_SOLVER_STEPS,
     MAX_WORKERS,
@@ -70,8 +70,9 @@ class ModelConfig:
             ATConv replaces its self-attention (a graft).
         preset: name of a preset that sets model size, patch size and mixer, such as SiT-ATConv-S/2. Defaults to
             SiT-ATConv-Nano/2.
-        mixer: the layer that mixes tokens: "atconv", "attention", "hybrid", or a list with one of the first two for
-            each block. Defaults to the mixer of the preset, or of init_from.
+        mixer: the layer that mixes tokens: atconv, attention, pooled_attention, a mixture such as hybrid (see the
+            presets), or a list with one of the first three for each block. Defaults to the mixer of the preset, or of
+            init_from.
         model: further arguments of SiTTransformer2DModel, such as --model.class_dropout_prob 0.2.
     """
 
@@ -338,7 +339,7 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, Ob
             named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             raise ValueError(f"init_from={self.init_from!r} sets the architecture; remove: {named}")
         if isinstance(self.mixer, str) and automatic_blocks(self.mixer) is None:
-            check_choice("mixer", self.mixer, (*MIXERS, "hybrid"))
+            check_choice("mixer", self.mixer, MIXER_NAMES)
         if self.sample_steps is None:
             self.sample_steps = 2 if self.objective == "meanflow" else 25
         self._check_values()

@@ -16,13 +16,15 @@ def activation_bytes(model: SiTTransformer2DModel) -> int:
     """Bytes that the forward pass of one image keeps for the backward pass in float32, computed from shapes alone."""
     size = model.config.sample_size
     tokens, heads = (size // model.config.patch_size) ** 2, model.config.num_attention_heads
+    pooled = model.config.attention_pool**2
     weights = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in model.named_parameters()}
     own = {weight.untyped_storage()._cdata for weight in weights.values()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         # one matrix per head: attention scores, which fused attention does not keep
-        scores = tensor.shape[-2:] == (tokens, tokens) and tensor.numel() == heads * tokens**2
+        seen = tensor.shape[-1]  # tokens that are attended to
+        scores = tensor.shape[-2:] in ((tokens, tokens), (tokens, pooled)) and tensor.numel() == heads * tokens * seen
         if tensor.untyped_storage()._cdata not in own and not scores:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor

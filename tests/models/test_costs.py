@@ -20,7 +20,9 @@ def build(name: str, sample_size: int, **options) -> SiTTransformer2DModel:
         return SiTTransformer2DModel(**PRESETS[name], sample_size=sample_size, in_channels=4, **options)
 
 
-@pytest.mark.parametrize("name", ["SiT-Nano/2", "SiT-ATConv-Nano/4", "SiT-ATConv-S/8-Hybrid", "SiT-S/4"])
+@pytest.mark.parametrize(
+    "name", ["SiT-Nano/2", "SiT-ATConv-Nano/4", "SiT-ATConv-S/8-Hybrid", "SiT-ATConv-S/8-Pooled", "SiT-S/4"]
+)
 def test_parameters_are_those_of_the_model(name):
     model = build(name, 32, num_classes=1000)
     assert count_parameters(preset_config(name)) == sum(p.numel() for p in model.parameters())
@@ -30,7 +32,14 @@ def test_parameters_are_those_of_the_model(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "sample_size"), [("SiT-Nano/2", 32), ("SiT-ATConv-Nano/4", 32), ("SiT-ATConv-Nano/2-Hybrid", 64)]
+    ("name", "sample_size"),
+    [
+        ("SiT-Nano/2", 32),
+        ("SiT-ATConv-Nano/4", 32),
+        ("SiT-ATConv-Nano/2-Hybrid", 64),
+        ("SiT-ATConv-Nano/2-Pooled", 32),
+        ("SiT-ATConv-Nano/2-Pooled", 64),
+    ],
 )
 def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):
     model = build(name, sample_size, num_classes=10)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sit_atconv import ATConv, SiTTransformer2DModel
+from sit_atconv.models.attention import SelfAttention
 from sit_atconv.models.costs import closed_form_macs
 from sit_atconv.models.macs import count_macs, count_operations
-from sit_atconv.models.transformer_sit import SelfAttention
 
 TINY = dict(sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, num_classes=10)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from sit_atconv import ATConv, SiTTransformer2DModel
+from sit_atconv.models.attention import PooledAttention, SelfAttention
 from sit_atconv.models.presets import PRESETS, mixer_per_block
-from sit_atconv.models.transformer_sit import SelfAttention
 
 
 def mixers_of(model) -> list[str]:
-    names = {ATConv: "atconv", SelfAttention: "attention"}
+    names = {ATConv: "atconv", SelfAttention: "attention", PooledAttention: "pooled_attention"}
     return [names[type(block.mixer)] for block in model.blocks]
 
 
@@ -45,6 +45,8 @@ def test_mixers_of_every_preset(preset):
     depth = {"Nano": 6, "S": 12, "B": 12, "L": 24, "XL": 28}[preset.split("/")[0].split("-")[-1]]
     if preset.endswith("-Hybrid"):
         expected = ["attention", "atconv"] * (depth // 2)
+    elif preset.endswith("-Pooled"):
+        expected = (["atconv", "pooled_attention", "atconv"] * depth)[:depth]
     else:
         expected = ["atconv" if "ATConv" in preset else "attention"] * depth
     assert mixers_of(model) == expected
@@ -55,7 +57,7 @@ def test_mixers_of_every_preset(preset):
 def test_presets_of_every_family_and_size():
     published = {
         f"{family}-{size}/{patch_size}{suffix}"
-        for family, suffix in (("SiT", ""), ("SiT-ATConv", ""), ("SiT-ATConv", "-Hybrid"))
+        for family, suffix in (("SiT", ""), ("SiT-ATConv", ""), ("SiT-ATConv", "-Hybrid"), ("SiT-ATConv", "-Pooled"))
         for size in ("S", "B", "L", "XL")
         for patch_size in (2, 4, 8)
     }

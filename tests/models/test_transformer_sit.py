@@ -12,12 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.flow.guidance import Guidance, GuidedModel
 from sit_atconv.models import transformer_sit
+from sit_atconv.models.attention import PooledAttention, SelfAttention
 from sit_atconv.models.embeddings import sincos_position_embedding
-from sit_atconv.models.presets import MIXERS as MIXER_NAMES
+from sit_atconv.models.presets import MIXERS as SINGLE_MIXERS
 from sit_atconv.models.transformer_sit import SiTBlock, make_mixer
 
 REFERENCE_MODELS = ["sa", "atconv", "atconv_nosigma", "hybrid"]
-MIXERS = [*MIXER_NAMES, "hybrid"]  # a new mixer is tested as soon as it has a name
+MIXERS = [*SINGLE_MIXERS, "hybrid"]  # a new mixer is tested as soon as it has a name
 
 
 def inputs(model, batch_size: int = 3, height: int = 8, width: int = 8, seed: int = 0):
@@ -59,7 +60,7 @@ def test_pretended_tensors_leave_nothing_behind(tiny_transformer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", MIXER_NAMES)
+@pytest.mark.parametrize("mixer", SINGLE_MIXERS)
 def test_the_compiler_fuses_modulation_and_gates(mixer, tiny_transformer, assert_close):
     """Three loops over the tokens beside mixer and MLP: norm and modulation; gate, sum, norm and modulation; gate and
     sum. Inductor names a loop after what it has fused in it."""
@@ -121,8 +122,19 @@ def forward_by_hand(model, x, t, y):
     def norm(x):
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
 
+    def projections(mixer, x):
+        """Queries, keys and values: of all tokens, or keys and values of the means of tiles."""
+        if isinstance(mixer, SelfAttention):
+            return mixer.qkv(x).chunk(3, dim=2)
+        starts, m = [[i * side // mixer.pool for i in range(mixer.pool)] for side in (H, W)], mixer.pool
+        stops = [[((i + 1) * side + m - 1) // m for i in range(m)] for side in (H, W)]
+        rows, columns = (list(map(slice, *ends)) for ends in zip(starts, stops, strict=True))
+        image = x.unflatten(1, (H, W))
+        tiles = torch.stack([image[:, row, column].mean((1, 2)) for row in rows for column in columns], dim=1)
+        return mixer.q_proj(x), *mixer.kv_proj(tiles).chunk(2, dim=2)
+
     def attend(block, x):
-        q, k, v = (part.unflatten(2, (heads, -1)) for part in block.mixer.qkv(x).chunk(3, dim=2))
+        q, k, v = (part.unflatten(2, (heads, -1)) for part in projections(block.mixer, x))
         logits = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
         return block.mixer.out_proj(torch.einsum("bhnm,bmhd->bnhd", logits.softmax(-1), v).flatten(2))
 
@@ -449,6 +461,20 @@ def test_only_known_mixers_are_built(tiny_transformer):
 def test_inputs_that_do_not_fit_are_refused(shape, message, tiny_transformer):
     with pytest.raises(ValueError, match=message):
         tiny_transformer()(torch.randn(shape), 0.5, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(("qk_norm", "pool"), [(False, 4), (True, 4), (False, 8)])
+def test_pooled_attention_to_every_token_is_self_attention(qk_norm, pool, assert_close):
+    """Tiles of one token are the tokens themselves, and a token that is repeated counts once."""
+    pooled, attention = PooledAttention(16, 2, qk_norm, pool), SelfAttention(16, 2, qk_norm)
+    for kind in ("weight", "bias"):
+        q, kv = getattr(pooled.q_proj, kind), getattr(pooled.kv_proj, kind)
+        getattr(attention.qkv, kind).data.copy_(torch.cat([q, kv]))
+    attention.out_proj.load_state_dict(pooled.out_proj.state_dict())
+    tokens = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert_close(pooled(tokens, (4, 4)), attention(tokens, (4, 4)), 1e-5)
+    difference = (pooled(tokens, (2, 8)) - attention(tokens, (2, 8))).abs().max()
+    assert difference < 1e-5 if pool == 8 else difference > 1e-3  # with 4 × 4 tiles, two tokens to a tile
 
 
 def test_qk_norm_is_layer_norm_of_each_head(tiny_transformer):

@@ -9,7 +9,7 @@ from sit_atconv.models.presets import MIXERS
 from sit_atconv.ops import linear_onednn
 from sit_atconv.sharing.onnx import INPUTS, OUTPUT, export_onnx, export_transformer
 
-LORA_TARGETS = ["qkv", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
+LORA_TARGETS = ["qkv", "q_proj", "kv_proj", "kernel_proj", "value_proj", "out_proj", "fc1", "fc2"]
 SIZES = [(1, 8, 8), (3, 4, 12), (2, 10, 6)]  # batch, height, width
 
 
