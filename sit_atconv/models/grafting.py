@@ -72,4 +72,4 @@ def graft(
                 weights[f"{prefix}value_proj.{kind}"] = old[f"{prefix}qkv.{kind}"].chunk(3)[2]  # q, k, v: (3·D, …)
                 weights[f"{prefix}out_proj.{kind}"] = old[f"{prefix}out_proj.{kind}"]
     model.load_state_dict(model.state_dict() | weights)
-    return model.to(trained.dtype)
+    return model if model.dtype == trained.dtype else model.to(trained.dtype)

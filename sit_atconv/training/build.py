@@ -1,9 +1,7 @@
 """Build what a run trains and what it trains on: data, VAE, transformer, loss, and the pipeline that samples."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
@@ -12,24 +10,22 @@ from ..flow.distillation import DistillationLoss
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
 from ..flow.mean_flow import MeanFlowLoss
-from ..models.grafting import graft
-from ..models.latent_scaling import vae_scale_factor
-from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
-from ..utils.checks import check_count
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
 from .distillation import DistillationObjective
-from .fine_tuning import check_teacher_vae, load_pretrained, load_teacher, pretrained_classes, take_over_weights
+from .fine_tuning import check_teacher_vae, load_teacher
+from .grafting import Graft, prepare_graft
+from .initial_model import build_transformer
 from .mean_flow import MeanFlowObjective
+from .mixer_regression import CallableMixers, MixerRegression, StagedObjective
 from .objective import Objective
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
-from .teacher_options import KERNEL_ARGUMENTS
 
 
 @dataclass
@@ -44,6 +40,7 @@ class Components:
         loss_fn: the interpolant and its loss.
         encoder: the encoder whose features are predicted; None without REPA.
         teacher: the transformer whose outputs are learnt; None without one.
+        graft: what a graft replaces; None without one.
     """
 
     dataset: ImageDataset
@@ -53,6 +50,7 @@ class Components:
     loss_fn: InterpolantLoss | MeanFlowLoss
     encoder: TargetEncoder | None
     teacher: SiTTransformer2DModel | None = None
+    graft: Graft | None = None
 
     @property
     def projector(self) -> nn.Module | None:
@@ -77,7 +75,8 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(accelerator.device)
     dataset.check_training(vae, config.horizontal_flip)
-    transformer = build_transformer(config, dataset, vae)
+    graft = prepare_graft(config, dataset, vae, accelerator)
+    transformer = build_transformer(config, dataset, vae, None if graft is None else graft.mixer)
     if config.sample_guidance_scale != 1 and transformer.config.class_dropout_prob == 0:
         raise ValueError(
             f"sample_guidance_scale={config.sample_guidance_scale}: without class dropout the model cannot be guided; "
@@ -95,12 +94,13 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
         scale = config.meanflow_guidance_scale * config.teacher_guidance_scale  # the other objective's is 1
         teacher = load_teacher(config.teacher, transformer, classes, scale).to(accelerator.device)
     if config.repa is None:
-        return Components(dataset, vae, transformer, transformer, loss_fn, None, teacher)
+        trained = CallableMixers(transformer) if config.graft_steps else transformer
+        return Components(dataset, vae, transformer, trained, loss_fn, None, teacher, graft)
     dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
     side = transformer.config.sample_size // transformer.config.patch_size
     encoder = TargetEncoder(config.repa, config.repa_weights, (side, side), accelerator.device)
     aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
-    return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher)
+    return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher, graft)
 
 
 def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
@@ -123,8 +123,32 @@ def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
 
 def build_objective(
     config: TrainConfig, components: Components, model: nn.Module, accelerator: Accelerator
-) -> Objective:
+) -> Objective | StagedObjective:
     """Build the objective of the run for `model`, the trained module as accelerate has prepared it.
+
+    Raises:
+        ValueError: for MeanFlow and the steps of a graft with sharded weights.
+    """
+    objective = build_whole_objective(config, components, model, accelerator)
+    if not config.graft_steps:
+        return objective
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            f"graft_steps={config.graft_steps}: FSDP shards whole blocks, but these steps call their mixers alone; use "
+            "DDP, as in train/configs/accelerate/ddp_8gpus.yaml, or leave graft_steps out"
+        )
+    graft, loss_fn = components.graft, components.loss_fn
+    assert graft is not None and graft.source is not None  # TeacherConfig has checked it
+    flow = loss_fn if isinstance(loss_fn, InterpolantLoss) else loss_fn.flow
+    parts = (flow, model, components.transformer.config.class_dropout_prob, components.vae)
+    regression = MixerRegression(*parts, graft.source, graft.blocks, accelerator.autocast)
+    return StagedObjective(regression, objective, config.graft_steps * config.batch_size)
+
+
+def build_whole_objective(
+    config: TrainConfig, components: Components, model: nn.Module, accelerator: Accelerator
+) -> Objective:
+    """Build the objective of the whole model, without the stage in which the new layers of a graft are trained alone.
 
     Raises:
         ValueError: for MeanFlow with sharded weights.
@@ -151,85 +175,6 @@ def build_objective(
         unguided_samples=config.meanflow_guidance_warmup_steps * config.batch_size,
         autocast=accelerator.autocast,
     )
-
-
-def build_transformer(config: TrainConfig, dataset: ImageDataset, vae: VAE | None) -> SiTTransformer2DModel:
-    """Build the transformer for this data, freshly initialized from `seed`, or fine-tuned or grafted from `init_from`.
-
-    Raises:
-        ValueError: if image size, VAE factor and patch size do not fit, channels differ, or an argument is unknown.
-    """
-    trained = None if config.init_from is None else load_pretrained(config.init_from)
-    if trained is not None and config.mixer is not None:
-        trained = grafted(config, trained)
-    if trained is not None:
-        base = {key: value for key, value in trained.config.items() if not key.startswith("_")}
-    else:
-        assert config.preset is not None  # TrainConfig fills it in
-        base = PRESETS[config.preset]
-    arguments = _data_arguments(config, dataset, vae, base)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        try:
-            transformer = SiTTransformer2DModel(**{**base, **arguments, **config.model})
-        except TypeError as error:
-            reason = str(error).replace("SiTTransformer2DModel.__init__() ", "")
-            raise ValueError(f"model={config.model}: {reason}") from error
-    if trained is not None and config.init_from is not None:
-        same_classes = pretrained_classes(config.init_from) == name_synsets(dataset.classes)
-        take_over_weights(transformer, trained, same_classes)
-    return transformer
-
-
-def grafted(config: TrainConfig, trained: SiTTransformer2DModel) -> SiTTransformer2DModel:
-    """Replace the mixers of a trained model as `config` says; the new weights follow from its seed."""
-    assert config.mixer is not None
-    arguments = {name: value for name, value in config.model.items() if name in KERNEL_ARGUMENTS}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return graft(trained, config.mixer, config.graft_init, **arguments)
-
-
-def _data_arguments(
-    config: TrainConfig, dataset: ImageDataset, vae: VAE | None, base: dict[str, Any]
-) -> dict[str, Any]:
-    """The arguments of the transformer that follow from data, VAE and mixer, checked against the others."""
-    factor = vae_scale_factor(vae)
-    patch_size = config.model.get("patch_size", base["patch_size"])
-    check_count("model.patch_size", patch_size)
-    if dataset.image_size % (factor * patch_size):
-        raise ValueError(
-            f"image_size={dataset.image_size} must be divisible by {factor * patch_size} "
-            f"(VAE factor {factor} × patch size {patch_size})"
-        )
-    if vae is not None and vae.config.in_channels != dataset.channels:
-        raise ValueError(
-            f"vae={config.vae!r} takes {vae.config.in_channels} channels, but the images of data={config.data!r} have "
-            f"{dataset.channels}"
-        )
-    is_meanflow = config.objective == "meanflow"
-    arguments: dict[str, Any] = {
-        "trained_guidance_scale": config.meanflow_guidance_scale if is_meanflow else config.teacher_guidance_scale,
-        "sample_size": dataset.image_size // factor,
-        "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
-        "num_classes": dataset.num_classes,
-    }
-    if config.init_from is None:
-        arguments["mixer"] = config.mixer
-    elif arguments["in_channels"] != base["in_channels"]:
-        raise ValueError(
-            f"init_from={config.init_from!r} works on {base['in_channels']} channels, but data={config.data!r} and "
-            f"vae={config.vae!r} give {arguments['in_channels']}"
-        )
-    if is_meanflow and config.model.get("step_conditioning") == "none":
-        raise ValueError("model.step_conditioning='none' does not know the ends of steps; choose 'span' or 'decoupled'")
-    if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
-        raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
-    if is_meanflow and base.get("step_conditioning", "none") == "none":
-        arguments["step_conditioning"] = "span"
-    if not dataset.classes:
-        arguments["class_dropout_prob"] = 0.0  # there are no labels to drop
-    return arguments
 
 
 def build_pipeline(

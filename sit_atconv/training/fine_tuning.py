@@ -9,6 +9,7 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import tensors_sha256
+from .teacher_options import automatic_blocks
 
 
 def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
@@ -48,7 +49,7 @@ def load_pretrained(folder: str, field: str = "init_from") -> SiTTransformer2DMo
 
 
 def load_teacher(
-    folder: str, student: SiTTransformer2DModel, classes: list[str], guidance_scale: float
+    folder: str, student: SiTTransformer2DModel, classes: list[str], guidance_scale: float = 1.0, field: str = "teacher"
 ) -> SiTTransformer2DModel:
     """Load the frozen transformer of a pipeline folder, whose outputs `student` learns.
 
@@ -57,27 +58,28 @@ def load_teacher(
         student: the model that is trained.
         classes: the class names of the data.
         guidance_scale: scale of the guidance of the teacher's outputs; 1 for none.
+        field: the option that names the folder.
 
     Raises:
         ValueError: if it cannot be loaded, or takes other images or classes than the student.
     """
-    teacher = load_pretrained(folder, "teacher").requires_grad_(False)
+    teacher = load_pretrained(folder, field).requires_grad_(False)
     for name in ("in_channels", "num_classes"):
         if teacher.config[name] != student.config[name]:
             raise ValueError(
-                f"teacher={folder!r} has {name}={teacher.config[name]}, but the model that is trained has "
+                f"{field}={folder!r} has {name}={teacher.config[name]}, but the model that is trained has "
                 f"{student.config[name]}; they must agree"
             )
     if pretrained_classes(folder) != classes:
-        raise ValueError(f"teacher={folder!r} was trained on other classes than those of the data; they must agree")
+        raise ValueError(f"{field}={folder!r} was trained on other classes than those of the data; they must agree")
     if teacher.config.class_dropout_prob == 0 and (student.config.class_dropout_prob > 0 or guidance_scale != 1):
         raise ValueError(
-            f"teacher={folder!r} was trained without class dropout and cannot predict without a label; give "
+            f"{field}={folder!r} was trained without class dropout and cannot predict without a label; give "
             "--model.class_dropout_prob 0 and no guidance"
         )
     if teacher.config.trained_guidance_scale != 1:
         raise ValueError(
-            f"teacher={folder!r} has guidance of scale {teacher.config.trained_guidance_scale:g} built in, which is no "
+            f"{field}={folder!r} has guidance of scale {teacher.config.trained_guidance_scale:g} built in, which is no "
             "velocity of the data; give the flow that it was made of"
         )
     return teacher.train()  # only in training mode, labels are dropped as the student's are
@@ -133,18 +135,24 @@ def check_graft(folder: str, mixer: str | list[str]) -> None:
     """
     config = read_json_object(Path(folder) / "transformer" / "config.json")
     try:
-        replaced_blocks(config, mixer)
+        number = automatic_blocks(mixer)
+        replaced = replaced_blocks(config, "atconv" if number is not None else mixer)
+        if number is not None and number > len(replaced):
+            raise ValueError(
+                f"mixer={mixer!r}: the trained model has self-attention in {len(replaced)} blocks; name at most as many"
+            )
     except ValueError as error:
         raise ValueError(f"init_from={folder!r}, {error}") from error
 
 
-def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None) -> None:
+def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None, field: str = "teacher") -> None:
     """Check that a teacher works on the latents of the run's VAE, or on pixels if the run does.
 
     Args:
         folder: the pipeline folder of the teacher.
         vae_name: the VAE of the run, as `load_vae` takes it.
         vae: the VAE of the run; None for pixels.
+        field: the option that names the folder.
 
     Raises:
         ValueError: if the teacher has another VAE.
@@ -152,13 +160,13 @@ def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None) -> Non
     own = pipeline_vae(folder)
     if (own is None) != (vae is None):
         raise ValueError(
-            f"teacher={folder!r} works on {'pixels' if own is None else 'the latents of its VAE'}, but the run on "
+            f"{field}={folder!r} works on {'pixels' if own is None else 'the latents of its VAE'}, but the run on "
             f"{'pixels' if vae is None else f'the latents of vae={vae_name!r}'}; they must agree"
         )
     if own is None or vae is None or own == vae_name:
         return
     if tensors_sha256(load_vae(own).state_dict()) != tensors_sha256(vae.state_dict()):
         raise ValueError(
-            f"teacher={folder!r} has another VAE than vae={vae_name!r}, so that their latents differ; give --vae "
+            f"{field}={folder!r} has another VAE than vae={vae_name!r}, so that their latents differ; give --vae "
             f"{folder}"
         )

@@ -82,6 +82,10 @@ class Learner:
         report.applied = (norm.isfinite() & summed.isfinite().all()).float()
         report.grad_norm = norm.to(report.applied)
 
+        if self.task.starts_over(step - 1):
+            for slots in self.optimizer.state.values():
+                for value in slots.values():
+                    value.zero_()
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.learning_rate(step - 1)
         masked_step(self.optimizer, report.applied, self.accelerator.scaler)

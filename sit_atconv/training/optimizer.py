@@ -11,12 +11,23 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from .config import CommonConfig
 
 
-def learning_rate(config: CommonConfig, step: int) -> float:
-    """The learning rate of update `step`, counted from 0."""
-    warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+def learning_rate(config: CommonConfig, step: int, stage: int = 0) -> float:
+    """The learning rate of update `step`, counted from 0.
+
+    Args:
+        config: the configuration of the run.
+        step: the update.
+        stage: number of first updates that have a schedule of their own, without a warm-up.
+    """
+    steps, warmup = config.max_steps - stage, 1.0
+    if step < stage:
+        steps = stage
+    else:
+        step -= stage
+        warmup = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     if config.lr_schedule == "constant":
         return config.learning_rate * warmup
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def build_optimizer(config: CommonConfig, module: nn.Module) -> torch.optim.AdamW:

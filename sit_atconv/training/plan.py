@@ -5,9 +5,9 @@ from torch.func import functional_call
 
 from ..data import ImageDataset
 from ..models.costs import closed_form_macs
-from ..models.presets import mixer_per_block
 from ..models.transformer_sit import SiTTransformer2DModel
 from .config import TrainConfig
+from .grafting import Graft
 
 MANY_EPOCHS = 1000  # from which on a plan warns of them
 
@@ -79,27 +79,26 @@ def forward_passes(config: TrainConfig) -> float:
 
 
 def describe_objective(config: TrainConfig, transformer: SiTTransformer2DModel) -> list[str]:
-    """Describe a graft and the objective of a run in a line each, if it is not the plain flow."""
+    """Describe the objective of a run in one line, if it is not the plain flow's."""
     if config.objective == "flow":
-        return [*describe_graft(config, transformer), *describe_distillation(config)]
+        return describe_distillation(config)
     source = "the data" if config.teacher is None else config.teacher
     scale = config.meanflow_guidance_scale
     guidance = "" if scale == 1 else f", guidance of scale {scale:g} built in"
     return [
-        *describe_graft(config, transformer),
         f"objective   MeanFlow, {config.meanflow_share:.0%} spans, velocities of {source}{guidance}; a step costs "
         f"{forward_passes(config) / 3:.2f} of a flow's; step_conditioning {transformer.config.step_conditioning}",
     ]
 
 
-def describe_graft(config: TrainConfig, transformer: SiTTransformer2DModel) -> list[str]:
-    """Describe in one line which blocks get ATConv, if the run replaces mixers."""
-    if config.init_from is None or config.mixer is None:
+def describe_graft(config: TrainConfig, graft: Graft | None, num_layers: int) -> list[str]:
+    """Describe which blocks get ATConv, and how it begins, if the run replaces mixers."""
+    if graft is None:
         return []
-    mixers = mixer_per_block(transformer.config.mixer, transformer.config.num_layers)
-    blocks = ", ".join(str(i) for i, name in enumerate(mixers) if name == "atconv")
-    start = "with its values and outputs" if config.graft_init == "values" else "anew"
-    return [f"graft       ATConv in blocks {blocks} of 0…{len(mixers) - 1}, which starts {start}"]
+    blocks = ", ".join(map(str, graft.blocks))
+    start = "with the values and outputs of self-attention" if config.graft_init == "values" else "anew"
+    steps = f", and learns its output for {config.graft_steps:,} steps" if config.graft_steps else ""
+    return [f"graft       blocks {blocks} of 0…{num_layers - 1}: ATConv starts {start}{steps}", *graft.describe()]
 
 
 def describe_distillation(config: TrainConfig) -> list[str]:
@@ -123,6 +122,7 @@ def describe_plan(
     processes: int,
     sharded: bool,
     mixed_precision: str,
+    graft: Graft | None = None,
 ) -> str:
     """Describe what a run is about to do and what it needs: data, model, batch, length, memory.
 
@@ -136,6 +136,7 @@ def describe_plan(
         processes: number of processes.
         sharded: whether weights, gradients, moments and averages are sharded over the processes.
         mixed_precision: "no", "bf16" or "fp16".
+        graft: what a graft replaces; None without one.
     """
     size = transformer.config.sample_size
     trained = sum(p.numel() for p in transformer.parameters())
@@ -158,6 +159,7 @@ def describe_plan(
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
         f"accumulation steps × {per_device} images, {precision}",
+        *describe_graft(config, graft, transformer.config.num_layers),
         *describe_objective(config, transformer),
         f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "

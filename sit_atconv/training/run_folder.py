@@ -77,6 +77,8 @@ WRITTEN = (
     "pipeline",
     "model",
     "evaluation.jsonl",
+    "graft.json",
+    "graft.png",
     "tensorboard",
     "wandb",
 )

@@ -16,6 +16,7 @@ from .build import Components, build_components, build_objective, build_pipeline
 from .config import TrainConfig
 from .ema import WeightAverages
 from .finish import print_next_steps, save_pipeline, upload
+from .mixer_regression import StagedObjective
 from .objective import Objective
 from .optimizer import build_optimizer, learning_rate
 from .plan import describe_plan
@@ -38,7 +39,7 @@ class SiTTask(Task):
     has_times = True
     config: TrainConfig
     components: Components
-    objective: Objective
+    objective: Objective | StagedObjective
 
     @staticmethod
     def resolve(config: TrainConfig) -> TrainConfig:
@@ -65,6 +66,7 @@ class SiTTask(Task):
             accelerator.num_processes,
             accelerator.distributed_type == DistributedType.FSDP,
             accelerator.mixed_precision,
+            parts.graft,
         )
 
     def prepare(self) -> None:
@@ -84,7 +86,14 @@ class SiTTask(Task):
         return build_optimizer(self.config, self.trained)
 
     def learning_rate(self, step: int) -> float:
-        return learning_rate(self.config, step)
+        return learning_rate(self.config, step, self.config.graft_steps)
+
+    def starts_over(self, step: int) -> bool:
+        return step == self.config.graft_steps > 0
+
+    def record(self) -> None:
+        if self.components.graft is not None:
+            self.components.graft.record(self.config.run_folder)
 
     def distributed(self, model: nn.Module) -> None:
         self.objective = build_objective(self.config, self.components, model, self.accelerator)

@@ -98,6 +98,13 @@ class Task(ABC):
     def learning_rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""
 
+    def starts_over(self, step: int) -> bool:
+        """Whether the optimizer forgets its moments before update `step`, counted from 0, since a new stage begins."""
+        return False
+
+    def record(self) -> None:  # noqa: B027
+        """Write what `build` has found out into the run folder, once the run starts. One process calls this."""
+
     @abstractmethod
     def distributed(self, model: nn.Module) -> None:
         """Take the trained module as accelerate has prepared it; `loss` calls it."""

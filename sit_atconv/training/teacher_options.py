@@ -26,6 +26,8 @@ class TeacherConfig:
             which then need none in sampling; 1 for none.
         graft_init: where --mixer replaces the self-attention of init_from, ATConv starts with its projections of values
             and outputs (values), or anew (fresh).
+        graft_steps: number of first updates in which each new ATConv alone learns what the self-attention said that it
+            replaces. The optimizer and the schedule of the learning rate start over after them.
     """
 
     teacher: str | None = None
@@ -33,6 +35,7 @@ class TeacherConfig:
     flow_weight: float = 0.0
     teacher_guidance_scale: float = 1.0
     graft_init: Literal["values", "fresh"] = "values"
+    graft_steps: int = 0
 
 
 DEFAULTS = {each.name: each.default for each in dataclasses.fields(TeacherConfig)}
@@ -63,9 +66,28 @@ def check_teacher(options: Mapping[str, Any]) -> None:
             f"teacher_guidance_scale={options['teacher_guidance_scale']}; leave one of them out"
         )
     is_graft = options["init_from"] is not None and options["mixer"] is not None
-    for name in ("graft_init",):
+    for name in ("graft_init", "graft_steps"):
         if options[name] != DEFAULTS[name] and not is_graft:
             raise ValueError(f"{name}={options[name]!r} is for a graft; give --init_from and --mixer, or leave it out")
+    _check_graft_steps(options)
+
+
+def _check_graft_steps(options: Mapping[str, Any]) -> None:
+    steps = options["graft_steps"]
+    check_count("graft_steps", steps, least=0)
+    if not steps:
+        return
+    if steps >= options["max_steps"]:
+        raise ValueError(
+            f"graft_steps={steps} must leave some of max_steps={options['max_steps']} for the training of the whole "
+            "model; lower graft_steps, or raise max_steps"
+        )
+    for name, off in (("repa", None), ("weight_decay", 0)):
+        if options[name] != off:
+            raise ValueError(
+                f"{name}={options[name]!r}: the steps of a graft train the new layers alone; leave out --{name} or "
+                "--graft_steps"
+            )
 
 
 def automatic_blocks(mixer: str | list[str] | None) -> int | None:

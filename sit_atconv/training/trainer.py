@@ -154,6 +154,7 @@ class Trainer:
             if not self.is_resumed:
                 on_main_process(accelerator, lambda: take_run_folder(self.run, self._lock))
             on_main_process(accelerator, lambda: record_start(config, accelerator, start_step))
+            on_main_process(accelerator, self.task.record)
             accelerator.init_trackers(
                 "tensorboard" if "tensorboard" in trackers(config) else self.run.name,
                 tracker_config(config),
