@@ -9,8 +9,10 @@ is reported as well: it bounds what the accuracy on samples can mean.
 import shlex
 import sys
 
+from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.source_names import check_source
 from sit_atconv.utils.text import printable
 
 
@@ -31,6 +33,8 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
     options = parser.parse_options(arguments)
+    check_pipeline_folder(options["samples"])
+    check_source("reference", options["reference"])
     # Only now, since these take seconds to import.
     from sit_atconv.data import open_dataset
     from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary

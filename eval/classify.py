@@ -13,6 +13,7 @@ import sys
 
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.source_names import check_source
 from sit_atconv.utils.text import printable
 
 
@@ -30,6 +31,7 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
     options = parser.parse_options(arguments)
+    check_source("data", options["data"])
     # Only now, since these take seconds to import.
     from sit_atconv.classification.report import classify, load_classifier, match_classes, open_labelled, summary
     from sit_atconv.utils.environment import pick_device

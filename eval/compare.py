@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from sit_atconv.evaluation.output_files import check_report_folder
+from sit_atconv.training.references import check_run_folder
 from sit_atconv.utils.commands import reporting_mistakes, values_of
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
@@ -30,6 +31,8 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--output", type=str, required=True, help="folder for the report")
     parser.add_function_options("sit_atconv.evaluation.comparison", "write_comparison", {"runs", "output", "command"})
     options = parser.parse_options(arguments)
+    for folder in options["runs"]:
+        check_run_folder("run", folder)
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.comparison import write_comparison
     from sit_atconv.evaluation.evaluated_runs import load_run

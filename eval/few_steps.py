@@ -11,6 +11,7 @@ diffusers' DPM-Solver++ and an SDE; a model of mean velocities in steps of its o
 
 import sys
 
+from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import named_folders, reporting_mistakes, values_of
 from sit_atconv.utils.files import check_writable_folder
 from sit_atconv.utils.option_parser import OptionParser
@@ -27,15 +28,12 @@ def run(arguments: list[str]) -> None:
         usage="%(prog)s NAME=PIPELINE NAME=PIPELINE... --reference REFERENCE --output FOLDER [--OPTION VALUE ...]",
     )
     parser.add_argument("pipelines", type=str, nargs="+", help="pipeline folders, each with the name of its model")
-    parser.add_argument("--reference", type=str, required=True, help="real images: digits, a parquet file or a folder")
-    parser.add_argument("--output", type=str, required=True, help="folder for the results")
-    parser.add_function_options(
-        "sit_atconv.evaluation.few_steps", "measure_few_steps", {"pipelines", "reference", "output"}
-    )
+    parser.add_function_options("sit_atconv.evaluation.few_steps", "measure_few_steps", {"pipelines"})
     options = parser.parse_options(arguments)
     named = named_folders(options.pop("pipelines"))
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.few_steps_report import write_few_steps
+    for _, folder in named:
+        check_pipeline_folder(folder)
+    from sit_atconv.evaluation.few_steps_report import write_few_steps  # only now, since this takes seconds to import
 
     print(printable(write_few_steps(named, **options)))
 

@@ -11,22 +11,20 @@ median. Times are wall-clock; if other programs share the machine, the best time
 
 import sys
 
+from sit_atconv.utils.commands import reporting_mistakes
 from sit_atconv.utils.option_parser import OptionParser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; a mistake in it ends with one line and exit code 2."""
     parser = OptionParser(prog="operator_bench.py", description=__doc__.partition("\n")[0])
     parser.add_function_options("sit_atconv.benchmarks.operator_bench", "bench")
-    arguments = parser.parse_args(argv)
-    from sit_atconv.benchmarks.operator_bench import bench  # only now, since this takes seconds to import
+    with reporting_mistakes("operator_bench.py", interrupted="the tables above are complete"):
+        options = parser.parse_options(sys.argv[1:] if arguments is None else arguments, ["compile"])
+        from sit_atconv.benchmarks.operator_bench import bench  # only now, since this takes seconds to import
 
-    try:
-        bench(**vars(arguments))
-    except ValueError as error:
-        parser.error(str(error))
-    return 0
+        bench(**options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,6 +13,7 @@ import sys
 from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.source_names import check_source
 
 
 def run(arguments: list[str]) -> None:
@@ -25,17 +26,18 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--weights", type=str | None, help="a file with the weights of the extractor")
     parser.add_argument("--trust_torchscript", type=bool, default=False, help="as in eval/fid.py")
     parser.add_argument("--image_size", type=int | None, help="side of the centre square; needed for parquet files")
-    parser.add_argument("--num_images", type=int | None, help="use the first images of both sets; all if not given")
-    parser.add_argument("--device", type=str, default="auto", help="device of the extractor, such as cpu or cuda")
+    parser.add_function_options("sit_atconv.evaluation.parity", "check_parity", {"samples", "reference", "options"})
     parser.add_argument("--output", type=str | None, help="a new JSON file for the result")
     given = parser.parse_options(arguments, switches=["trust_torchscript"])
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.parity import check_parity
-
     options = MetricOptions(
         "fid,kid",
         **{name: given[name] for name in ("extractor", "weights", "trust_torchscript", "image_size")},
     )
+    options.check()
+    for side in ("samples", "reference"):
+        check_source(side, given[side])
+    from sit_atconv.evaluation.parity import check_parity  # only now, since this takes seconds to import
+
     result = check_parity(given["samples"], given["reference"], options, given["num_images"], given["device"])
     for name in ("fid", "kid"):
         row = result[name]

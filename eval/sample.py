@@ -14,6 +14,7 @@ import sys
 
 from sit_atconv.evaluation.output_files import SamplingError, check_batch_file, check_sample_folder
 from sit_atconv.evaluation.sampling_options import SamplingOptions, split_options
+from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import INTERRUPTED, is_spokesman, values_of
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import joined_lines, printable
@@ -32,11 +33,12 @@ def run(arguments: list[str]) -> str:
     parser.add_argument("--npz", type=str | None, help="a new .npz file for all images (arr_0) and labels (arr_1)")
     parser.add_class_arguments(SamplingOptions)
     options = parser.parse_options(arguments)
-    # Only now, since these take seconds to import.
-    from sit_atconv.evaluation.sample_folder import sample_to_folder
+    (sampling,) = split_options(options, SamplingOptions)
+    sampling.check()
+    check_pipeline_folder(options["pipeline"])
+    from sit_atconv.evaluation.sample_folder import sample_to_folder  # only now, since this takes seconds to import
 
     command = shlex.join(["python", "eval/sample.py", *arguments])
-    (sampling,) = split_options(options, SamplingOptions)
     record = sample_to_folder(options["pipeline"], options["output"], sampling, options["npz"], command)
     if record is None:
         return ""

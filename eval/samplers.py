@@ -9,6 +9,7 @@ solution, in the units of the latents (pixels in [−1, 1] without a VAE).
 import sys
 from pathlib import Path
 
+from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 
@@ -18,23 +19,20 @@ def run(arguments: list[str]) -> None:
     check_outputs_at_once(arguments, "output", "plot")
     parser = OptionParser(prog="samplers.py", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=str, help="pipeline folder of a model of the linear path")
-    parser.add_argument("--num_images", type=int, default=16, help="number of images in the batch")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance scale; 1 disables guidance")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_function_options("sit_atconv.evaluation.solver_error", "compare_samplers", {"pipeline"})
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or auto")
     parser.add_argument("--output", type=str | None, default=None, help="a new JSON file for the results")
     parser.add_argument("--plot", type=str | None, default=None, help="a new PNG file: error against network calls")
     options = parser.parse_options(arguments)
+    check_pipeline_folder(options["folder"])
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.sampling import load_pipeline
     from sit_atconv.evaluation.solver_error import compare_samplers, error_table
     from sit_atconv.evaluation.solver_plot import plot_errors
-    from sit_atconv.utils.checks import check_count
     from sit_atconv.utils.environment import pick_device
     from sit_atconv.utils.files import staged
 
     folder, device, output, plot = (options.pop(name) for name in ("folder", "device", "output", "plot"))
-    check_count("num_images", options["num_images"])
     rows = compare_samplers(load_pipeline(folder, pick_device(device)), **options)
     print(error_table(rows))
     if plot is not None:

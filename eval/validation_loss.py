@@ -11,8 +11,10 @@ import shlex
 import sys
 
 from sit_atconv.evaluation.validation_options import ValidationOptions
+from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import check_outputs_at_once, named_folders, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
+from sit_atconv.utils.source_names import check_source
 from sit_atconv.utils.text import printable
 
 
@@ -35,6 +37,9 @@ def run(arguments: list[str]) -> None:
     named = named_folders(options.pop("pipelines"))
     device, output, plot = (options.pop(name) for name in ("device", "output", "plot"))
     validation = parser.build(ValidationOptions, options)
+    check_source("data", validation.data)
+    for _, folder in named:
+        check_pipeline_folder(folder)
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.validation_report import validate_folders, write_plot
 

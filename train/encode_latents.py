@@ -29,16 +29,15 @@ def build_parser() -> OptionParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. An error ends it with one line and exit code 2."""
-    options = build_parser().parse_options(sys.argv[1:] if arguments is None else arguments)
-    options.pop("config")
-    from sit_atconv.data import BrokenImageError  # only now, since these take seconds to import
-    from sit_atconv.training.encode import encode_latents
-
     try:
+        options = build_parser().parse_options(sys.argv[1:] if arguments is None else arguments)
+        options.pop("config")
+        from sit_atconv.training.encode import encode_latents  # only now, since this takes seconds to import
+
         encode_latents(**options)
     except (ValueError, OSError) as error:
         # Every process finds the same mistake, and one reports it. A broken image or a full disk may concern only one.
-        if is_spokesman() or isinstance(error, (BrokenImageError, OSError)):
+        if is_spokesman() or isinstance(error, OSError) or getattr(error, "concerns_one_process", False):
             print(f"encode_latents.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sit_atconv.training.references import check_run_folder
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes
 from sit_atconv.utils.home import expand_home
 from sit_atconv.utils.text import printable
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     with reporting_mistakes("export_average.py"):
         check_outputs_at_once(sys.argv[1:] if arguments is None else arguments, "out")
         args = expand_home(vars(parser.parse_args(arguments)))
+        check_run_folder("run", args["run"])
         from sit_atconv.training.export import export_average  # only now, since this takes seconds to import
 
         made_of = export_average(args["run"], args["out"], args["average"], args["std"], args["step"])

@@ -106,16 +106,17 @@ def backbone_latency(
     Raises:
         ValueError: naming what cannot be used.
     """
-    models = list(MODELS) if models is None else models
-    check_choice("clock", clock, CLOCKS)
     for name, value in (("image_size", image_size), ("batch_size", batch_size), ("repeats", repeats)):
         check_count(name, value)
     check_positive("max_seconds", max_seconds)
     check_new_file("output", output)
+    models = list(MODELS) if models is None else models
     if not models or len(set(models)) < len(models):
         raise ValueError(f"models={models} must name at least one, and each only once")
     if threads is not None:
         check_count("threads", threads)
+    check_choice("clock", clock, ("wall", "cpu"))
+    if threads is not None:
         torch.set_num_threads(threads)
     place = pick_device(device)
     if clock == "cpu" and torch.device(place).type != "cpu":

@@ -22,7 +22,7 @@ from ..ops.depthwise_conv import (
 from ..ops.linear import linear
 from ..utils.checks import check_choice, check_count
 from ..utils.tables import markdown_table
-from .settings import DTYPES
+from .settings import DTYPES, check_shape
 from .timing import measure, quartiles
 
 WARMUP_ROUNDS = 3
@@ -55,24 +55,17 @@ def bench(
     for shape in shapes:
         check_shape(shape)
     check_choice("device", device, ("cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu")
     check_choice("dtype", dtype, DTYPES)
     check_count("rounds", rounds)
     if threads is not None:
         check_count("threads", threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu")
+    if threads is not None:
         torch.set_num_threads(threads)
     print(f"torch {torch.__version__}, {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds\n")
     for shape in shapes:
         bench_shape(shape, getattr(torch, dtype), torch.device(device), rounds, compile)
-
-
-def check_shape(shape: list[int]) -> None:
-    """Raise ValueError unless `shape` is (B, N, C) with N a square and C a multiple of a head's width."""
-    if len(shape) != 3 or min(shape) < 1 or isqrt(shape[1]) ** 2 != shape[1]:
-        raise ValueError(f"shape={shape} must be [B, N, C], all positive and N a square, such as {SHAPES[0]}")
-    if shape[2] % 64 and shape[2] % 72:
-        raise ValueError(f"shape={shape}: C={shape[2]} must be a multiple of 64 or 72, the widths of a head")
 
 
 def bench_shape(shape: list[int], dtype: torch.dtype, device: torch.device, rounds: int, compiled: bool) -> None:

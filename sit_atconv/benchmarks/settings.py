@@ -1,7 +1,8 @@
-"""What eval/latency.py measures: single settings, the plans for a CPU and for a GPU, and the user's options."""
+"""What the benchmarks measure: single settings, the plans for a CPU and for a GPU, and the options of a user."""
 
 import itertools
 from dataclasses import dataclass
+from math import isqrt
 
 from ..models.presets import PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
@@ -60,6 +61,14 @@ class Setting:
     def latent_size(self) -> int:
         """Side of the latents that the network sees."""
         return self.image_size // PIXELS_PER_LATENT
+
+
+def check_shape(shape: list[int]) -> None:
+    """Raise ValueError unless `shape` is (B, N, C) with N a square and C a multiple of a head's width."""
+    if len(shape) != 3 or min(shape) < 1 or isqrt(shape[1]) ** 2 != shape[1]:
+        raise ValueError(f"shape={shape} must be [B, N, C], all positive and N a square, such as [1, 256, 1152]")
+    if shape[2] % 64 and shape[2] % 72:
+        raise ValueError(f"shape={shape}: C={shape[2]} must be a multiple of 64 or 72, the widths of a head")
 
 
 def family(size: str) -> tuple[str, ...]:

@@ -65,12 +65,13 @@ def classify(
     """
     check_count("batch_size", batch_size)
     check_new_file("confusion", confusion)
+    if image_size is not None:
+        check_count("image_size", image_size)
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct={crop_pct} must be above 0 and at most 1")
     config = resolve_model_data_config(model)
     size = config["input_size"][1] if image_size is None else image_size
-    check_count("image_size", size)
     crop = config["crop_pct"] if crop_pct is None else crop_pct
-    if not 0 < crop <= 1:
-        raise ValueError(f"crop_pct={crop_pct} must be above 0 and at most 1")
     real = None if real_labels is None else read_real_labels(real_labels)
     channels = config["input_size"][0]
     mean, std = (tuple(config[key]) * (3 if len(config[key]) == 1 else 1) for key in ("mean", "std"))

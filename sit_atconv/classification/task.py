@@ -18,10 +18,10 @@ from ..data import ImageDataset, Stream, View, hold_out, open_dataset
 from ..training.ema import WeightAverages
 from ..training.optimizer import learning_rate
 from ..training.processes import on_main_process, one_process_first
+from ..training.references import check_references
 from ..training.run_folder import describe_data
 from ..training.runlog import list_lines
 from ..training.step_report import StepReport
-from ..training.stored_config import check_services
 from ..training.task import Task
 from ..utils.files import write_atomically
 from .augmentation import Mixing, evaluation_transform, seeded, training_transform
@@ -51,7 +51,7 @@ class ClassifierTask(Task):
 
     @staticmethod
     def resolve(config: ClassifierConfig) -> ClassifierConfig:
-        check_services(config)
+        check_references(config)
         return config
 
     def build(self) -> None:

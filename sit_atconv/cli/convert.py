@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
         check_new_folder("output", args.output)
     else:
         check_new_file("output", args.output)
+    if not Path(args.checkpoint).exists():
+        raise ValueError(f"checkpoint={args.checkpoint!r} does not exist; correct the path")
     from ..convert import convert_checkpoint, export_checkpoint
     from ..convert.attnet import convert_attnet, export_attnet, holds_attnet, is_attnet_folder
     from ..sharing.folder import is_pipeline_folder, reading_folder

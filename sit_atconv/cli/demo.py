@@ -3,6 +3,7 @@
 import argparse
 
 from ..demo.address import check_address, check_gradio
+from ..sharing.folder import check_pipeline_name
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -23,11 +24,13 @@ def run(args: argparse.Namespace) -> None:
     """
     check_gradio()
     check_address(args.host, args.port)
+    folders = [args.folder] if args.other is None else [args.folder, args.other]
+    for folder in folders:
+        check_pipeline_name(folder)
     from ..demo.folders import load_pipelines
     from ..demo.page import Demo, launch
     from ..utils.environment import pick_device
 
-    folders = [args.folder] if args.other is None else [args.folder, args.other]
     pipelines = load_pipelines(folders, pick_device(args.device))
     print("drawing the first image …", flush=True)
     launch(Demo(pipelines).build(), server_name=args.host, server_port=args.port, share=args.share)

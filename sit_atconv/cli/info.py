@@ -8,7 +8,9 @@ from .facts import print_facts
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    command.add_argument("folder", metavar="FOLDER", help="a pipeline folder, or a picture of sit-atconv sample")
+    command.add_argument(
+        "folder", metavar="FOLDER|PICTURE", help="a pipeline folder, or a picture of sit-atconv sample"
+    )
     command.add_argument("--verify", action="store_true", help="compare all weights with their stored SHA-256")
 
 
@@ -18,6 +20,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the folder is not a pipeline folder, one of a newer format, or damaged.
     """
+    if not Path(args.folder).exists():
+        raise ValueError(f"{args.folder!r} does not exist; name a pipeline folder, or a picture of sit-atconv sample")
     if Path(args.folder).is_file():
         describe_picture(args.folder)
         return

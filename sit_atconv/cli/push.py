@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..sharing.folder import check_pipeline_folder
 from ..utils.text import printable
 
 
@@ -22,11 +23,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the folder is not a pipeline folder, or the Hub refuses or cannot be reached.
     """
+    check_pipeline_folder(args.folder)
     from ..sharing.card import add_report, add_samples
-    from ..sharing.folder import check_pipeline_folder
     from ..sharing.hub import publish
 
-    check_pipeline_folder(args.folder)
     for report in args.report:
         add_report(args.folder, report)
     if args.samples is not None:

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..sharing.folder import check_pipeline_name
 from ..utils.files import check_new_file
 from ..utils.text import printable
 
@@ -82,14 +83,6 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError(f"out={args.out!r}: images cannot be written in this format; use .png")
 
 
-def check_folder(folder: str) -> None:
-    """Raise ValueError if a folder on this machine is not that of a pipeline, before PyTorch is imported."""
-    from ..sharing.folder import check_pipeline_folder
-
-    if Path(folder).is_dir():  # otherwise it may be a name on the Hub
-        check_pipeline_folder(folder)
-
-
 def numbered(name: str) -> str:
     """The name, or the first of NAME-2, NAME-3 … that does not exist."""
     path, number = Path(name), 1
@@ -106,11 +99,9 @@ def run(args: argparse.Namespace) -> None:
         ValueError: naming what cannot be used.
     """
     check_outputs(args)
-    check_folder(args.folder)
+    check_pipeline_name(args.folder)
     from ..evaluation.sampling_options import SamplingOptions
     from ..utils.checks import check_count
-    from ..utils.class_labels import distinct_names, labels_from_words
-    from .drawing import draw
 
     check_count("images_per_class", args.images_per_class)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
@@ -123,7 +114,14 @@ def run(args: argparse.Namespace) -> None:
         sampler=args.sampler,
         solver=args.solver,
     )
+    options.check()
+    for name in ("height", "width"):
+        if (pixels := getattr(args, name)) is not None:
+            check_count(name, pixels)
     pipeline = load(args)
+    from ..utils.class_labels import distinct_names, labels_from_words
+    from .drawing import draw
+
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
     rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
     options = options.resolve(pipeline)

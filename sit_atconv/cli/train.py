@@ -35,6 +35,7 @@ def parse(arguments: list[str]) -> "TrainConfig":
     Raises:
         ValueError: for values that no run can use.
     """
+    from ..training.command_line import build_config
     from ..training.config import TrainConfig
     from ..training.sizes import SIZES, fit_to_images
 
@@ -53,7 +54,7 @@ def parse(arguments: list[str]) -> "TrainConfig":
         options.pop(name)
     if options["dry_run"] and not parser.is_given("resume"):
         options["resume"] = None
-    config = parser.build(TrainConfig, options)
+    config = build_config(parser, TrainConfig, options)
     if size is None:
         return config
     from ..data import open_dataset  # only now, since this takes seconds to import

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..utils.bounded_text import read_json_object
-from ..utils.source_names import split_options
+from ..utils.source_names import SOURCES, split_options
 from .base import ImageDataset
 from .digits import DigitsDataset
 from .folder import FolderDataset
@@ -14,8 +14,6 @@ from .latents import LatentsDataset
 from .lmdb_images import LMDBDataset
 from .parquet import HuggingFaceDataset
 from .shards import ShardDataset
-
-SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, precomputed latents"
 
 
 def open_dataset(source: str | Path, image_size: int | None = None) -> ImageDataset:

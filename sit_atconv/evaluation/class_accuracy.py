@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data import BrokenImageError, ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..utils.checks import check_count, check_non_negative, check_pixel_dimensions
+from ..utils.checks import check_count, check_pixel_dimensions
 from ..utils.environment import package_versions
 from ..utils.files import check_new_file
 from ..utils.image_grid import save_grid
@@ -60,11 +60,13 @@ def class_accuracy(
         ValueError: naming what cannot be used, before any long work; or an image that cannot be read.
     """
     check_count("samples_per_class", samples_per_class)
-    check_non_negative("max_broken_images", max_broken_images)
+    check_count("max_broken_images", max_broken_images, least=0)
     check_new_file("grid", grid)
     options = SamplingOptions(
         seed=seed, batch_size=batch_size, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
-    ).resolve(pipeline)
+    )
+    options.check()
+    options = options.resolve(pipeline)
     check_dataset(pipeline, dataset)
     classifier, real_accuracy, broken = fit_classifier(dataset, max_broken_images)
 

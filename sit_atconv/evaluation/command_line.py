@@ -5,10 +5,15 @@ from collections.abc import Sequence
 
 from ..utils.commands import check_outputs_at_once, save_report
 from ..utils.option_parser import OptionParser
+from ..utils.source_names import SOURCES, check_source
 from ..utils.text import printable
 from .metric_options import MetricOptions
 from .sampling_options import SamplingOptions, split_options
 
+KINDS = {
+    "samples": f"a pipeline folder, a .npz batch, {SOURCES}",
+    "reference": f"a .npz batch or statistics, {SOURCES}",
+}
 TITLE = "Score samples against real images: FID (lower is better), KID, Inception Score, precision, recall…"
 
 
@@ -54,6 +59,9 @@ def run_evaluation(arguments: list[str], prog: str, command: Sequence[str]) -> N
     options = parser.parse_options(arguments, switches=["trust_torchscript"])
     metric_options, sampling = split_options(options, MetricOptions, SamplingOptions)
     metric_options.check()
+    sampling.check()
+    for side in ("samples", "reference"):
+        check_source(side, options[side], KINDS[side])
     # Only now, since these take seconds to import.
     from .score_report import summary
     from .scores import evaluate

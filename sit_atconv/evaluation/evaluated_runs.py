@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..training.references import check_run_folder
 from ..utils.bounded_text import load_json, read_json, read_yaml
 from ..utils.checks import MAX_COUNT, is_number, is_whole
 from ..utils.text import joined_lines, one_line
@@ -114,8 +115,7 @@ def load_run(folder: Path) -> Run:
     Raises:
         ValueError: if the folder is not a run, or the run was not finished or not evaluated.
     """
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"run={str(folder)!r} is not a run folder of train/train_sit.py: it has no config.yaml")
+    check_run_folder("run", folder)
     if not (folder / "pipeline").is_dir():
         raise ValueError(f"run={str(folder)!r} is not finished: it has no pipeline")
     config = read_config(folder / "config.yaml")

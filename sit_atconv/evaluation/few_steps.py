@@ -22,9 +22,10 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.bounded_text import read_json_object
-from ..utils.checks import check_choice, check_count
+from ..utils.checks import check_choice, check_count, check_seed
 from ..utils.environment import pick_device
 from ..utils.files import check_writable_folder, write_json
+from ..utils.source_names import check_source
 from ..utils.tables import markdown_table
 from .class_accuracy import check_dataset, fit_classifier
 from .extractor import Extractor
@@ -85,6 +86,12 @@ def measure_few_steps(
         check_count("budgets", budget)
     for sampler in samplers or ():
         check_choice("samplers", sampler, SAMPLERS)
+    check_count("batch_size", batch_size)
+    check_seed("seed", seed)
+    for name, value in (("num_samples", num_samples), ("image_size", image_size)):
+        if value is not None:
+            check_count(name, value)
+    check_source("reference", reference)
     check_writable_folder("output", output)
     picked = pick_device(device)
     loaded = [(name, folder, folder_sha256(folder), load_pipeline(folder, picked)) for name, folder in pipelines]

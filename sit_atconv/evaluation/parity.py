@@ -52,9 +52,9 @@ def check_parity(
     Raises:
         ValueError: naming the option that cannot be used.
     """
-    options.check()
     if num_images is not None:
         check_count("num_images", num_images)
+    options.check()
     kind, _, size = parse_extractor(options.extractor)
     if kind in ("pixels", "inception-adm") or (kind == "torchscript" and size is None):
         raise ValueError(f"extractor={options.extractor!r} does not resize as clean-fid does; use another")

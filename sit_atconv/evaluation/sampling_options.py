@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..utils.checks import check_choice, check_count, check_seed
+from ..flow.choices import ODE_SOLVERS, SDE_SOLVERS, check_guidance
+from ..utils.checks import MAX_SOLVER_STEPS, check_choice, check_count, check_seed
 
 if TYPE_CHECKING:
     from ..flow.guidance import Guidance
@@ -57,6 +58,20 @@ class SamplingOptions:
 
         return Guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
 
+    def check(self) -> None:
+        """Raise ValueError for an option that no pipeline can use."""
+        check_choice("labels", self.labels, LABELINGS)
+        if self.num_samples is not None:
+            check_count("num_samples", self.num_samples)
+        if self.num_inference_steps is not None:
+            check_count("num_inference_steps", self.num_inference_steps, most=MAX_SOLVER_STEPS)
+        check_count("batch_size", self.batch_size)
+        check_seed("seed", self.seed)
+        check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
+        if self.solver is not None:
+            solvers = {"ode": ODE_SOLVERS, "sde": SDE_SOLVERS, None: (*ODE_SOLVERS, *SDE_SOLVERS)}
+            check_choice("solver", self.solver, dict.fromkeys(solvers[self.sampler]))
+
     def configure(self, pipeline: "SiTPipeline") -> "SiTPipeline":
         """Return a pipeline of the same components with the requested sampler; the given pipeline is not changed.
 
@@ -88,13 +103,9 @@ class SamplingOptions:
         """
         from .sampling import image_shape
 
-        check_choice("labels", self.labels, LABELINGS)
-        if self.num_samples is not None:
-            check_count("num_samples", self.num_samples)
+        self.check()
         pipeline = self.configure(pipeline)
         steps = pipeline.default_num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
-        check_count("batch_size", self.batch_size)
-        check_seed("seed", self.seed)
         height, width, _ = image_shape(pipeline)
         pipeline.check_inputs(self.batch_size, self.guidance, steps, height, width)
         if hasattr(pipeline.scheduler, "time_grid"):

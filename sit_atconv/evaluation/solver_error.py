@@ -16,7 +16,8 @@ from diffusers import (
 )
 from tqdm.auto import tqdm
 
-from ..flow.solvers import ADAPTIVE, FIXED_STEP, MULTISTEP
+from ..flow.choices import MULTISTEP
+from ..flow.tableaus import ADAPTIVE, FIXED_STEP
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..utils.checks import check_float32, check_non_negative, is_number, is_whole, plain_numbers
+from ..utils.checks import plain_numbers
+from .choices import check_guidance
 from .conditioning import LabelledModel
 
 
@@ -37,14 +38,7 @@ class Guidance:
     model: torch.nn.Module | None = None
 
     def __post_init__(self):
-        scale, interval, channels = self.scale, self.interval, self.channels
-        check_non_negative("guidance_scale", scale)
-        check_float32("guidance_scale", scale)
-        is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval))
-        if not is_pair or not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(f"guidance_interval={interval} must be (start, end) with 0 ≤ start ≤ end ≤ 1")
-        if channels is not None and (not is_whole(channels) or channels < 1):
-            raise ValueError(f"guidance_channels={channels!r} must be a whole number of at least 1, or None")
+        check_guidance(self.scale, self.interval, self.channels)
         if self.model is not None and not isinstance(self.model, torch.nn.Module):
             raise ValueError(f"guidance_model={self.model!r} must be a model, such as SiTTransformer2DModel, or None")
         for name, value in plain_numbers(vars(self)).items():

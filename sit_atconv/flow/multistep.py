@@ -6,7 +6,6 @@ import torch
 
 from .callbacks import Callback, VelocityFn, after_step
 
-MULTISTEP = ("explicit_adams", "implicit_adams")
 MULTISTEP_ORDER = 4  # Adams–Bashforth of torchdiffeq's default order, 12, is stable at no step size of practical use
 
 

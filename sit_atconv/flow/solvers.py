@@ -8,11 +8,10 @@ import torch
 
 from .adaptive import solve_adaptive
 from .callbacks import Callback, VelocityFn
+from .choices import MULTISTEP
 from .fixed_step import solve_fixed
-from .multistep import MULTISTEP, solve_multistep
+from .multistep import solve_multistep
 from .tableaus import ADAPTIVE, FIXED_STEP
-
-ODE_SOLVERS = (*FIXED_STEP, *ADAPTIVE, *MULTISTEP)
 
 
 def solve_ode(

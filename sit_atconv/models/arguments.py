@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..utils.checks import check_choice, check_count, check_positive, is_number
+
+if TYPE_CHECKING:  # so that options are checked before PyTorch is imported
+    import torch
 
 POSITION_EMBEDDINGS = ("sincos", "none")
 STEP_CONDITIONINGS = ("none", "span", "decoupled")
@@ -17,7 +19,7 @@ MAX_PARAMETERS = 2 * 10**10
 
 def check_arguments(config: Mapping) -> None:
     """Raise ValueError if sizes or probabilities in the arguments of `SiTTransformer2DModel` are out of range."""
-    sizes = ("sample_size", "patch_size", "in_channels", "num_layers", "num_classes")
+    sizes = ("patch_size", "sample_size", "in_channels", "num_layers", "num_classes")
     for field in (*sizes, "num_attention_heads", "attention_head_dim"):
         check_count(field, config[field], most=math.inf)  # `check_size` bounds all of them together
     if config["out_channels"] is not None:
@@ -102,7 +104,7 @@ def choose_position_embedding(config: Mapping, mixers: list[str]) -> str:
     return choice
 
 
-def token_grid(hidden_states: torch.Tensor, config: Mapping) -> tuple[int, int]:
+def token_grid(hidden_states: "torch.Tensor", config: Mapping) -> tuple[int, int]:
     """Return the grid (H, W) of the tokens of latents (B, C, H·p, W·p) with patches of side p.
 
     Raises:

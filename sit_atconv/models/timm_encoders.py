@@ -49,10 +49,15 @@ def fetch_timm_model(model_name: str) -> Any:
     Raises:
         ValueError: if the weights cannot be fetched.
     """
+    config = timm.get_pretrained_cfg(model_name)
+    if config is None or not config.has_weights:
+        raise ValueError(
+            f"timm has no weights for {model_name}; timm.list_pretrained() lists the models that have some"
+        )
     try:
         return timm.create_model(model_name, pretrained=True)
     except OSError as error:
-        hub_id = timm.get_pretrained_cfg(model_name).hf_hub_id
+        hub_id = config.hf_hub_id
         raise ValueError(
             f"the weights of {model_name} cannot be fetched: {str(error).splitlines()[0]} Get model.safetensors "
             f"from https://huggingface.co/{hub_id} and name it with --weights"

@@ -8,8 +8,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..flow.callbacks import Callback, ModelFn, VelocityFn
+from ..flow.choices import ODE_SOLVERS
 from ..flow.fixed_step import combine, stage_times
-from ..flow.solvers import ODE_SOLVERS, solve_ode
+from ..flow.solvers import solve_ode
 from ..flow.tableaus import ADAPTIVE, FIXED_STEP
 from ..utils.checks import check_choice, check_positive
 from .common import InterpolantScheduler, InterpolantSchedulerOutput

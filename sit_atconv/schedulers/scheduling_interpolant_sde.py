@@ -10,12 +10,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..flow.callbacks import Callback, ModelFn, after_step
+from ..flow.choices import SDE_SOLVERS
 from ..flow.interpolants import DIFFUSION_FORMS
 from ..utils.checks import check_choice, check_positive
 from ..utils.randomness import check_generator
 from .common import InterpolantScheduler, InterpolantSchedulerOutput
 
-SDE_SOLVERS = ("euler_maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "none")
 SCORE_EPS = 1e-4  # at t=1, where sigma is 0, w·score is a limit: it is evaluated this much earlier
 

@@ -11,6 +11,7 @@ from ..models.latent_scaling import vae_scale_factor
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 from ..utils.files import OutputError, check_regular
+from ..utils.source_names import check_folder_or_name
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
 
@@ -65,6 +66,14 @@ def check_pipeline_folder(folder: str | Path) -> None:
         raise ValueError(f"folder={str(folder)!r} is not a folder of a SiTPipeline, but of {name}")
     if not (Path(folder) / "transformer" / "config.json").is_file():
         raise not_a_pipeline_folder(folder, "it has no transformer/config.json; get or save the whole folder again")
+
+
+def check_pipeline_name(folder: str) -> None:
+    """Raise ValueError for what is neither the folder of a SiTPipeline, nor can be the name of one on the Hub."""
+    if Path(folder).is_dir():
+        check_pipeline_folder(folder)
+    else:
+        check_folder_or_name("folder", folder)
 
 
 def stored_parameters(folder: str | Path) -> dict[str, tuple[int, ...]]:

@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..utils.commands import is_spokesman
 from ..utils.option_parser import OptionParser
 from ..utils.text import printable
 from .config import GROUPS, CommonConfig, TrainConfig
+from .references import check_references
 
 Config = TypeVar("Config", bound=CommonConfig)
 
@@ -52,7 +53,19 @@ def parse_config(kind: type[Config], groups: Sequence[type], arguments: list[str
     parser = build_parser(kind, groups)
     options = parser.parse_options(arguments, switches)
     options.pop("config")
-    return parser.build(kind, options)
+    return build_config(parser, kind, options)
+
+
+def build_config(parser: OptionParser, kind: type[Config], options: dict[str, Any]) -> Config:
+    """Build a configuration from options that were parsed, and check what it refers to.
+
+    Raises:
+        ValueError: for values that no run can use.
+    """
+    config = parser.build(kind, options)
+    with parser.locating():
+        check_references(config)
+    return config
 
 
 def run_training(parse: Callable[[], CommonConfig], prog: str) -> int:

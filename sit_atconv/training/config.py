@@ -25,6 +25,7 @@ from ..utils.checks import (
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
+from .model_arguments import check_model
 from .teacher_options import KERNEL_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
 if TYPE_CHECKING:
@@ -332,6 +333,7 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, Ob
             self.mixer = PRESETS[self.preset]["mixer"] if self.mixer is None else self.mixer
             if automatic_blocks(self.mixer) is not None:
                 raise ValueError(f"mixer={self.mixer!r} replaces blocks of a trained model; give --init_from")
+            check_model(self.model, PRESETS[self.preset], self.mixer)
         tunable = TUNABLE | ({*KERNEL_ARGUMENTS} if self.mixer is not None else set())
         if self.init_from is not None and (self.preset or self.model.keys() - tunable):
             given = {"preset": self.preset}

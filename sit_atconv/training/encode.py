@@ -35,6 +35,7 @@ from ..data.latent_shards import (
 from ..models.vae import load_vae, posterior_moments
 from ..utils.checks import MAX_WORKERS, check_choice, check_count
 from ..utils.files import folder_lock
+from ..utils.source_names import check_folder_or_name, check_source
 from ..utils.text import one_line, printable
 from .batches import dead_worker, start_workers
 from .processes import join_processes, on_main_process, one_process_first
@@ -73,11 +74,13 @@ def encode_latents(
     Raises:
         ValueError: if an argument cannot be used, which is checked first, or if too many images cannot be read.
     """
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("dtype", dtype, ("float32", "float16", "bfloat16"))  # as in DTYPES; these checks run before PyTorch
     check_count("shard_size", shard_size)
     check_count("batch_size", batch_size)
     check_count("num_workers", num_workers, least=0, most=MAX_WORKERS)
     check_count("max_broken_images", max_broken_images, least=0)
+    check_source("data", data)
+    check_folder_or_name("vae", vae)
     accelerator = join_processes()
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")

@@ -12,25 +12,6 @@ from ..utils.hashing import tensors_sha256
 from .teacher_options import automatic_blocks
 
 
-def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
-    """Check that a folder is a pipeline folder and that its model was trained with this path and prediction.
-
-    Raises:
-        ValueError: if the folder in the option `field` holds no transformer, or its scheduler names another path or
-            prediction.
-    """
-    if not (Path(folder) / "transformer" / "config.json").is_file():
-        raise ValueError(f"{field}={folder!r} is not a pipeline folder: it has no transformer/config.json")
-    scheduler = Path(folder) / "scheduler" / "scheduler_config.json"
-    trained = read_json_object(scheduler) if scheduler.is_file() else {}
-    for name, value in (("path", path), ("prediction", prediction)):
-        if trained.get(name, value) != value:
-            raise ValueError(
-                f"{name}={value}: the model in {field}={folder!r} was trained with {trained[name]}; "
-                f"give --{name} {trained[name]}"
-            )
-
-
 def pipeline_vae(folder: str) -> str | None:
     """The folder itself if it holds a VAE, as `load_vae` takes it; None if the pipeline works on pixels."""
     return folder if (Path(folder) / "vae" / "config.json").is_file() else None

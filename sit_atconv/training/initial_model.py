@@ -10,7 +10,6 @@ from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
-from ..utils.checks import check_count
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
 from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
@@ -68,7 +67,6 @@ def _data_arguments(
     """The arguments of the transformer that follow from data, VAE and mixer, checked against the others."""
     factor = vae_scale_factor(vae)
     patch_size = config.model.get("patch_size", base["patch_size"])
-    check_count("model.patch_size", patch_size)
     if dataset.image_size % (factor * patch_size):
         raise ValueError(
             f"image_size={dataset.image_size} must be divisible by {factor * patch_size} "
@@ -95,8 +93,6 @@ def _data_arguments(
         )
     if is_meanflow and config.model.get("step_conditioning") == "none":
         raise ValueError("model.step_conditioning='none' does not know the ends of steps; choose 'span' or 'decoupled'")
-    if fixed := sorted({*arguments, "out_channels"} & config.model.keys()):
-        raise ValueError(f"model: {', '.join(fixed)} follow from --data, --vae and --mixer; leave them out")
     if is_meanflow and base.get("step_conditioning", "none") == "none":
         arguments["step_conditioning"] = "span"
     if not dataset.classes:

@@ -1,18 +1,15 @@
 """Configurations and the disk: the options that a run has saved; options checked against files and packages."""
 
 import dataclasses
-import importlib.util
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from ..utils.bounded_text import read_yaml
 from .checkpoints import checkpoint_steps, read_state
-from .config import TRACKERS, CommonConfig, TrainConfig
-from .fine_tuning import check_graft, check_objective, pipeline_vae
+from .config import CommonConfig, TrainConfig
+from .fine_tuning import check_graft, pipeline_vae
+from .references import check_references
 
 CONFIG = "config.yaml"
 
@@ -23,36 +20,15 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     Fine-tuning takes over the VAE of the pipeline folder in `init_from`, unless another one is given.
 
     Raises:
-        ValueError: if `init_from` or `teacher` is not a pipeline folder or was trained with another path or prediction,
-            by `check_graft`, or by `check_services`.
+        ValueError: by `check_references` or `check_graft`.
     """
+    check_references(config)
     if config.init_from is not None:
-        check_objective(config.init_from, config.path, config.prediction)
         if config.mixer is not None:
             check_graft(config.init_from, config.mixer)
         if config.vae is None:
             config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
-    if config.teacher is not None:
-        check_objective(config.teacher, config.path, config.prediction, "teacher")
-    check_services(config)
     return config
-
-
-def check_services(config: CommonConfig) -> None:
-    """Check what a run uses at its side, or after hours of training.
-
-    Raises:
-        ValueError: if the package of `log_with` is not installed, or `push_to_hub` is no name of the Hub.
-    """
-    if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
-        raise ValueError(
-            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
-        )
-    if config.push_to_hub is not None:
-        try:
-            validate_repo_id(config.push_to_hub)
-        except HFValidationError as error:
-            raise ValueError(f"push_to_hub={config.push_to_hub!r} is no name on the Hub: {error}") from error
 
 
 def load_options(run: Path, kind: type[CommonConfig] = TrainConfig) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def check_choice(field: str, value, choices: Iterable) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{field}={value!r} is not one of: {', '.join(map(str, choices))}")
+        hint = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
+        raise ValueError(f"{field}={value!r} is not one of: {', '.join(map(str, choices))}{hint}")
 
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)

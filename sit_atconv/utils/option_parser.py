@@ -1,10 +1,12 @@
 """The parser of commands whose options are dataclasses and functions of the package."""
 
 import functools
+import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, NoReturn, TypeVar
 
@@ -36,12 +38,17 @@ class OptionParser(ArgumentParser):
         bound_yaml()
         self.arguments: list[str] = []
         self.files: list[str] = []  # of --config
+        self.outlines: list[Callable[..., None]] = []  # of the functions whose parameters are options
         super().__init__(allow_abbrev=False, add_help=False, **options)
         self.add_argument("-h", "--help", action=HelpAction)
 
     def add_function_options(self, module: str, name: str, skip: Collection[str] = ()) -> None:
-        """Add the parameters of a function as options, without importing its module; see `function_outline`."""
-        self.add_function_arguments(function_outline(module, name, skip))
+        """Add the parameters of a function as options, without importing its module; see `function_outline`.
+
+        `parse_options` makes the checks with which the function begins.
+        """
+        self.outlines.append(function_outline(module, name, skip))
+        self.add_function_arguments(self.outlines[-1])
 
     def format_help(self, formatter: Any = None) -> str:
         """The text of --help: a line for each option."""
@@ -68,6 +75,9 @@ class OptionParser(ArgumentParser):
         Args:
             arguments: the command line.
             switches: boolean options that need no value: --name is --name true.
+
+        Raises:
+            ValueError: of the checks with which the functions of `add_function_options` begin.
         """
         self.arguments = list(arguments)
         self.files = values_of("config", arguments)
@@ -80,7 +90,11 @@ class OptionParser(ArgumentParser):
         flags = {f"--{name}" for name in switches}
         for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
             spelled_out += [argument, "true"] if argument in flags and following.startswith("--") else [argument]
-        return expand_home(self.parse_args(files_first(spelled_out)).as_dict())
+        options = expand_home(self.parse_args(files_first(spelled_out)).as_dict())
+        for outline in self.outlines:
+            with self.locating():
+                outline(**{name: options[name] for name in inspect.signature(outline).parameters})
+        return options
 
     def is_given(self, name: str) -> bool:
         """Whether the command line that was parsed, or a configuration file of it, sets an option."""
@@ -136,8 +150,14 @@ class OptionParser(ArgumentParser):
         Raises:
             ValueError: of the class; if it begins with NAME=…, headed by the place in a configuration file that set it.
         """
-        try:
+        with self.locating():
             return options_class(**options)
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Head a ValueError that begins with NAME=… by the place in a configuration file that set the option."""
+        try:
+            yield
         except ValueError as error:
             name = re.match(r"([\w.]+)=", str(error))
             raise (ValueError(self.located(name[1], str(error))) if name else error) from error

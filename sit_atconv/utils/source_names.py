@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, precomputed latents"
+
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
     """Split "PLACE?name=value&name=value" into place and options. A question mark in an existing path stays there."""
@@ -14,6 +16,28 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
         return place, dict(parse_qsl(query, strict_parsing=True, keep_blank_values=True))
     except ValueError as error:
         raise ValueError(f"data={source!r}: options are written '?name=value&name=value'") from error
+
+
+def check_source(field: str, source: str, kinds: str = SOURCES) -> None:
+    """Raise ValueError if a source names a file or folder that does not exist.
+
+    Sources that are elsewhere, and patterns of names, are left to what opens them.
+
+    Args:
+        field: name of the option.
+        source: its value.
+        kinds: what it may be, for the message.
+    """
+    place = split_options(source)[0]
+    elsewhere = place == "digits" or place.startswith("hf:") or "://" in place or re.search(r"[*?\[{]", place)
+    if not elsewhere and not Path(place.removeprefix("latents:")).exists():
+        raise ValueError(f"{field}={source!r} does not exist, or is not a known kind of source; use one of: {kinds}")
+
+
+def check_folder_or_name(field: str, value: str) -> None:
+    """Raise ValueError unless a folder exists, or the value can be a name on the Hub: USER/NAME."""
+    if not Path(value).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise ValueError(f"{field}={value!r} is no folder here; correct the path, or give a name on the Hub, USER/NAME")
 
 
 def source_name(source: str) -> str:

@@ -39,6 +39,48 @@ def test_values_of_training_options_are_checked_at_once(arguments, message):
     assert error.count("\n") == 1
 
 
+NOT_THERE = "does not exist, or is not a known kind of source; use one of: "
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("train/train_sit.py --model.kernel_sise 5", "model has no option kernel_sise; did you mean kernel_size?"),
+        ("train/train_sit.py --model.num_layers 0", "model.num_layers=0 must be a whole number of at least 1"),
+        ("train/train_sit.py --model.num_classes 5", "model: num_classes follow from --data"),
+        ("train/train_sit.py --data nowhere --image_size 8", "data='nowhere' " + NOT_THERE),
+        ("train/train_sit.py --init_from nowhere", "init_from='nowhere' is not a pipeline folder"),
+        (
+            "train/train_sit.py --vae nowhere",
+            "vae='nowhere' is no folder here; correct the path, or",
+        ),
+        ("train/train_attnet.py --validation nowhere", "validation='nowhere' " + NOT_THERE),
+        ("train/encode_latents.py --data digits --vae v --output_dir o --shard_size 0", "shard_size=0 must be"),
+        ("train/encode_latents.py --data nowhere --vae v --output_dir o", "data='nowhere' " + NOT_THERE),
+        ("train/export_average.py nowhere --out o", "run='nowhere' is not a run folder"),
+        ("eval/compare.py A B --output o --repeats 0", "repeats=0 must be a whole number of at least 1"),
+        ("eval/compare.py A B --output o", "run='A' is not a run folder"),
+        ("eval/class_accuracy.py A --samples_per_class 0", "samples_per_class=0 must be a whole number"),
+        ("eval/class_accuracy.py A --guidance_scale -1", "guidance_scale=-1.0 must be a number of at least 0"),
+        ("eval/operator_bench.py --rounds 0", "rounds=0 must be a whole number of at least 1"),
+        ("eval/operator_bench.py --shapes [[1,3,64]]", "shape=[1, 3, 64] must be [B, N, C]"),
+        ("eval/backbone_latency.py --clock sun", "clock='sun' is not one of: wall, cpu"),
+        ("eval/classify.py A --data nowhere", "data='nowhere' " + NOT_THERE),
+        ("eval/few_steps.py a=A --reference digits --output o --budgets [0]", "budgets=0 must be a whole number"),
+        ("eval/samplers.py A --num_images 0", "num_images=0 must be a whole number"),
+        ("eval/parity.py digits --reference nowhere", "reference='nowhere' " + NOT_THERE),
+        ("eval/fid.py nowhere --reference digits", "samples='nowhere' " + NOT_THERE),
+        ("eval/validation_loss.py a=A --data nowhere", "data='nowhere' " + NOT_THERE),
+        ("eval/sample.py A --output o --solver eulr", "solver='eulr' is not one of"),
+    ],
+)
+def test_values_and_places_are_checked_at_once(command, message):
+    script, *arguments = command.split()
+    code, output, error = run_script(script, *arguments)
+    assert (code, output) == (2, "") and error.startswith(f"{Path(script).name}: error: {message}")
+    assert error.count("\n") == 1
+
+
 def test_importing_the_package_is_cheap_and_its_names_are_there():
     assert run("import sit_atconv; print(sit_atconv.__version__)") == (0, f"{sit_atconv.__version__}\n", "")
     assert set(sit_atconv.__all__) == {*sit_atconv._PUBLIC, "__version__"}

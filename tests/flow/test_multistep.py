@@ -6,7 +6,8 @@ import pytest
 import torch
 from exact_solutions import oscillating_growth, uniform_grid
 
-from sit_atconv.flow.multistep import MULTISTEP, solve_multistep
+from sit_atconv.flow.choices import MULTISTEP
+from sit_atconv.flow.multistep import solve_multistep
 
 
 @pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])

@@ -7,8 +7,9 @@ import torch
 from exact_solutions import oscillating_growth, uniform_grid
 
 from sit_atconv.flow.adaptive import solve_adaptive
+from sit_atconv.flow.choices import ODE_SOLVERS
 from sit_atconv.flow.fixed_step import solve_fixed
-from sit_atconv.flow.solvers import ODE_SOLVERS, solve_ode
+from sit_atconv.flow.solvers import solve_ode
 from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 
 TABLEAUS = {**FIXED_STEP, **ADAPTIVE}

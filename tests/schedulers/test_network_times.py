@@ -10,12 +10,12 @@ from diffusers import (
 )
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.flow.choices import MULTISTEP, SDE_SOLVERS
 from sit_atconv.flow.conditioning import time_key
 from sit_atconv.flow.interpolants import PREDICTIONS
-from sit_atconv.flow.multistep import MULTISTEP
 from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler
-from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS, SDE_SOLVERS
+from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS
 
 PATHS = ("linear", "gvp", "vp")
 FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")

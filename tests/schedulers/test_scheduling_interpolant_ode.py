@@ -7,8 +7,8 @@ import torch
 import torchdiffeq
 
 from sit_atconv import Interpolant, InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.flow.choices import MULTISTEP
 from sit_atconv.flow.interpolants import PREDICTIONS
-from sit_atconv.flow.multistep import MULTISTEP
 from sit_atconv.flow.tableaus import ADAPTIVE, FIXED_STEP
 
 PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's

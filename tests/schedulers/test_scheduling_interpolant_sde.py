@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.flow.choices import SDE_SOLVERS
 from sit_atconv.flow.interpolants import DIFFUSION_FORMS, PREDICTIONS
-from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS, SDE_SOLVERS
+from sit_atconv.schedulers.scheduling_interpolant_sde import LAST_STEPS
 
 PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}  # ours: the reference's
 NAMES = {"euler_maruyama": "Euler", "heun": "Heun", "sbdm": "SBDM"}

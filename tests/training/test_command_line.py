@@ -17,6 +17,8 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def test_home_is_expanded(home):
     (home / "options.yaml").write_text("data: latents:~/latents\noutput_dir: ~/runs/a\nvae: ~/vae\n")
+    for folder in ("latents", "photos", "vae"):
+        (home / folder).mkdir()
     for file in ("--config=~/options.yaml", "--config=options.yaml"):
         config = parse_arguments([file])
         assert config.data == f"latents:{home}/latents"
@@ -24,7 +26,7 @@ def test_home_is_expanded(home):
     config = parse_arguments(["--output_dir=~/b", "--data", "~/photos"])
     assert (config.data, config.output_dir) == (f"{home}/photos", f"{home}/b")
     assert parse_arguments(["--output_dir=./~"]).output_dir == "./~"  # whoever means it
-    assert sorted(os.listdir(home)) == ["options.yaml"]
+    assert sorted(os.listdir(home)) == ["latents", "options.yaml", "photos", "vae"]
 
 
 def test_switches_need_no_value():

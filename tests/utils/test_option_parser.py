@@ -154,6 +154,35 @@ def test_help_has_a_line_for_each_option_and_the_whole_text_of_one(capsys, monke
     assert shown(["--help", "no_such_option"], capsys) == listed
 
 
+def test_an_outline_makes_the_first_checks_of_the_function(tmp_path, monkeypatch):
+    (tmp_path / "checked").mkdir()
+    (tmp_path / "checked" / "__init__.py").write_text("")
+    (tmp_path / "checked" / "checks.py").write_text(
+        "def check_low(name, value, most):\n"
+        "    if value > most:\n        raise ValueError(f'{name}={value} > {most}')\n"
+    )
+    (tmp_path / "checked" / "heavy.py").write_text(
+        "from .absent import work_hard, check_absent\nfrom .checks import check_low\n"
+        "MOST = 2\nTABLE = {1: work_hard}\n\n"
+        "def work(model, sizes: list[int] = [], rate: int = 1, late: int = 0) -> int:\n"
+        '    """Work."""\n'
+        "    for size in sizes:\n        check_low('sizes', size, MOST)\n"
+        "    if rate == 5:\n        raise ValueError('rate=5 is odd')\n"
+        "    model.check()\n    check_low('late', late, MOST)\n    return work_hard(model)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    parser = OptionParser(prog="prog")
+    parser.add_argument("--config", action="config")
+    parser.add_function_options("checked.heavy", "work", {"model"})
+    assert parser.parse_options(["--sizes", "[1, 2]", "--late", "9"])["late"] == 9  # after what the outline lacks
+    (tmp_path / "a.yaml").write_text("rate: 1\nsizes: [1, 3]\n")
+    with pytest.raises(ValueError, match=r"a\.yaml:2: sizes=3 > 2"):
+        parser.parse_options(["--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(ValueError, match="rate=5 is odd"):
+        parser.parse_options(["--rate", "5"])
+    assert "checked.heavy" not in sys.modules
+
+
 def test_an_outline_is_the_function_without_its_module(tmp_path, monkeypatch):
     (tmp_path / "heavy.py").write_text(
         "raise RuntimeError\nSHAPES = [[1, 2]]\n\n"

@@ -1,0 +1,72 @@
+"""What the options of a run refer to: data, folders, packages, names on the Hub. Nothing imported here takes long."""
+
+import importlib.util
+from pathlib import Path
+
+from ..utils.bounded_text import read_json_object
+from ..utils.source_names import check_folder_or_name, check_source
+from .config import TRACKERS, CommonConfig, TrainConfig
+
+
+def check_references(config: CommonConfig) -> None:
+    """Check what a configuration refers to, as far as that is seen without opening it.
+
+    Raises:
+        ValueError: if data or a folder does not exist, `init_from` or `teacher` was trained with another path or
+            prediction, or by `check_services`.
+    """
+    for name in ("data", "validation"):
+        if (source := getattr(config, name, None)) is not None:
+            check_source(name, source)
+    if isinstance(config, TrainConfig):
+        for name in ("init_from", "teacher"):
+            if (folder := getattr(config, name)) is not None:
+                check_objective(folder, config.path, config.prediction, name)
+        if config.vae is not None:
+            check_folder_or_name("vae", config.vae)
+    check_services(config)
+
+
+def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
+    """Check that a folder is a pipeline folder and that its model was trained with this path and prediction.
+
+    Raises:
+        ValueError: if the folder in the option `field` holds no transformer, or its scheduler names another path or
+            prediction.
+    """
+    if not (Path(folder) / "transformer" / "config.json").is_file():
+        raise ValueError(f"{field}={folder!r} is not a pipeline folder: it has no transformer/config.json")
+    scheduler = Path(folder) / "scheduler" / "scheduler_config.json"
+    trained = read_json_object(scheduler) if scheduler.is_file() else {}
+    for name, value in (("path", path), ("prediction", prediction)):
+        if trained.get(name, value) != value:
+            raise ValueError(
+                f"{name}={value}: the model in {field}={folder!r} was trained with {trained[name]}; "
+                f"give --{name} {trained[name]}"
+            )
+
+
+def check_services(config: CommonConfig) -> None:
+    """Check what a run uses at its side, or after hours of training.
+
+    Raises:
+        ValueError: if the package of `log_with` is not installed, or `push_to_hub` is no name of the Hub.
+    """
+    if config.log_with in TRACKERS and importlib.util.find_spec(config.log_with) is None:
+        raise ValueError(
+            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}"
+        )
+    if config.push_to_hub is not None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(config.push_to_hub)
+        except HFValidationError as error:
+            raise ValueError(f"push_to_hub={config.push_to_hub!r} is no name on the Hub: {error}") from error
+
+
+def check_run_folder(field: str, folder: str | Path) -> None:
+    """Raise ValueError unless a folder is that of a run: it has a config.yaml."""
+    if not (Path(folder) / "config.yaml").is_file():
+        raise ValueError(f"{field}={str(folder)!r} is not a run folder of train/train_sit.py: it has no config.yaml")
