@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 from math import isqrt
 
-from ..models.presets import PRESETS
+from ..models.presets import MIXER_CYCLES, PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file
 
@@ -49,7 +49,7 @@ class Setting:
                 raise ValueError(
                     f"image_size={self.image_size} is not divisible by {multiple}, 8 × patch size of {preset}"
                 )
-            if self.measurement == "operator" and PRESETS[preset]["mixer"] == "hybrid":
+            if self.measurement == "operator" and PRESETS[preset]["mixer"] in MIXER_CYCLES:
                 raise ValueError(f"preset={preset!r} has two operators; measure those of the other presets")
 
     @property
@@ -72,8 +72,8 @@ def check_shape(shape: list[int]) -> None:
 
 
 def family(size: str) -> tuple[str, ...]:
-    """The presets of one size: self-attention, ATConv, hybrid."""
-    return f"SiT-{size}", f"SiT-ATConv-{size}", f"SiT-ATConv-{size}-Hybrid"
+    """The presets of one size: self-attention, ATConv, and the mixtures."""
+    return f"SiT-{size}", f"SiT-ATConv-{size}", f"SiT-ATConv-{size}-Hybrid", f"SiT-ATConv-{size}-Pooled"
 
 
 PLANS = {
@@ -188,7 +188,7 @@ class LatencyOptions:
         own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
         if all(values is None for values in own):
             return PLANS["cpu" if self.device == "auto" else self.device]
-        # A hybrid has no single operator.
+        # A mixture has no single operator.
         default = family("S/2")[:2] if "operator" in (self.measurements or []) else family("S/2")
         presets = tuple(self.presets or default)
         default_dtype = "bfloat16" if self.device == "cuda" else "float32"

@@ -7,7 +7,7 @@ over (dy, dx). With a dilation d, the taps lie d tokens apart.
 import torch
 import torch.nn.functional as F
 
-from .depthwise_conv_operator import register_depthwise_conv
+from .depthwise_conv_operator import needs_gradient, register_depthwise_conv
 from .depthwise_conv_triton import KERNEL_DTYPES, kernel_side, triton
 
 CACHED_ELEMENTS = 2**18  # largest input of one CPU convolution: 1 MiB of float32, which fits a core's cache
@@ -69,7 +69,9 @@ def channels_last_depthwise_conv(
     B, N, C = tokens.shape
     if B == 1:
         return one_image_depthwise_conv(tokens[0], kernels[0], grid, dilation).reshape(1, N, C)
-    together = max(1, CACHED_ELEMENTS // (N * C))
+    # For larger kernels, the gradient of 768 channels and more takes oneDNN four times as long.
+    limit = CACHED_ELEMENTS if kernel_side(kernels) <= 3 else CACHED_ELEMENTS // 2
+    together = max(1, limit // (N * C))
     outputs = []
     for x, w in zip(tokens.split(together), kernels.split(together), strict=True):
         b = x.shape[0]
@@ -119,6 +121,10 @@ def depthwise_conv(
         return naive_depthwise_conv(tokens, kernels, grid, dilation)
     # On grids narrower than the kernels, the gradient of channels-last kernels takes oneDNN 20 times as long as planes.
     if device == "cpu" and W > (k - 1) * dilation:
+        # The gradient of kernels above 3×3 takes oneDNN five times as long in 16 bits as in float32.
+        if k > 3 and tokens.dtype in (torch.float16, torch.bfloat16) and needs_gradient(tokens, kernels):
+            wide = channels_last_depthwise_conv(tokens.float(), kernels.float(), grid, dilation)
+            return wide.to(tokens.dtype)
         return channels_last_depthwise_conv(tokens, kernels, grid, dilation)
     return planes_depthwise_conv(tokens, kernels, grid, dilation)
 
