@@ -1,8 +1,10 @@
-"""Export a pipeline folder with other averaged weights than those that a run has saved, during the run or after it.
+"""Export a folder with other averaged weights than those that a run has saved, during the run or after it.
 
 python train/export_average.py runs/faces --std 0.08 --out faces-0.08           # any length, from the snapshots
 python train/export_average.py runs/faces --average decay-0.999 --out faces-999   # one of several decays
 python train/export_average.py runs/faces --out faces-now                         # the first average, so far
+
+Runs of train/train_sit.py give a pipeline folder, those of train/train_attnet.py a folder that timm loads.
 """
 
 import argparse
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--out", type=Path, required=True, help="the pipeline folder to write; it must not exist")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist")
     parser.add_argument("--average", help="name of an average that the run tracks, such as decay-0.999")
     parser.add_argument(
         "--std", type=float, help="relative standard deviation of a power-function average, for post-hoc EMA"
@@ -31,10 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         check_outputs_at_once(sys.argv[1:] if arguments is None else arguments, "out")
         args = expand_home(vars(parser.parse_args(arguments)))
         check_run_folder("run", args["run"])
-        from sit_atconv.training.export import export_average  # only now, since this takes seconds to import
+        from sit_atconv.classification.export_average import export_average  # only now, since this takes seconds
 
-        made_of = export_average(args["run"], args["out"], args["average"], args["std"], args["step"])
-        print(printable(f"{made_of}, in {args['out']}; sample it with: sit-atconv sample {args['out']}"))
+        print(printable(export_average(args["run"], args["out"], args["average"], args["std"], args["step"])))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from huggingface_hub import HfApi
 from timm.models import save_for_hf
 from torch import nn
 
-from ..data import ImageDataset
 from ..sharing.hub import HUB_ERRORS, prepare_repository
 from ..training.finish import replace_folder
 from ..utils.imagenet import name_synsets
@@ -20,7 +19,12 @@ from .models import image_statistics
 
 
 def save_classifier(
-    model: nn.Module, config: ClassifierConfig, dataset: ImageDataset, folder: Path, scores: dict[str, Any] | None
+    model: nn.Module,
+    config: ClassifierConfig,
+    channels: int,
+    classes: list[str],
+    folder: Path,
+    scores: dict[str, Any] | None,
 ) -> None:
     """Write a folder from which `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the model.
 
@@ -29,26 +33,27 @@ def save_classifier(
     Args:
         model: the model with the weights to save.
         config: the configuration of the run.
-        dataset: the training data.
+        channels: channels of the images.
+        classes: names of the classes, in the order of the logits.
         folder: the folder to write or to replace.
         scores: what the last evaluation found, for config.json.
 
     Raises:
         OSError: if it cannot be written. What was there is left untouched.
     """
-    mean, std = image_statistics(model, dataset.channels)
+    mean, std = image_statistics(model, channels)
     size = config.image_size
     data_config = dict(
-        input_size=(dataset.channels, size, size),
+        input_size=(channels, size, size),
         interpolation="bicubic",
         crop_pct=config.crop_pct,
-        mean=mean[: dataset.channels],
-        std=std[: dataset.channels],
+        mean=mean[:channels],
+        std=std[:channels],
     )
     model_config = dict(
         pretrained_cfg={"tag": "trained"},
-        label_names=list(dataset.classes),
-        label_descriptions=dict(zip(dataset.classes, name_synsets(dataset.classes), strict=True)),
+        label_names=list(classes),
+        label_descriptions=dict(zip(classes, name_synsets(classes), strict=True)),
         **({"evaluation": scores} if scores else {}),
     )
 

@@ -182,7 +182,8 @@ class ClassifierTask(Task):
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         lines = list_lines(self.config.run_folder / EVALUATIONS)
         scores = next((line for line in lines if line["step"] == self.config.max_steps), None)
-        save_classifier(with_weights(self.model, weights), self.config, self.dataset, folder, scores)
+        model, data = with_weights(self.model, weights), self.dataset
+        save_classifier(model, self.config, data.channels, data.classes, folder, scores)
         print_next_steps(self.config, folder)
 
     def upload(self, folder: Path, repo_id: str) -> str:

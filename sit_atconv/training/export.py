@@ -1,6 +1,7 @@
-"""Export a pipeline folder with any of the averaged weights of a run, while it trains or afterwards."""
+"""Any of the averaged weights of a run, while it trains or afterwards, and a pipeline folder with them."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -44,14 +45,20 @@ def average_file(run: Path, checkpoint: Path, average: str | None = None) -> Pat
     return file
 
 
-def export_average(
-    run: Path, out: Path, average: str | None = None, std: float | None = None, step: int | None = None
-) -> str:
-    """Write a pipeline folder with averaged weights of a run, and return what its weights are, in words.
+class Averaged(NamedTuple):
+    """Averaged weights of a run."""
+
+    weights: dict[str, torch.Tensor]
+    checkpoint: Path  # the one that says what the model is
+    state: dict[str, Any]  # of that checkpoint
+    description: str  # what the weights are, in words
+
+
+def read_average(run: Path, average: str | None = None, std: float | None = None, step: int | None = None) -> Averaged:
+    """Read or reconstruct averaged weights of a run of any task.
 
     Args:
         run: the run folder.
-        out: the pipeline folder to write.
         average: name of an average that the run tracks. If neither this nor `std` is given, the first average is used.
         std: relative standard deviation of a power-function average, reconstructed from the run's snapshots.
         step: step of the checkpoint (or of the last snapshot) to use; the newest one if None.
@@ -74,6 +81,21 @@ def export_average(
     else:
         weights = load_file(average_file(run, checkpoint, average))
     state = read_state(checkpoint)
+    description = f"{average or 'the first average'} at step {state['step']} of {run}"
+    if std is not None:
+        last = state["step"] if step is None else step
+        description = f"the power-function average of length {std:g} at step {last} of {run}"
+    return Averaged(weights, checkpoint, state, description)
+
+
+def export_pipeline(run: Path, averaged: Averaged, out: Path) -> None:
+    """Write a pipeline folder with averaged weights of a run of train/train_sit.py.
+
+    Raises:
+        ValueError: if they are not those of the model that the checkpoint names.
+        OSError: if it cannot be written.
+    """
+    weights, checkpoint, state, _ = averaged
     if "transformer" not in state:
         raise ValueError(f"{checkpoint} is no checkpoint of train/train_sit.py: its state names no transformer")
     try:
@@ -84,8 +106,3 @@ def export_average(
     config = load_config(run)
     vae = None if config.vae is None else load_vae(config.vae)
     save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out)
-    if std is not None:
-        return (
-            f"the power-function average of length {std:g} at step {state['step'] if step is None else step} of {run}"
-        )
-    return f"{average or 'the first average'} at step {state['step']} of {run}"

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import export_average
 import pytest
+import timm
 import torch
+import train_attnet
 import train_sit
 from safetensors.torch import load_file
 
@@ -67,6 +69,31 @@ def test_what_a_run_does_not_hold_is_said(run, tmp_path, capsys, options, expect
         export_average.main([str(run), "--out", str(tmp_path / "out"), *options])
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_classifier_holds_the_average_asked_for(tmp_path, capsys):
+    """Also BatchNorm's running statistics, in a folder that timm loads."""
+    options = ["--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--image_size", "16", "--batch_size", "16"]
+    options += ["--model_args.depths", "[1, 1, 1, 1]", "--model_args.dims", "[4, 6, 8, 8]", "--held_out", "0.02"]
+    options += ["--ema_decay", "[0.9, 0.5]", "--ema_stds", "[0.05, 0.1]", "--ema_snapshot_every", "2"]
+    train(train_attnet.parse_arguments([*options, "--checkpoint_every", "2", "--log_with", "none"]))
+    for choice, file in (
+        ([], "checkpoints/step-00000004/ema-decay-0.9.safetensors"),
+        (["--average", "decay-0.5", "--step", "2"], "checkpoints/step-00000002/ema-decay-0.5.safetensors"),
+        (["--std", "0.1"], "ema/step-00000004/std-0.1.safetensors"),
+    ):
+        out = tmp_path / f"out{len(choice)}"
+        capsys.readouterr()
+        export_average.main([str(tmp_path / "run"), "--out", str(out), *choice])
+        said = capsys.readouterr().out
+        assert f"in {out}; evaluate it with: python eval/classify.py {out} --data digits --held_out 0.02" in said
+        model = timm.create_model(f"local-dir:{out}", pretrained=True)
+        expected = load_file(tmp_path / "run" / file)
+        assert "stem.norm1.running_var" in expected or any(name.endswith("running_var") for name in expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
 
 
 def test_run_of_a_tracker_that_is_not_here_and_without_decays(tmp_path, monkeypatch):
