@@ -1,10 +1,11 @@
 """Which arguments of `SiTTransformer2DModel` fit together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..utils.checks import check_choice, check_count, check_positive, is_number
+from .costs import model_width
 
 if TYPE_CHECKING:  # so that options are checked before PyTorch is imported
     import torch
@@ -14,6 +15,7 @@ STEP_CONDITIONINGS = ("none", "span", "decoupled")
 # What is far beyond any model of this kind, and would take minutes to build or all of the memory.
 MAX_LAYERS = 1024
 MAX_POOL = 256
+MAX_DILATION = 1024  # beyond any grid of tokens
 MAX_PARAMETERS = 2 * 10**10
 
 
@@ -26,6 +28,7 @@ def check_arguments(config: Mapping) -> None:
         check_count("out_channels", config["out_channels"], most=math.inf)
     check_positive("mlp_ratio", config["mlp_ratio"])
     check_count("kernel_size", config["kernel_size"], most=math.inf)
+    check_dilation("kernel_dilation", config["kernel_dilation"], model_width(config))
     check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
     check_size(config)
     if config["sample_size"] % config["patch_size"]:
@@ -39,6 +42,22 @@ def check_arguments(config: Mapping) -> None:
         raise ValueError(f"timestep_at_data={config['timestep_at_data']} must differ from timestep_at_noise, as t does")
     check_choice("step_conditioning", config["step_conditioning"], STEP_CONDITIONINGS)
     check_positive("trained_guidance_scale", config["trained_guidance_scale"])
+
+
+def check_dilation(field: str, dilation: int | Sequence[int], dim: int) -> list[int]:
+    """Return the dilation of each group of channels of ATConv.
+
+    Raises:
+        ValueError: naming the field, if a dilation is no whole number above 0, or there are more than `dim` channels.
+    """
+    dilations = [dilation] if isinstance(dilation, (int, float, str)) else list(dilation)
+    for each in dilations:
+        check_count(field, each, most=MAX_DILATION)
+    if not 1 <= len(dilations) <= dim:
+        raise ValueError(
+            f"{field} lists {len(dilations)} dilations for {dim} channels; give one number, or one for each group of them"
+        )
+    return dilations
 
 
 def estimate_parameters(config: Mapping) -> float:

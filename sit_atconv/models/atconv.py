@@ -4,6 +4,8 @@ Shapes: B batch, N tokens in row-major order over the grid, (H, W) grid with H·
 taps of a kernel are in row-major order over (dy, dx).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +14,7 @@ from ..ops.depthwise_conv import depthwise_conv, planes_depthwise_conv
 from ..ops.linear import Linear, linear_gelu, linear_over_rows
 from ..ops.pooling import pool_tokens
 from ..utils.checks import check_choice, check_count
+from .arguments import check_dilation
 
 KERNEL_ACTIVATIONS = ("gelu_tanh", "silu", "gelu")
 KERNEL_POOLS = ("strips", "grid")
@@ -38,10 +41,14 @@ class ATConv(nn.Module):
         kernel_pool: which tokens a pooled token averages: "strips" (k² consecutive runs in row-major order, as
             published) or "grid" (k×k tiles).
         bias: whether the four linear layers have biases.
-        dilation: distance of neighbouring taps, in tokens.
+        dilation: distance of neighbouring taps, in tokens. Several, such as [1, 2, 4], divide the channels into as many
+            groups with one of these distances each: detail and reach in one layer, at no multiplication more.
+        channel_gate: scale each channel of the result by 2·sigmoid of a linear map of the pooled tokens' mean, which is
+            1 in a fresh model.
 
     Raises:
-        ValueError: for a width below 1, an even kernel size, an unknown activation or an unknown pooling.
+        ValueError: for a width below 1, an even kernel size, an unknown activation, an unknown pooling, or a dilation
+            below 1 or more of them than channels.
     """
 
     def __init__(
@@ -51,7 +58,8 @@ class ATConv(nn.Module):
         kernel_activation: str = "gelu_tanh",
         kernel_pool: str = "strips",
         bias: bool = True,
-        dilation: int = 1,
+        dilation: int | Sequence[int] = 1,
+        channel_gate: bool = False,
     ):
         super().__init__()
         check_count("dim", dim)
@@ -62,15 +70,24 @@ class ATConv(nn.Module):
         self.kernel_size = kernel_size
         self.kernel_activation = kernel_activation
         self.kernel_pool = kernel_pool
-        self.dilation = dilation
+        self.dilations = check_dilation("dilation", dilation, dim)
+        groups = len(self.dilations)
+        self.group_sizes = [dim // groups + (i < dim % groups) for i in range(groups)]
         self.kernel_proj = Linear(dim, dim, bias)
         self.kernel_gen = Linear(kernel_size**2, kernel_size**2, bias)
         self.value_proj = Linear(dim, dim, bias)
         self.out_proj = Linear(dim, dim, bias)
         self.inhibition = nn.Parameter(torch.zeros(dim))
+        self.channel_gate = Linear(dim, dim) if channel_gate else None
+        if self.channel_gate is not None:
+            nn.init.zeros_(self.channel_gate.weight)
+            nn.init.zeros_(self.channel_gate.bias)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, activation={self.kernel_activation}, pool={self.kernel_pool}"
+        return (
+            f"kernel_size={self.kernel_size}, activation={self.kernel_activation}, pool={self.kernel_pool}, "
+            f"dilation={self.dilations}"
+        )
 
     def pool(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Average the tokens into k² context tokens, (B, N, C) -> (B, k², C)."""
@@ -82,7 +99,10 @@ class ATConv(nn.Module):
         The paper projects all N tokens and then pools. Both are linear and act on different axes, so pooling first
         gives the same kernels at k²/N of the cost.
         """
-        context = self.pool(tokens, grid)  # (B, k², C)
+        return self._kernels_of(self.pool(tokens, grid))
+
+    def _kernels_of(self, context: torch.Tensor) -> torch.Tensor:
+        """The kernels (B, C, k²) that pooled tokens (B, k², C) become."""
         if torch.jit.is_scripting():  # the fast ways look at layers as Python objects
             g = activate(self.kernel_proj(context), self.kernel_activation)
             kernels = self.kernel_gen(g.transpose(1, 2)).transpose(1, 2)  # (B, k², C)
@@ -102,9 +122,22 @@ class ATConv(nn.Module):
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W) with H·W = N. Returns (B, N, C)."""
         values = self.value_proj(tokens)
-        kernels = self.kernels(tokens, grid)
-        if torch.jit.is_scripting():
-            y = planes_depthwise_conv(values, kernels.to(values.dtype), grid, self.dilation)
-        else:
-            y = depthwise_conv(values, kernels, grid, self.dilation)
+        context = self.pool(tokens, grid)  # (B, k², C)
+        y = self._convolve(values, self._kernels_of(context), grid)
+        if self.channel_gate is not None:
+            y = y * (2 * torch.sigmoid(self.channel_gate(context.mean(1, keepdim=True))))  # (B, 1, C)
         return self.out_proj(y)
+
+    def _convolve(self, values: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Convolve (B, N, C) with kernels (B, C, k²), each group of channels with its dilation."""
+        if len(self.dilations) == 1:
+            return self._convolve_group(values, kernels, grid, self.dilations[0])
+        x, w = values.split(self.group_sizes, 2), kernels.split(self.group_sizes, 1)
+        return torch.cat([self._convolve_group(x[i], w[i], grid, d) for i, d in enumerate(self.dilations)], dim=2)
+
+    def _convolve_group(
+        self, values: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int], dilation: int
+    ) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return planes_depthwise_conv(values, kernels.to(values.dtype), grid, dilation)
+        return depthwise_conv(values, kernels, grid, dilation)

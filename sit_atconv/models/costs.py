@@ -40,7 +40,9 @@ def count_parameters(config: Mapping) -> int:
     D, k, p2 = model_width(config), config["kernel_size"], config["patch_size"] ** 2
     C, hidden = config["in_channels"], int(model_width(config) * config["mlp_ratio"])
     attention = 4 * (D**2 + D)
-    mixers = {"attention": attention, "pooled_attention": attention, "atconv": 3 * (D**2 + D) + k**4 + k**2 + D}
+    gate = D**2 + D if config.get("channel_gate") else 0
+    atconv = 3 * (D**2 + D) + k**4 + k**2 + D + gate
+    mixers = {"attention": attention, "pooled_attention": attention, "atconv": atconv}
     rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D  # modulation, MLP
     blocks = sum(mixers[name] + rest for name in mixer_per_block(config["mixer"], config["num_layers"]))
     embeddings = C * p2 * D + D + FREQUENCIES * D + D + D**2 + D
@@ -72,8 +74,8 @@ def closed_form_macs(config: Mapping, height: int, width: int) -> int:
         "attention": 4 * N * D**2 + 2 * N**2 * D,
         # query and output projections; keys and values of the m² pooled tokens; both products
         "pooled_attention": 2 * N * D**2 + 2 * m**2 * D**2 + 2 * N * m**2 * D,
-        # value and output projections; kernel_proj on the k² pooled tokens; kernel_gen; the convolution
-        "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2,
+        # value and output projections; kernel_proj on the k² pooled tokens; kernel_gen; the convolution; the gate
+        "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2 + (D**2 if config.get("channel_gate") else 0),
     }
     modulation = 6 * D**2
     mlp = 2 * N * D * int(D * config["mlp_ratio"])

@@ -56,7 +56,14 @@ def preset_name(config: Mapping) -> str | None:
 
     What depends on the data is not compared: sample size, channels, classes and the meaning of the timestep.
     """
-    defaults = {"mlp_ratio": 4, "kernel_size": 3, "qk_norm": False, "attention_pool": 16}
+    defaults = {
+        "mlp_ratio": 4,
+        "kernel_size": 3,
+        "qk_norm": False,
+        "attention_pool": 16,
+        "kernel_dilation": 1,
+        "channel_gate": False,
+    }
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"
         if (

@@ -85,7 +85,14 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
     if name == "pooled_attention":
         return PooledAttention(dim, config["num_attention_heads"], config["qk_norm"], config["attention_pool"])
     if name == "atconv":
-        return ATConv(dim, config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
+        return ATConv(
+            dim,
+            config["kernel_size"],
+            config["kernel_activation"],
+            config["kernel_pool"],
+            dilation=config["kernel_dilation"],
+            channel_gate=config["channel_gate"],
+        )
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
 
@@ -106,7 +113,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         mixer: "atconv", "attention", "pooled_attention" (`PooledAttention`), one of `MIXER_CYCLES`, which alternate
             them: "hybrid" (attention in blocks 0, 2, 4…) and "pooled_hybrid" (pooled attention in 1, 4, 7…); or a list,
             one per block.
-        kernel_size, kernel_activation, kernel_pool: see `ATConv`.
+        kernel_size, kernel_activation, kernel_pool, kernel_dilation, channel_gate: see `ATConv`.
         position_embedding: "sincos" or "none". If None, "sincos" if at least one block is attention, else "none".
         qk_norm: normalise the queries and keys of attention per head, as REPA can (arXiv 2410.06940).
         timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
@@ -154,6 +161,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         end_time_blocks: int | None = None,
         trained_guidance_scale: float = 1.0,
         attention_pool: int = 16,
+        kernel_dilation: int | list[int] = 1,
+        channel_gate: bool = False,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):
@@ -187,7 +196,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         nn.init.zeros_(self.patch_embed.get_parameter("bias"))
         for embedding in (self.class_embed, self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(embedding.weight, std=0.02)
-        without_effect = [*self._modulation_layers, self.proj_out]
+        gates = [module.channel_gate for module in self.modules() if isinstance(module, ATConv)]
+        without_effect = [*self._modulation_layers, self.proj_out, *(gate for gate in gates if gate is not None)]
         if self.span_embed is not None:
             nn.init.normal_(self.span_embed.linear_1.weight, std=0.02)
             without_effect.append(self.span_embed.linear_2)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..utils.checks import check_count, check_non_negative, check_positive
 
 # Arguments of the transformer that make ATConv, which a graft may choose.
-KERNEL_ARGUMENTS = ("kernel_size", "kernel_activation", "kernel_pool")
+KERNEL_ARGUMENTS = ("kernel_size", "kernel_activation", "kernel_pool", "kernel_dilation", "channel_gate")
 AUTO = "auto:"
 
 

@@ -96,6 +96,29 @@ def test_gradients_reach_every_parameter():
         assert parameter.grad.abs().sum() > 0, f"zero gradient for {name}"
 
 
+def test_groups_of_channels_have_their_own_dilation(assert_close):
+    """Seven channels in three groups: 3, 2 and 2 of them, each convolved as if it were alone."""
+    grid, atconv = (6, 9), randomised(ATConv(7, dilation=[1, 2, 4]))
+    tokens = torch.randn(2, 54, 7, generator=torch.Generator().manual_seed(1))
+    values, kernels = atconv.value_proj(tokens), atconv.kernels(tokens, grid)
+    parts = [
+        naive_depthwise_conv(values[:, :, own], kernels[:, own], grid, dilation)
+        for own, dilation in ((slice(0, 3), 1), (slice(3, 5), 2), (slice(5, 7), 4))
+    ]
+    assert_close(atconv(tokens, grid), atconv.out_proj(torch.cat(parts, dim=2)), 1e-6)
+
+
+def test_the_channel_gate_scales_channels_by_the_mean_of_the_image(assert_close):
+    grid, plain, gated = (3, 6), ATConv(4), ATConv(4, channel_gate=True)
+    tokens = torch.randn(2, 18, 4, generator=torch.Generator().manual_seed(1))
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    assert_close(gated(tokens, grid), plain(tokens, grid), 1e-6)  # a fresh gate changes nothing
+    gate, mean = randomised(gated).channel_gate, tokens.mean(1)  # 18 tokens in 9 bins of two: the pooled mean
+    scale = 2 / (1 + torch.exp(-(mean @ gate.weight.T + gate.bias)))
+    values = naive_depthwise_conv(gated.value_proj(tokens), gated.kernels(tokens, grid), grid)
+    assert_close(gated(tokens, grid), gated.out_proj(values * scale[:, None]), 1e-6)
+
+
 def test_parity(parity_model, assert_close):
     model, reference = parity_model("atconv")
     atconv = model.blocks[0].mixer
@@ -112,6 +135,10 @@ def test_parity(parity_model, assert_close):
         (dict(kernel_size=-3), "kernel_size=-3"),
         (dict(kernel_activation="relu"), "kernel_activation='relu'"),
         (dict(kernel_pool="max"), "kernel_pool='max'"),
+        (dict(dilation=0), "dilation=0"),
+        (dict(dilation=[1, 2, 2.5]), "dilation=2.5"),
+        (dict(dilation=[]), "dilation lists 0 dilations for 4 channels"),
+        (dict(dilation=[1] * 5), "dilation lists 5 dilations for 4 channels"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, field):

@@ -6,11 +6,13 @@ import torch
 from sit_atconv import SiTTransformer2DModel
 from sit_atconv.models.costs import (
     closed_form_activation_bytes,
+    closed_form_macs,
     count_parameters,
     preset_config,
     sampling_bytes,
     training_bytes,
 )
+from sit_atconv.models.macs import count_macs
 from sit_atconv.models.presets import PRESETS
 from sit_atconv.training.plan import activation_bytes
 
@@ -44,6 +46,12 @@ def test_parameters_are_those_of_the_model(name):
 def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):
     model = build(name, sample_size, num_classes=10)
     assert closed_form_activation_bytes(preset_config(name), sample_size) == activation_bytes(model)
+
+
+def test_a_channel_gate_is_counted():
+    model = build("SiT-ATConv-Nano/2", 16, num_classes=10, channel_gate=True, kernel_dilation=[1, 2])
+    assert count_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    assert closed_form_macs(model.config, 16, 16) == count_macs(model, 16, 16)
 
 
 def test_memory():

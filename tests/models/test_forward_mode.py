@@ -141,7 +141,7 @@ def test_attnet(derivative, dilation, tiny_attnet, assert_close):
     model = tiny_attnet().double()
     for module in model.modules():
         if isinstance(module, ATConv):
-            module.dilation = dilation
+            module.dilations = [dilation]
     generator = torch.Generator().manual_seed(0)
     x, dx = torch.randn(2, 1, 3, 64, 64, generator=generator, dtype=torch.float64).unbind()
     with torch.no_grad():
