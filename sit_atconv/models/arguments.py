@@ -54,9 +54,7 @@ def check_dilation(field: str, dilation: int | Sequence[int], dim: int) -> list[
     for each in dilations:
         check_count(field, each, most=MAX_DILATION)
     if not 1 <= len(dilations) <= dim:
-        raise ValueError(
-            f"{field} lists {len(dilations)} dilations for {dim} channels; give one number, or one for each group of them"
-        )
+        raise ValueError(f"{field} lists {len(dilations)} dilations for {dim} channels; give at most one for each")
     return dilations
 
 

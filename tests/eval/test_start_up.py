@@ -27,7 +27,7 @@ def test_scripts_answer_at_once(script):
     "arguments, message",
     [
         (["--preset", "SiT-ATConv-s/2"], "did you mean SiT-ATConv-S/2?"),
-        (["--mixer", "attension"], "mixer='attension' is not one of: atconv, attention, hybrid"),
+        (["--mixer", "attension"], "mixer='attension' is not one of: atconv, attention, "),
         (["--max_steps", "0"], "max_steps=0 must be a whole number of at least 1"),
         (["--ema_decay", "1.5"], "ema_decay=1.5 must be in [0, 1)"),
         (["--weighting", "nun"], "weighting='nun' is not one of"),
