@@ -303,7 +303,7 @@ def test_config_file_and_command_line(tmp_path):
     "arguments, expected",
     [
         (["--mixr", "attention"], "mixr"),
-        (["--mixer", "convolution"], "mixer='convolution' is not one of: atconv, attention, hybrid"),
+        (["--mixer", "convolution"], "mixer='convolution' is not one of: atconv, attention, "),
         (["--preset", "SiT-Q/2"], "preset='SiT-Q/2' is unknown"),
         (["--model.depth", "3"], "depth"),
         (["--path", "cubic"], "cubic"),
