@@ -34,7 +34,8 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
         left_out = [line for line in lines if is_left_out(line)]
         script = "\n".join(line for line in lines if line not in left_out)
         if left_out and (chained := re.sub(r"^.*pip install[^&]*&& ", "", left_out[0])) != left_out[0]:
-            left_out, script = ["the installation"], chained  # what comes after it in the same line
+            # what comes after it in the same line
+            left_out, script = ["the installation"], "" if is_left_out(chained) else chained
         found.append((script, left_out))
     return found
 
@@ -79,7 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
 def run(script: str, folder: Path, seconds: float) -> int:
     """Run a script and return its exit code, or 0 if it had to be interrupted after so many seconds."""
     process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell lets its background jobs ignore it
     )
     try:
         return process.wait(seconds)

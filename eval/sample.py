@@ -17,7 +17,7 @@ from sit_atconv.evaluation.sampling_options import SamplingOptions, split_option
 from sit_atconv.sharing.folder import check_pipeline_folder
 from sit_atconv.utils.commands import INTERRUPTED, is_spokesman, values_of
 from sit_atconv.utils.option_parser import OptionParser
-from sit_atconv.utils.text import joined_lines, printable
+from sit_atconv.utils.text import counted, joined_lines, printable
 
 
 def run(arguments: list[str]) -> str:
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> str:
             f"{record['network_calls_per_image']:.4g} network calls and {record['seconds_per_image']:.3g} s of one "
             "process each"
         )
-    return f"{record['num_samples']} images in {options['output']}: {costs}"
+    return f"{counted(record['num_samples'], 'image')} in {options['output']}: {costs}"
 
 
 def main(arguments: list[str] | None = None) -> None:

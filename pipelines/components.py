@@ -12,6 +12,7 @@ COMPONENTS = ("transformer", "scheduler", "vae")
 LOADING_OPTIONS = (
     "cache_dir",
     "device_map",
+    "dtype",
     "force_download",
     "local_files_only",
     "low_cpu_mem_usage",

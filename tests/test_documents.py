@@ -1,6 +1,8 @@
 """The documents: what they show is what their commands print, and links lead somewhere."""
 
+import ast
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -63,7 +65,27 @@ def test_commands_are_found_in_documents():
     assert blocks(text) == [("a && b", ["the installation"])]
     text = "x\n```bash\n# why\na \\\n  --b\nsit-atconv demo FOLDER\n```\n```python\nno\n```\n"
     text += "```bash\ncat <<'END'\nc\nEND\n```\n"
+    assert blocks("```bash\nv &&\n  pip install -e . &&\n  pytest\n```\n") == [("", ["the installation"])]
     assert blocks(text) == [("# why\na  --b", ["sit-atconv demo FOLDER"]), ("cat <<'END'\nc\nEND", [])]
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_without_a_warning(tiny_pipeline, tmp_path, monkeypatch, recwarn):
+    """Block after block as a reader would paste it, with an untrained model of the digits in place of a trained one."""
+    pipe = tiny_pipeline(in_channels=1, num_classes=10)
+    pipe.register_to_config(id2label={str(i): str(i) for i in range(10)})
+    pipe.save_pretrained(tmp_path / "runs" / "digits-atconv" / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    complaints = []
+    monkeypatch.setattr(logging.Logger, "warning", lambda logger, *arguments: complaints.append(arguments))
+    space: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE):
+        for statement in ast.parse(block).body:
+            exec(compile(ast.Module([statement], []), "README.md", "exec"), space)
+            if ast.unparse(statement).startswith("pipe.scheduler ="):  # every solver that it names also draws
+                assert len(space["pipe"](["3", "7"], num_inference_steps=4).images) == 2
+    assert len(space["images"]) == 2 and space["model"].num_classes == 10
+    assert complaints == [] and [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_block_is_run_and_interrupted_in_time(tmp_path):

@@ -22,6 +22,7 @@ from ..ops.depthwise_conv import (
 from ..ops.linear import linear
 from ..utils.checks import check_choice, check_count
 from ..utils.tables import markdown_table
+from ..utils.text import counted
 from .settings import DTYPES, check_shape
 from .timing import measure, quartiles
 
@@ -63,7 +64,8 @@ def bench(
         raise ValueError("device='cuda', but PyTorch sees no GPU here; choose cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    print(f"torch {torch.__version__}, {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds\n")
+    threads_and_rounds = f"{counted(torch.get_num_threads(), 'thread')}, {counted(rounds, 'round')}"
+    print(f"torch {torch.__version__}, {device}, {dtype}, {threads_and_rounds}\n")
     for shape in shapes:
         bench_shape(shape, getattr(torch, dtype), torch.device(device), rounds, compile)
 

@@ -4,6 +4,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data import ImageDataset
+from ..utils.text import counted
 from .config import ClassifierConfig
 from .models import count_macs, number_of_parameters
 
@@ -33,13 +34,13 @@ def describe_classifier_plan(
     epochs = config.max_steps * config.batch_size / len(dataset)
     precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     lines = [
-        f"data        {len(dataset):,} images of {len(dataset.classes)} classes, seen at {size}² pixels; "
-        f"{len(validation):,} for evaluation",
+        f"data        {counted(len(dataset), 'image')} of {counted(len(dataset.classes), 'class')}, seen at {size}² "
+        f"pixels; {len(validation):,} for evaluation",
         *(f"            {note}" for note in dataset.notes),
         f"model       {config.model}, {parameters / 1e6:.2f} M parameters, {macs / 1e9:.3g} GMACs an image",
-        f"batch       {config.batch_size} = {processes} processes × {parts} accumulation steps × "
-        f"{config.batch_size // (processes * parts)} images, {precision}",
-        f"length      {config.max_steps:,} steps, {epochs:.1f} epochs",
+        f"batch       {config.batch_size} = {counted(processes, 'process')} × {counted(parts, 'accumulation step')} × "
+        f"{counted(config.batch_size // (processes * parts), 'image')}, {precision}",
+        f"length      {counted(config.max_steps, 'step')}, {epochs:.1f} epochs",
         f"memory      {state / 1e9:.2f} GB a process for weights, optimizer and averages; activations on top",
     ]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from ..utils.bounded_text import load_json, read_json_object
 from ..utils.checks import check_count
 from ..utils.environment import package_versions
 from ..utils.files import check_new_file, staged
-from ..utils.text import one_line
+from ..utils.text import counted, one_line
 from .augmentation import evaluation_transform
 from .evaluate import Evaluation
 from .models import number_of_parameters
@@ -310,13 +310,15 @@ def summary(report: dict[str, Any]) -> str:
     worst = sorted(accuracy, key=lambda name: accuracy[name])[:5]
     lines = [
         f"top-1 {report['top1']:.4f}, top-5 {report['top5']:.4f}, loss {report['loss']:.4f}, calibration error "
-        f"{report['ece']:.4f}: {report['images']} images of {report['data']}",
+        f"{report['ece']:.4f}: {counted(report['images'], 'image')} of {report['data']}",
         f"  lowest per class: {', '.join(f'{name} {accuracy[name]:.3f}' for name in worst)}",
         f"  {report['images_per_second']:.1f} images a second in the model, batches of {report['batch_size']} at "
         f"{report['image_size']}² pixels",
     ]
     if "real" in report:
-        lines.append(f"  reassessed labels: top-1 {report['real']['top1']:.4f} of {report['real']['images']} images")
+        lines.append(
+            f"  reassessed labels: top-1 {report['real']['top1']:.4f} of {counted(report['real']['images'], 'image')}"
+        )
     if report["unreadable"]:
-        lines.append(f"  left out, because they cannot be read: {len(report['unreadable'])} images")
+        lines.append(f"  left out, because they cannot be read: {counted(len(report['unreadable']), 'image')}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sharing.folder import check_pipeline_name
 from ..utils.files import check_new_file
-from ..utils.text import printable
+from ..utils.text import counted, printable
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
     write(args, drawn, shown, files, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
     classes = f" of {', '.join(shown)}" if shown else ""
-    print(printable(f"{len(labels)} images{classes}, seed {seed}, in {args.out}"))
+    print(printable(f"{counted(len(labels), 'image')}{classes}, seed {seed}, in {args.out}"))
     if args.animate is not None:
         print(printable(f"the way from noise to them in {args.animate}"))
 
@@ -152,9 +152,9 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
 
     device = pick_device(args.device)
     with reading_folder(args.folder):
-        variant, dtype = weights_variant(args.folder), getattr(torch, args.dtype)
-        pipeline = SiTPipeline.from_pretrained(args.folder, variant=variant, torch_dtype=dtype)
-    return pipeline.to(device)
+        pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
+    # Not when loading: diffusers 0.42 renamed that option, and warns of the old name.
+    return pipeline.to(device, getattr(torch, args.dtype))
 
 
 def describe(

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ..utils.files import append_line
-from ..utils.text import one_line
+from ..utils.text import counted, one_line
 
 BROKEN_IMAGES_FILE = "broken_images.txt"  # in the folder of a run
 
@@ -59,6 +59,6 @@ def too_many_broken(reasons: list[str], limit: int) -> str:
     """Return the error message of a run that met more broken images than `limit`; it shows the first 20 reasons."""
     shown = "\n  ".join(reasons[:20]) + (f"\n  … and {len(reasons) - 20} more" if len(reasons) > 20 else "")
     return (
-        f"max_broken_images={limit}: {len(reasons)} images cannot be read. To continue without them, raise "
+        f"max_broken_images={limit}: {counted(len(reasons), 'image')} cannot be read. To continue without them, raise "
         f"--max_broken_images; if you repair or remove them, start again in another --output_dir:\n  {shown}"
     )

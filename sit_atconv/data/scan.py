@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..utils.files import is_leftover
-from ..utils.text import one_line
+from ..utils.text import counted, one_line
 from .decode import IMAGE_EXTENSIONS
 
 # Written by file managers and editors, beside files whose names start with a dot. Their thumbnails are no data.
@@ -63,9 +63,9 @@ class ImageFolder:
             for reason, paths in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
         ]
         if len(parts) > MAX_KINDS:
-            parts[MAX_KINDS:] = [f"and {len(parts) - MAX_KINDS} other kinds"]
+            parts[MAX_KINDS:] = [f"and {counted(len(parts) - MAX_KINDS, 'other kind')}"]
         count = sum(map(len, kinds.values()))
-        return one_line(f"{count} file{'s' * (count != 1)} left out: {', '.join(parts)}")
+        return one_line(f"{counted(count, 'file')} left out: {', '.join(parts)}")
 
     def contains(self, path: Path) -> bool:
         """Whether a path lies, or would lie, in one of the folders that were entered, links followed."""

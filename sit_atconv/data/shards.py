@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..utils.bounded_text import load_json
-from ..utils.text import one_line
+from ..utils.text import counted, one_line
 from .base import EncodedDataset, cached_index, check_image_size, class_names, hash_of, parse_number, whole_number
 from .decode import IMAGE_EXTENSIONS, BrokenImageError
 from .scan import WITHOUT_ENDING
@@ -95,7 +95,7 @@ class ShardDataset(EncodedDataset):
         if not self._left_out:
             return super().notes
         count = len(self._left_out)
-        what = f"{count} sample{'s' * (count != 1)} without an image left out: {count_endings(self._left_out)}"
+        what = f"{counted(count, 'sample')} without an image left out: {count_endings(self._left_out)}"
         return [what, *super().notes]
 
     def encoded(self, index: int) -> bytes:

@@ -13,7 +13,7 @@ from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.checks import check_count
 from ..utils.environment import describe_environment, pick_device
-from ..utils.text import one_line, printable
+from ..utils.text import counted, one_line, printable
 from .comparison_data import comparison_record
 from .comparison_plots import plot_curves
 from .comparison_report import Comparison, write_report_files
@@ -140,7 +140,7 @@ def describe_origin(final: dict, environment: dict) -> list[str]:
     versions, threads = list_versions(environment["versions"]), torch.get_num_threads()
     of_scores = list_versions(final["versions"])
     return [
-        f"Latency and memory: {describe_machine(environment)}, float32, {threads} thread{'s' if threads > 1 else ''}; "
+        f"Latency and memory: {describe_machine(environment)}, float32, {counted(threads, 'thread')}; "
         f"memory is what one forward pass allocates at most beyond weights and input. {versions}.",
         f"Scores: {describe_machine(final)}. {'The same versions' if of_scores == versions else of_scores}.",
     ]

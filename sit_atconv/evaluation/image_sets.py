@@ -21,7 +21,7 @@ from ..data import (
     read_image,
     scan_folder,
 )
-from ..utils.text import one_line
+from ..utils.text import counted, one_line
 from .npz_batch import BatchImages
 from .output_files import COMPANIONS
 
@@ -138,8 +138,8 @@ class FolderImages:
     @property
     def notes(self) -> list[str]:
         words = [
-            f"{self.folder}: {len(indices)} images have {ODDITIES[oddity]}, as clean-fid does; with --image_size they "
-            "are read as in training"
+            f"{self.folder}: {counted(len(indices), 'image')} with {ODDITIES[oddity]}, as clean-fid does; with "
+            "--image_size they are read as in training"
             for oddity, indices in self.odd.items()
             if indices
         ]
@@ -174,7 +174,7 @@ def notes_on_broken(source: str, broken: list[str]) -> list[str]:
     if not broken:
         return []
     more = ", …" if len(broken) > 3 else ""
-    what = f"{len(broken)} image{'s' * (len(broken) != 1)} left out as unreadable"
+    what = f"{counted(len(broken), 'image')} left out as unreadable"
     return [f"{source}: {what}: {'; '.join(sorted(broken)[:3])}{more}"]
 
 

@@ -6,6 +6,7 @@ The derivative of (s − t)·u by t along the flow gives the identity that train
     u = v + (s − t)·du/dt,   du/dt = ∂u/∂x·v + ∂u/∂t
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -63,7 +64,9 @@ def total_derivative(
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         if derivative == "jvp":
             tangents = (velocity, torch.ones_like(t))
-            return torch.func.jvp(lambda x, t: mean_velocity(x, t, s), (x, t), tangents)[1]
+            with warnings.catch_warnings():  # of PyTorch about its own code, as it prepares the first derivative
+                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+                return torch.func.jvp(lambda x, t: mean_velocity(x, t, s), (x, t), tangents)[1]
         if torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64):
             raise ValueError("derivative='difference' needs float32, since half precision rounds it away; use 'jvp'")
         h = HALF_DIFFERENCE

@@ -46,8 +46,8 @@ def _reason(*models: torch.nn.Module | None) -> str:
             )
     if any(parameter.dtype == torch.float16 for model in present for parameter in model.parameters()):
         return (
-            ": numbers above 65504 overflow in float16; load the pipeline with torch_dtype=torch.bfloat16 or "
-            "torch.float32"
+            ": numbers above 65504 overflow in float16; load the pipeline again, and compute in bfloat16 or float32, "
+            "as in SiTPipeline.from_pretrained(…).to(torch.bfloat16)"
         )
     return (
         ", although the weights are: numbers overflow on the way; lower guidance_scale, take more steps, or check what "

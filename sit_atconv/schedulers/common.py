@@ -69,10 +69,17 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """Read a config, which may be that of another scheduler: if its solver is unknown here, the default is used."""
+        """Read a config, which may be that of another scheduler: if its solver is unknown here, the default is used.
+
+        Entries of other schedulers are kept for them; diffusers would warn of each.
+        """
         if config_dict.get("_class_name") != cls.__name__ and config_dict.get("solver") not in cls.solvers:
             config_dict = {name: value for name, value in config_dict.items() if name != "solver"}
-        return super().extract_init_dict(config_dict, **kwargs)
+        names = _option_names(cls)
+        foreign = {name: value for name, value in config_dict.items() if name not in names and name[0] != "_"}
+        own = {name: value for name, value in config_dict.items() if name not in foreign}
+        given, unused, hidden = super().extract_init_dict(own, **kwargs)
+        return given, unused, {**foreign, **hidden}
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """Return the sample as it is, since the network takes x_t unscaled."""

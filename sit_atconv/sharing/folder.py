@@ -12,6 +12,7 @@ from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 from ..utils.files import OutputError, check_regular
 from ..utils.source_names import check_folder_or_name
+from ..utils.text import counted
 
 RECORD_FILE = "conversion.json"  # of a converted checkpoint: where it came from, and what the way back needs
 
@@ -133,4 +134,4 @@ def describe_verification(folder: str | Path) -> str:
         verify_weights(each, every_variant=True) for each in sorted(Path(folder).glob("*/")) if each.is_dir()
     )
     without = len(files) - compared
-    return f"{compared} files as they were saved" + (f"; {without} without a stored SHA-256" if without else "")
+    return f"{counted(compared, 'file')} as saved" + (f"; {without} without a stored SHA-256" if without else "")

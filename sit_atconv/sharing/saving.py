@@ -91,7 +91,7 @@ def locate_folder(name_or_path: str | Path, download: Callable[..., str], option
         options: those of `from_pretrained`.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or cannot be downloaded.
     """
     folder, text = Path(name_or_path), os.fspath(name_or_path)
     if folder.is_dir():
@@ -100,7 +100,13 @@ def locate_folder(name_or_path: str | Path, download: Callable[..., str], option
         raise ValueError(f"{text!r} is a file, not a pipeline folder; a checkpoint becomes one by sit-atconv convert")
     if not 1 <= len(folder.parts) <= 2 or text.startswith((".", "~", "/", "\\")):
         raise ValueError(f"{text!r} is neither a folder nor a name on the Hub such as 'user/model'; check the path")
-    return Path(download(text, **options))
+    try:
+        return Path(download(text, **options))
+    except OSError as error:  # as all errors of the Hub and of the connection are
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{text!r} is no folder here, and was not received from the Hub: {reason}; check the path or the name"
+        ) from error
 
 
 @contextmanager

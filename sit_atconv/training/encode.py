@@ -36,7 +36,7 @@ from ..models.vae import load_vae, posterior_moments
 from ..utils.checks import MAX_WORKERS, check_choice, check_count
 from ..utils.files import folder_lock
 from ..utils.source_names import check_folder_or_name, check_source
-from ..utils.text import one_line, printable
+from ..utils.text import counted, one_line, printable
 from .batches import dead_worker, start_workers
 from .processes import join_processes, on_main_process, one_process_first
 
@@ -161,8 +161,8 @@ class LatentEncoder:
                 "make space, or choose a folder on another disk"
             )
         self.accelerator.print(
-            f"{len(self.dataset)} images of {printable(self.dataset.source)} in {count} shards, {len(done)} of them "
-            f"done; {needed / 1e9:.2f} GB to write"
+            f"{counted(len(self.dataset), 'image')} of {printable(self.dataset.source)} in {counted(count, 'shard')}, "
+            f"{len(done)} of them done; {needed / 1e9:.2f} GB to write"
         )
         for note in self.dataset.notes:
             self.accelerator.print(f"  {note}")
@@ -239,7 +239,8 @@ class LatentEncoder:
         seconds = time.perf_counter() - start
         command = f"accelerate launch train/train_sit.py --data {self.folder} --vae {self.settings['vae']['name']} …"
         size_and_time = f"{size / 1e9:.3f} GB, {seconds:.0f} s"
-        print(printable(f"{manifest['num_images']} images in {self.folder}, {size_and_time}; train with:\n  {command}"))
+        images = counted(manifest["num_images"], "image")
+        print(printable(f"{images} in {self.folder}, {size_and_time}; train with:\n  {command}"))
         for reason in manifest["broken"]:
             print(f"left out: {one_line(reason)}", file=sys.stderr)
         return manifest

@@ -6,6 +6,7 @@ from torch.func import functional_call
 from ..data import ImageDataset
 from ..models.costs import closed_form_macs
 from ..models.transformer_sit import SiTTransformer2DModel
+from ..utils.text import counted
 from .config import TrainConfig
 from .grafting import Graft
 
@@ -142,26 +143,28 @@ def describe_plan(
     trained = sum(p.numel() for p in transformer.parameters())
     projected = 0 if projector is None else sum(p.numel() for p in projector.parameters())
     macs = closed_form_macs(transformer.config, size, size)
-    per_device = config.batch_size // (processes * config.gradient_accumulation_steps)
+    parts = config.gradient_accumulation_steps
+    per_device = config.batch_size // (processes * parts)
     state = state_bytes(config, trained, projected) / (processes if sharded else 1)
     activations = image_activation_bytes(config, transformer, mixed_precision) * per_device
     gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
     precision = "float32" if mixed_precision == "no" else mixed_precision
     epochs = config.max_steps * config.batch_size / len(dataset)
     exaflop = 2 * forward_passes(config) * macs * config.batch_size * config.max_steps / 1e18
-    classes = f"of {len(dataset.classes)} classes" if dataset.classes else "without classes"
+    classes = f"of {counted(len(dataset.classes), 'class')}" if dataset.classes else "without classes"
     mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "ATConv and self-attention"
     lines = [
-        f"data        {len(dataset):,} images {classes}, {dataset.image_size}² pixels",
+        f"data        {counted(len(dataset), 'image')} {classes}, {dataset.image_size}² pixels",
         *(f"            {note}" for note in dataset.notes),
         f"model       {config.preset or config.init_from}, {mixer}, {trained / 1e6:.2f} M parameters"
         + (f" + {projected / 1e6:.2f} M of the projector" if projected else "")
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
-        f"batch       {config.batch_size} = {processes} processes × {config.gradient_accumulation_steps} "
-        f"accumulation steps × {per_device} images, {precision}",
+        f"batch       {config.batch_size} = {counted(processes, 'process')} × {counted(parts, 'accumulation step')} × "
+        f"{counted(per_device, 'image')}, {precision}",
         *describe_graft(config, graft, transformer.config.num_layers),
         *describe_objective(config, transformer),
-        f"length      {config.max_steps:,} steps, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and backward",
+        f"length      {counted(config.max_steps, 'step')}, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and "
+        "backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
         f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",
     ]

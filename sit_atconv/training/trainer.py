@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data import BROKEN_IMAGES_FILE, BrokenImages, too_many_broken
 from ..sharing.hub import prepare_repository
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .batches import Batches, build_loader
 from .checkpoints import checkpoint_steps, recover_checkpoint, save_checkpoint
 from .config import CommonConfig
@@ -340,7 +340,9 @@ class Trainer:
             self.check_workers()
         if config.dry_run:
             self._opened.close()
-            accelerator.print(f"dry run finished: one step with {self.smallest_batch} images; nothing was written")
+            accelerator.print(
+                f"dry run finished: one step with {counted(self.smallest_batch, 'image')}; nothing was written"
+            )
             return self.run
         if self.step < config.max_steps:
             accelerator.print(f"\nstopped after step {self.step}; continue with the same command and --resume latest")

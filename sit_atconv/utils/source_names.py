@@ -36,7 +36,7 @@ def check_source(field: str, source: str, kinds: str = SOURCES) -> None:
 
 def check_folder_or_name(field: str, value: str) -> None:
     """Raise ValueError unless a folder exists, or the value can be a name on the Hub: USER/NAME."""
-    if not Path(value).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+    if not Path(value).exists() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
         raise ValueError(f"{field}={value!r} is no folder here; correct the path, or give a name on the Hub, USER/NAME")
 
 

@@ -30,6 +30,12 @@ def joined_lines(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", printable(text).strip())
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "1,797 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "sh", "ch")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def code_block(text: object, language: str = "") -> str:
     """Text of any lines as a code block of Markdown, which no backticks in it can close."""
     text = printable(text)

@@ -135,7 +135,7 @@ def test_convert_both_ways(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nothing.pt", "out"], "nothing.pt is not a file"),
+        (["nothing.pt", "out"], "checkpoint='nothing.pt' does not exist; correct the path"),
         (["{folder}", "out.zip"], "ending of output='.zip'"),
         (["{folder}", "out.pt", "--layout", "repa"], "layout: only apply when converting to a folder"),
     ],
@@ -149,12 +149,12 @@ def test_mistakes_in_converting_end_with_one_line(arguments, expected, folder, c
 
 def test_info_verifies_the_weights(folder, capsys):
     main(["info", str(folder), "--verify"])
-    assert re.search(r"^weights +1 files as they were saved$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert re.search(r"^weights +1 file as saved$", capsys.readouterr().out, flags=re.MULTILINE)
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     copy = file.with_name("diffusion_pytorch_model.fp16.safetensors")
     copy.write_bytes(file.read_bytes())
     main(["info", str(folder), "--verify"])
-    assert "1 files as they were saved; 1 without a stored SHA-256" in capsys.readouterr().out
+    assert "1 file as saved; 1 without a stored SHA-256" in capsys.readouterr().out
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     for command in (["info", str(folder), "--verify"], ["sample", str(folder), "--out", str(folder.parent / "a.png")]):
         with pytest.raises(SystemExit) as stopped:
@@ -165,7 +165,7 @@ def test_info_verifies_the_weights(folder, capsys):
     main(["info", str(folder)])
     (folder / "transformer" / "weights.json").unlink()
     main(["info", str(folder), "--verify"])
-    assert "0 files as they were saved; 2 without a stored SHA-256" in capsys.readouterr().out
+    assert "0 files as saved; 2 without a stored SHA-256" in capsys.readouterr().out
 
 
 DEEP = '{"a": ' * 100_000 + "1" + "}" * 100_000
@@ -201,7 +201,8 @@ def test_mistyped_paths_end_with_one_line(command, name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, name, *(["--out", str(tmp_path / "a.png")] if command == "sample" else [])])
     assert stopped.value.code == 2
-    assert "is not a pipeline folder" in capsys.readouterr().err.splitlines()[-1]
+    expected = "is no folder here; correct the path" if command == "sample" else "does not exist; name a pipeline"
+    assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_folders_are_read_as_clean_fid_reads_them(folders, network, tmp_path):
     assert report["fid"] == pytest.approx(expected, rel=1e-4)
     notes = " ".join(report["notes"])
     for part in ("EXIF orientation", "transparency", "8 bits"):
-        assert f"3 images have {part}" in notes.replace("more than ", "")
+        assert f"3 images with {part}" in notes.replace("more than ", "")
     as_training = evaluate(str(tmp_path), folders["b"], extractor=network, image_size=20)
     assert "EXIF" not in " ".join(as_training["notes"]) and as_training["fid"] != pytest.approx(report["fid"], rel=1e-3)
 

@@ -23,7 +23,7 @@ def test_broken_weights_are_named(value):
 
 
 def test_float16_overflows():
-    with pytest.raises(NotFiniteError, match=r"overflow in float16; load the pipeline with torch_dtype=torch.bfloat16"):
+    with pytest.raises(NotFiniteError, match=r"overflow in float16; load the pipeline again, and compute in bfloat16"):
         check_finite("the latents", BAD, nn.Linear(2, 2).half())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 
 BOTH = pytest.mark.parametrize("scheduler_class", [InterpolantODEScheduler, InterpolantSDEScheduler])
 
@@ -54,6 +55,16 @@ def test_entries_of_other_schedulers_pass(scheduler_class):
     scheduler = scheduler_class.from_config(config)
     assert scheduler.config.path == "gvp"
     assert scheduler.config.beta_start == 0.5
+
+
+@pytest.mark.parametrize("scheduler_class", [InterpolantODEScheduler, InterpolantSDEScheduler, MeanFlowScheduler])
+def test_a_config_of_another_scheduler_is_taken_without_a_warning(scheduler_class, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(diffusers.configuration_utils.logger, "warning", warnings.append)
+    for other in (InterpolantODEScheduler(solver="dopri5"), InterpolantSDEScheduler(), diffusers.DDIMScheduler()):
+        kept = scheduler_class.from_config(other.config).config
+        assert not warnings
+        assert all(kept[name] == other.config[name] for name in ("rtol", "beta_start") if name in other.config)
 
 
 def test_there_and_back():

@@ -169,6 +169,8 @@ def test_saved_without_and_then_with_a_variant(tiny_pipeline, folder):
         ("no/such/folder", "neither a folder nor a name on the Hub"),
         ("/no", "neither a folder nor a name on the Hub"),
         ("./no", "neither a folder nor a name on the Hub"),
+        ("runs/no", "^'runs/no' is no folder here, and was not received from the Hub: .*; check the path or the name$"),
+        ("no", "^'no' is no folder here, and was not received from the Hub: .*; check the path or the name$"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, Path])

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from sit_atconv.utils.text import joined_lines, markdown_text, one_line, printable, shell_word
+from sit_atconv.utils.text import counted, joined_lines, markdown_text, one_line, printable, shell_word
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ from sit_atconv.utils.text import joined_lines, markdown_text, one_line, printab
 def test_what_a_terminal_obeys_is_escaped(text, shown):
     assert printable(text) == shown
     shown.encode()  # nothing that cannot be printed is left
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "image", "1 image"), (0, "image", "0 images"), (1797, "image", "1,797 images"), (2, "class", "2 classes")],
+)
+def test_things_are_counted(number, noun, text):
+    assert counted(number, noun) == text
 
 
 def test_a_name_stays_on_one_line():
