@@ -1,6 +1,6 @@
 """Grafting: blocks of a trained transformer get another mixer, and keep everything else (arXiv 2506.05340).
 
-D model width. Only self-attention is replaced, by ATConv.
+D model width. Only self-attention is replaced, by ATConv or by attention to pooled tokens.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ INITS = ("values", "fresh")
 
 
 def replaced_blocks(config: Mapping[str, Any], mixer: str | list[str]) -> list[int]:
-    """The blocks of a trained model whose self-attention becomes ATConv, counted from 0.
+    """The blocks of a trained model whose self-attention gets another mixer, counted from 0.
 
     Args:
         config: the config of the trained model, which may come from its file.
         mixer: the mixers after the graft, as `SiTTransformer2DModel` takes them.
 
     Raises:
-        ValueError: if the model has no self-attention, if nothing would change, or if ATConv would be replaced.
+        ValueError: if the model has no self-attention, if nothing would change, or if another mixer would be replaced.
     """
     before = mixer_per_block(config["mixer"], config["num_layers"])
     after = mixer_per_block(mixer, config["num_layers"])
@@ -31,18 +31,35 @@ def replaced_blocks(config: Mapping[str, Any], mixer: str | list[str]) -> list[i
         raise ValueError(f"mixer={mixer!r}: the trained model has no self-attention to replace; leave mixer out")
     if before == after:
         raise ValueError(f"mixer={mixer!r} are the mixers that the trained model has already; leave mixer out")
-    if back := [i for i in range(len(before)) if before[i] != after[i] and after[i] == "attention"]:
+    replaced = [i for i in range(len(before)) if before[i] != after[i]]
+    if others := [i for i in replaced if before[i] != "attention"]:
         raise ValueError(
-            f"mixer={mixer!r}: block {back[0]} of the trained model has ATConv already, and only self-attention can be "
-            "replaced; leave these blocks as they are"
+            f"mixer={mixer!r}: block {others[0]} of the trained model has {before[others[0]]} already, and only "
+            "self-attention can be replaced; leave these blocks as they are"
         )
-    return [i for i in range(len(before)) if before[i] != after[i]]
+    return replaced
+
+
+def kept_projections(mixer: str, old: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a new mixer takes over of the weights of self-attention, by their names within the mixer.
+
+    ATConv takes the projections of values and outputs. Attention to pooled tokens takes everything: on its own grid of
+    tokens it then computes the same.
+    """
+    parts = {kind: old[f"qkv.{kind}"].chunk(3) for kind in ("weight", "bias")}  # q, k, v: (3·D, …)
+    if mixer == "atconv":
+        outputs = {name: value for name, value in old.items() if name.startswith("out_proj.")}
+        return outputs | {f"value_proj.{kind}": v for kind, (_, _, v) in parts.items()}
+    weights = {name: value for name, value in old.items() if not name.startswith("qkv.")}
+    for kind, (q, k, v) in parts.items():
+        weights |= {f"q_proj.{kind}": q, f"kv_proj.{kind}": torch.cat([k, v])}
+    return weights
 
 
 def graft(
     trained: SiTTransformer2DModel, mixer: str | list[str], init: str = "values", **arguments: Any
 ) -> SiTTransformer2DModel:
-    """Return a copy of a trained model in which ATConv replaces self-attention.
+    """Return a copy of a trained model in which other mixers replace self-attention.
 
     All other weights are copied, and the position embedding stays. The graft draws its own weights from PyTorch's
     global generator.
@@ -50,9 +67,9 @@ def graft(
     Args:
         trained: the trained model, which is left as it is.
         mixer: the mixers of the new model, as its constructor takes them.
-        init: "values" starts ATConv with the projections of values and outputs of the attention that it replaces;
-            "fresh" starts all of its weights anew.
-        **arguments: how ATConv is made: kernel_size, kernel_activation, kernel_pool.
+        init: "values" starts the new mixers with the projections of the attention that they replace, see
+            `kept_projections`; "fresh" starts all of their weights anew.
+        **arguments: how the new mixers are made, such as kernel_size.
 
     Raises:
         ValueError: as `replaced_blocks`, or for an unknown init.
@@ -67,9 +84,9 @@ def graft(
     dropped = tuple(f"blocks.{i}.mixer." for i in replaced)
     weights = {name: value for name, value in old.items() if not name.startswith(dropped)}
     if init == "values":
-        for prefix in dropped:
-            for kind in ("weight", "bias"):
-                weights[f"{prefix}value_proj.{kind}"] = old[f"{prefix}qkv.{kind}"].chunk(3)[2]  # q, k, v: (3·D, …)
-                weights[f"{prefix}out_proj.{kind}"] = old[f"{prefix}out_proj.{kind}"]
+        names = mixer_per_block(mixer, trained.config.num_layers)
+        for i, prefix in zip(replaced, dropped, strict=True):
+            attention = {name.removeprefix(prefix): value for name, value in old.items() if name.startswith(prefix)}
+            weights |= {prefix + name: value for name, value in kept_projections(names[i], attention).items()}
     model.load_state_dict(model.state_dict() | weights)
     return model if model.dtype == trained.dtype else model.to(trained.dtype)

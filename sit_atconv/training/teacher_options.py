@@ -9,7 +9,14 @@ from typing import Any, Literal
 from ..utils.checks import check_count, check_non_negative, check_positive
 
 # Arguments of the transformer that make ATConv, which a graft may choose.
-KERNEL_ARGUMENTS = ("kernel_size", "kernel_activation", "kernel_pool", "kernel_dilation", "channel_gate")
+KERNEL_ARGUMENTS = (
+    "kernel_size",
+    "kernel_activation",
+    "kernel_pool",
+    "kernel_dilation",
+    "channel_gate",
+    "attention_pool",
+)
 AUTO = "auto:"
 
 

@@ -56,6 +56,17 @@ def test_a_block_that_does_not_mix_is_the_same_after_the_graft():
     torch.testing.assert_close(predict(grafted), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_pooled_attention_computes_the_same_on_its_own_grid():
+    trained = trained_model(qk_norm=True)
+    grafted = graft(trained, "pooled_attention", attention_pool=4)
+    torch.testing.assert_close(predict(grafted), predict(trained), rtol=1e-4, atol=1e-5)
+    assert replaced_blocks(trained.config, "pooled_hybrid") == [0, 1, 2, 3]  # ATConv in 0, 2 and 3
+    mixed = graft(trained, "pooled_hybrid")
+    assert torch.equal(mixed.blocks[1].mixer.q_norm.weight, trained.blocks[1].mixer.q_norm.weight)
+    with pytest.raises(ValueError, match="block 1 of the trained model has pooled_attention already"):
+        replaced_blocks(graft(trained, ["attention", "pooled_attention"] * 2).config, "atconv")
+
+
 def test_fresh_grafts_take_no_values():
     trained = trained_model()
     torch.manual_seed(0)
@@ -78,7 +89,7 @@ def test_grafts_of_grafts():
     [
         ("atconv", "hybrid", "no self-attention to replace; leave mixer out"),
         ("hybrid", ["attention", "atconv"] * 2, "has already; leave mixer out"),
-        ("hybrid", ["atconv", "attention"] * 2, "block 1 of the trained model has ATConv already"),
+        ("hybrid", ["atconv", "attention"] * 2, "block 1 of the trained model has atconv already"),
         ("attention", ["atconv"] * 3, "mixer lists 3 blocks, but num_layers=4"),
         ("attention", "mamba", "mixer='mamba' is not one of"),
     ],
