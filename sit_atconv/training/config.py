@@ -26,7 +26,7 @@ from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 from .model_arguments import check_model
-from .teacher_options import KERNEL_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
+from .teacher_options import MIXER_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
 if TYPE_CHECKING:
     from .task import Task
@@ -68,7 +68,7 @@ class ModelConfig:
     Args:
         init_from: a pipeline folder whose transformer is fine-tuned. Its architecture and its VAE are taken over. If
             the classes differ, their embeddings are newly initialized; the embedding of "no class" is kept. With mixer,
-            ATConv replaces its self-attention (a graft).
+            other mixers replace its self-attention (a graft).
         preset: name of a preset that sets model size, patch size and mixer, such as SiT-ATConv-S/2. Defaults to
             SiT-ATConv-Nano/2.
         mixer: the layer that mixes tokens: atconv, attention, pooled_attention, a mixture such as hybrid (see the
@@ -334,7 +334,7 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, Ob
             if automatic_blocks(self.mixer) is not None:
                 raise ValueError(f"mixer={self.mixer!r} replaces blocks of a trained model; give --init_from")
             check_model(self.model, PRESETS[self.preset], self.mixer)
-        tunable = TUNABLE | ({*KERNEL_ARGUMENTS} if self.mixer is not None else set())
+        tunable = TUNABLE | ({*MIXER_ARGUMENTS} if self.mixer is not None else set())
         if self.init_from is not None and (self.preset or self.model.keys() - tunable):
             given = {"preset": self.preset}
             given |= {f"model.{name}": value for name, value in self.model.items() if name not in tunable}

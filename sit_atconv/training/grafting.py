@@ -39,7 +39,7 @@ class Graft:
 
     Args:
         mixer: the mixers of the new model.
-        blocks: the blocks whose self-attention becomes ATConv, counted from 0.
+        blocks: the blocks whose self-attention is replaced, counted from 0.
         shares: for every block with self-attention, if the blocks were ranked, the share of its mixer's output that
             ATConv leaves unexplained after a short regression.
         key: what the ranking depends on.

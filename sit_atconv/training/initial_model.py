@@ -13,7 +13,7 @@ from ..models.vae import VAE
 from ..utils.imagenet import name_synsets
 from .config import TrainConfig
 from .fine_tuning import load_pretrained, pretrained_classes, take_over_weights
-from .teacher_options import KERNEL_ARGUMENTS
+from .teacher_options import MIXER_ARGUMENTS
 
 
 def build_transformer(
@@ -55,7 +55,7 @@ def build_transformer(
 
 def _grafted(config: TrainConfig, trained: SiTTransformer2DModel, mixer: str | list[str]) -> SiTTransformer2DModel:
     """Replace mixers of a trained model; the new weights follow from the seed of the run."""
-    arguments = {name: value for name, value in config.model.items() if name in KERNEL_ARGUMENTS}
+    arguments = {name: value for name, value in config.model.items() if name in MIXER_ARGUMENTS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return graft(trained, mixer, config.graft_init, **arguments)

@@ -93,13 +93,14 @@ def describe_objective(config: TrainConfig, transformer: SiTTransformer2DModel) 
 
 
 def describe_graft(config: TrainConfig, graft: Graft | None, num_layers: int) -> list[str]:
-    """Describe which blocks get ATConv, and how it begins, if the run replaces mixers."""
+    """Describe which blocks get another mixer, and how it begins, if the run replaces mixers."""
     if graft is None:
         return []
     blocks = ", ".join(map(str, graft.blocks))
-    start = "with the values and outputs of self-attention" if config.graft_init == "values" else "anew"
+    start = "from the weights" if config.graft_init == "values" else "anew in place"
     steps = f", and learns its output for {config.graft_steps:,} steps" if config.graft_steps else ""
-    return [f"graft       blocks {blocks} of 0…{num_layers - 1}: ATConv starts {start}{steps}", *graft.describe()]
+    head = f"graft       blocks {blocks} of 0…{num_layers - 1}: the new mixer starts {start} of self-attention{steps}"
+    return [head, *graft.describe()]
 
 
 def describe_distillation(config: TrainConfig) -> list[str]:
@@ -152,7 +153,7 @@ def describe_plan(
     epochs = config.max_steps * config.batch_size / len(dataset)
     exaflop = 2 * forward_passes(config) * macs * config.batch_size * config.max_steps / 1e18
     classes = f"of {counted(len(dataset.classes), 'class')}" if dataset.classes else "without classes"
-    mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "ATConv and self-attention"
+    mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "a mixer for each block"
     lines = [
         f"data        {counted(len(dataset), 'image')} {classes}, {dataset.image_size}² pixels",
         *(f"            {note}" for note in dataset.notes),

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..utils.checks import check_count, check_non_negative, check_positive
 
-# Arguments of the transformer that make ATConv, which a graft may choose.
-KERNEL_ARGUMENTS = (
+# Arguments of the transformer that make new mixers, which a graft may choose.
+MIXER_ARGUMENTS = (
     "kernel_size",
     "kernel_activation",
     "kernel_pool",
@@ -31,9 +31,9 @@ class TeacherConfig:
         flow_weight: weight of the error against the data in the loss of a flow that has a teacher.
         teacher_guidance_scale: scale of classifier-free guidance of the outputs that a flow learns from its teacher,
             which then need none in sampling; 1 for none.
-        graft_init: where --mixer replaces the self-attention of init_from, ATConv starts with its projections of values
-            and outputs (values), or anew (fresh).
-        graft_steps: number of first updates in which each new ATConv alone learns what the self-attention said that it
+        graft_init: where --mixer replaces the self-attention of init_from, the new mixer starts with the weights that
+            they have in common, such as the projections of values and outputs (values), or anew (fresh).
+        graft_steps: number of first updates in which each new mixer alone learns what the self-attention said that it
             replaces. The optimizer and the schedule of the learning rate start over after them.
     """
 
