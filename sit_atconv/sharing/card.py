@@ -1,6 +1,7 @@
 """The model card of a pipeline folder (README.md), made from what lies in the folder.
 
-Beside weights and code a folder may hold, for the card: `training_config.yaml`, `metrics.json` and `samples.png`.
+Beside weights and code a folder may hold, for the card: `training_config.yaml`, `lineage.json`, `metrics.json` and
+`samples.png`.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from .folder import RECORD_FILE, describe_folder, read_json, weights_variant
 CARD_FILE, SAMPLES_FILE = "README.md", "samples.png"
 PICTURES = ("PNG", "JPEG", "WEBP")  # formats of samples that a browser shows, whatever the name of the file
 TRAINING_FILE, METRICS_FILE = "training_config.yaml", "metrics.json"
+LINEAGE_FILE = "lineage.json"  # the trained pipelines that the model was made of
 # A card bears the hash of the rest of itself: it is written again only as long as nobody has edited it.
 CARD_MARK = re.compile(r"<!-- made by sit-atconv ([0-9a-f]{16}) -->\n")
 TASK = "unconditional-image-generation"  # the Hub has no task for images of given classes
@@ -67,6 +69,11 @@ def write_training_config(folder: str | Path, config: dict) -> None:
     """Write the configuration of the training into a pipeline folder, without secrets and paths of this machine."""
     text = yaml.safe_dump(_public(config), sort_keys=False, allow_unicode=True)
     (Path(folder) / TRAINING_FILE).write_text(text, encoding="utf-8")
+
+
+def write_lineage(folder: str | Path, lineage: dict[str, Any]) -> None:
+    """Write into a pipeline folder what its model was made of, as `sit_atconv.training.lineage` describes it."""
+    write_json(Path(folder) / LINEAGE_FILE, lineage)
 
 
 def add_report(folder: str | Path, report: str | Path) -> None:
@@ -130,6 +137,7 @@ def model_card(folder: str | Path, name: str, license: str | None = None) -> str
         layout, weights = (markdown_text(record[key]) for key in ("layout", "weights"))
         checkpoint = one_line(record["checkpoint"]).replace("`", "'")
         parts.append(f"Converted from `{checkpoint}`: layout {layout}, weights {weights}.")
+    parts += _describe_lineage(read_json(folder / LINEAGE_FILE))
     if metrics:
         parts += ["## Metrics", _metrics_table(metrics)]
     if (folder / TRAINING_FILE).is_file():
@@ -154,6 +162,29 @@ def describe_mixer(folder: Path) -> str:
     words = {"atconv": "ATConv", "attention": "self-attention", "pooled_attention": "attention to pooled tokens"}
     mixers = set(mixer_per_block(config.get("mixer", "atconv"), config.get("num_layers", 1)))
     return " and ".join(word for name, word in words.items() if name in mixers)
+
+
+def _describe_lineage(lineage: dict[str, Any]) -> list[str]:
+    """Return the card's paragraph on the pipelines that the model was made of, if it is made of any."""
+    origins = {role: lineage[role] for role in ("init_from", "teacher") if isinstance(lineage.get(role), dict)}
+    names = {role: markdown_text(one_line(str(origin.get("name")))) for role, origin in origins.items()}
+    sentences, weights = [], []
+    if "init_from" in names:
+        blocks = lineage.get("replaced_blocks")
+        how, what = "Fine-tuned", ""
+        if isinstance(blocks, list):
+            how = "Grafted"
+            what = f": self-attention is replaced in blocks {markdown_text(', '.join(map(str, blocks)))}, from 0"
+        sentences.append(f"{how} from {names['init_from']}{what}.")
+    if "teacher" in names:
+        sentences.append(f"It learnt the outputs of a teacher, {names['teacher']}.")
+    for role, origin in origins.items():
+        hashes = origin.get("sha256")
+        for file, sha256 in hashes.items() if isinstance(hashes, dict) else ():
+            weights.append(f"{names[role]}, {markdown_text(str(file))}: {markdown_text(str(sha256))}")
+    if weights:
+        sentences.append(f"SHA-256 of weights: {'; '.join(dict.fromkeys(weights))}.")
+    return [" ".join(sentences)] if sentences else []
 
 
 def _facts_table(facts: dict[str, str]) -> str:

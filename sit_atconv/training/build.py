@@ -26,6 +26,7 @@ from .mixer_regression import CallableMixers, MixerRegression, StagedObjective
 from .objective import Objective
 from .processes import one_process_first
 from .repa import AlignedTransformer, TargetEncoder
+from .teacher_data import SampledWhenRead, TeacherDataset, is_teacher_data
 
 
 @dataclass
@@ -69,7 +70,7 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     Raises:
         ValueError: naming what in the configuration or the data cannot be used.
     """
-    dataset = one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
+    dataset = open_data(config, accelerator)
     dataset.check_output("output_dir", config.run_folder)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
@@ -101,6 +102,18 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     encoder = TargetEncoder(config.repa, config.repa_weights, (side, side), accelerator.device)
     aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
     return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher, graft)
+
+
+def open_data(config: TrainConfig, accelerator: Accelerator) -> ImageDataset:
+    """Open the data of a run, and draw them first if they are samples of a trained model."""
+    if not is_teacher_data(config.data):
+        return one_process_first(accelerator, lambda: open_dataset(config.data, config.image_size))
+    folder = config.init_from if config.teacher is None else config.teacher
+    assert folder is not None  # TeacherConfig has checked it
+    kind = SampledWhenRead if config.dry_run else TeacherDataset
+    dataset = kind(config.data, folder, config.image_size)
+    dataset.draw(accelerator)
+    return dataset
 
 
 def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:

@@ -42,8 +42,9 @@ class DataConfig:
 
     Args:
         data: the training images: "digits" (built in), a folder of images (one sub-folder per class, or images alone
-            without classes), hf:NAME, parquet files, tar shards, an LMDB, or a folder of precomputed latents. Options
-            follow as "?name=value"; docs/data.md lists them.
+            without classes), hf:NAME, parquet files, tar shards, an LMDB, a folder of precomputed latents, or
+            teacher:N, N samples that teacher (or init_from) draws once. Options follow as "?name=value"; docs/data.md
+            lists them.
         image_size: side of the training images in pixels. Required for all data except digits and latents.
         horizontal_flip: mirror half of the images, chosen at random.
         num_workers: number of processes that read images and draw noise. With 0, the training process does it itself.

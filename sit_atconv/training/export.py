@@ -105,4 +105,4 @@ def export_pipeline(run: Path, averaged: Averaged, out: Path) -> None:
         raise ValueError(f"{checkpoint} does not hold the weights of the model that it names: {error}") from error
     config = load_config(run)
     vae = None if config.vae is None else load_vae(config.vae)
-    save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out)
+    save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out, lineage=state.get("lineage"))

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from ..data import ImageDataset
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..sharing.card import add_samples, write_training_config
+from ..sharing.card import add_samples, write_lineage, write_training_config
 from ..sharing.hub import publish
 from ..utils.checks import MAX_PIXEL_DIMENSIONS
 from ..utils.files import STAGING, remove, sync
@@ -17,7 +17,11 @@ from ..utils.text import shell_word
 
 
 def save_pipeline(
-    pipeline: SiTPipeline, folder: Path, training_config: dict[str, Any] | None = None, samples: Path | None = None
+    pipeline: SiTPipeline,
+    folder: Path,
+    training_config: dict[str, Any] | None = None,
+    samples: Path | None = None,
+    lineage: dict[str, Any] | None = None,
 ) -> None:
     """Save a pipeline so that a kill or a power cut leaves the whole old folder, the whole new one, or none.
 
@@ -26,6 +30,7 @@ def save_pipeline(
         folder: the folder to write or to replace.
         training_config: every option of the training, for the model card.
         samples: a grid of samples for the model card; left out if there is no such file.
+        lineage: what the model was made of, for the model card.
 
     Raises:
         OSError: if it cannot be written, for example because the disk is full. What was there is left untouched.
@@ -34,6 +39,8 @@ def save_pipeline(
     def write(staged: Path) -> None:
         if training_config is not None:
             write_training_config(staged, training_config)
+        if lineage:
+            write_lineage(staged, lineage)
         if samples is not None and samples.is_file():
             add_samples(staged, samples)
         pipeline.save_pretrained(staged)

@@ -16,6 +16,7 @@ from .build import Components, build_components, build_objective, build_pipeline
 from .config import TrainConfig
 from .ema import WeightAverages
 from .finish import print_next_steps, save_pipeline, upload
+from .lineage import describe_lineage
 from .mixer_regression import StagedObjective
 from .objective import Objective
 from .optimizer import build_optimizer, learning_rate
@@ -33,6 +34,7 @@ class SiTTask(Task):
     Attributes:
         components: the parts of the run.
         objective: the loss of a batch.
+        lineage: the trained pipelines that the model is made of.
     """
 
     exported = "pipeline"
@@ -49,6 +51,7 @@ class SiTTask(Task):
         self.components = parts = build_components(self.config, self.accelerator)
         self.dataset, self.model = parts.dataset, parts.transformer
         self.trained, self.modules = parts.trained, parts.modules
+        self.lineage = describe_lineage(self.config, parts.graft)
 
     def verify_data(self) -> None:
         self.dataset.verify()
@@ -106,7 +109,10 @@ class SiTTask(Task):
 
     def describe_model(self) -> dict[str, Any]:
         config = self.components.transformer.config
-        return {"transformer": {key: value for key, value in config.items() if not key.startswith("_")}}
+        return {
+            "transformer": {key: value for key, value in config.items() if not key.startswith("_")},
+            "lineage": self.lineage,
+        }
 
     @property
     def validate_every(self) -> int:
@@ -142,7 +148,8 @@ class SiTTask(Task):
         averaged = SiTTransformer2DModel.from_config(parts.transformer.config)
         averaged.load_state_dict(weights)
         pipeline = build_pipeline(self.config, averaged, parts.vae, parts.dataset.classes)
-        save_pipeline(pipeline, folder, dataclasses.asdict(self.config), self.sample_file(self.config.max_steps))
+        samples = self.sample_file(self.config.max_steps)
+        save_pipeline(pipeline, folder, dataclasses.asdict(self.config), samples, self.lineage)
         met_broken_images = (self.config.run_folder / BROKEN_IMAGES_FILE).exists()
         print_next_steps(parts.dataset, folder, self.config.max_broken_images if met_broken_images else 0)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..utils.checks import check_count, check_non_negative, check_positive
+from ..utils.source_names import TEACHER
 
 # Arguments of the transformer that make new mixers, which a graft may choose.
 MIXER_ARGUMENTS = (
@@ -54,6 +55,8 @@ def check_teacher(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for an option that has no effect in this run, or a value out of range.
     """
+    if options["data"].startswith(TEACHER) and options["teacher"] is None and options["init_from"] is None:
+        raise ValueError(f"data={options['data']!r} is drawn by a trained model; give --teacher or --init_from")
     for name in ("teacher_weight", "flow_weight"):
         check_non_negative(name, options[name])
     check_positive("teacher_guidance_scale", options["teacher_guidance_scale"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 SOURCES = "digits, a folder of images, hf:NAME, .parquet files, .tar shards, an LMDB, precomputed latents"
+TEACHER = "teacher:"  # of a source of samples that a trained model draws, followed by their number
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
@@ -29,7 +30,9 @@ def check_source(field: str, source: str, kinds: str = SOURCES) -> None:
         kinds: what it may be, for the message.
     """
     place = split_options(source)[0]
-    elsewhere = place == "digits" or place.startswith("hf:") or "://" in place or re.search(r"[*?\[{]", place)
+    elsewhere = (
+        place == "digits" or place.startswith(("hf:", TEACHER)) or "://" in place or re.search(r"[*?\[{]", place)
+    )
     if not elsewhere and not Path(place.removeprefix("latents:")).exists():
         raise ValueError(f"{field}={source!r} does not exist, or is not a known kind of source; use one of: {kinds}")
 
@@ -42,7 +45,9 @@ def check_folder_or_name(field: str, value: str) -> None:
 
 def source_name(source: str) -> str:
     """Return a short name for a run folder, such as "cifar10" for "hf:uoft-cs/cifar10?split=test"."""
-    place = split_options(source)[0].removeprefix("hf:").removeprefix("latents:").rstrip("/")
+    place = (
+        split_options(source)[0].removeprefix("hf:").removeprefix("latents:").replace(TEACHER, "teacher-").rstrip("/")
+    )
     name = re.sub(r"(\{[^}]*\}|\*|\?)", "", Path(place).name)
     name = re.sub("[\udc80-\udcff]+", "_", name)  # bytes that are no text, which safetensors cannot write to
     return re.sub(r"\.(parquet|tar|lmdb|mdb)$", "", name).strip("-_.") or "data"

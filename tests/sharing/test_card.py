@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from sit_atconv.sharing.card import (
+    LINEAGE_FILE,
     add_report,
     add_samples,
     example_label,
     model_card,
+    write_lineage,
     write_model_card,
     write_training_config,
 )
@@ -153,3 +155,20 @@ def test_the_card_of_a_training_bears_the_name_of_the_run_and_the_mixer(tiny_pip
     for mixer, words in (("atconv", "ATConv"), ("attention", "self-attention")):
         tiny_pipeline(mixer=mixer).save_pretrained(tmp_path / mixer)
         assert f"SiT with {words}, for diffusers" in (tmp_path / mixer / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_a_model_was_made_of(tiny_pipeline, tmp_path):
+    """A teacher that is also the origin is hashed once, and a strange record is text, or nothing."""
+    folder = tmp_path / "digits"
+    tiny_pipeline().save_pretrained(folder)
+    origin = {"name": "sa\n# heading", "sha256": {"weights.safetensors": "abc"}}
+    write_lineage(folder, {"init_from": origin, "teacher": origin, "replaced_blocks": [0, 2]})
+    card = model_card(folder, "digits")
+    assert "self-attention is replaced in blocks 0, 2, from 0" in card and card.count("abc") == 1
+    assert not re.search("^# heading", card, flags=re.MULTILINE)
+    write_lineage(folder, {"init_from": origin})
+    assert "Fine-tuned from " in model_card(folder, "digits")
+    write_lineage(folder, {"init_from": 3, "teacher": {"sha256": [1]}})
+    assert "a teacher, None." in model_card(folder, "digits")
+    (folder / LINEAGE_FILE).unlink()
+    assert "teacher" not in model_card(folder, "digits")

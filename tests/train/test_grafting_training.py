@@ -1,6 +1,8 @@
 """Runs that graft: their stages, what they leave, that they are functions of the seed, and what they refuse."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import SiTPipeline
 from sit_atconv.training import grafting
+from sit_atconv.training.export import export_average
+from sit_atconv.utils.hashing import file_sha256
 
 TINY = ["--batch_size", "32", "--log_every", "1", "--log_with", "none", "--lr_warmup_steps", "0", "--sample_steps", "1"]
 SMALL = ["--model.num_layers", "3", "--model.num_attention_heads", "2", "--preset", "SiT-Nano/2"]
@@ -97,6 +101,13 @@ numpy.save({str(tmp_path / "image.npy")!r}, image)
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "image.npy"), expected.images)
+    card = (folder / "README.md").read_text()
+    sha256 = file_sha256(Path(attention) / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert re.search(r"Grafted from run: self-attention is replaced in blocks \d, \d, from 0\.", card)
+    assert "the outputs of a teacher, run." in card and card.count(sha256) == 1
+    exported = tmp_path / "exported"
+    export_average(folder.parent, exported)
+    assert sha256 in (exported / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -201,3 +212,21 @@ def test_models_that_cannot_be_grafted(attention, tmp_path, capsys):
     other = (*graft, "--path", "gvp", "--mixer", "hybrid")
     assert "was trained with linear; give --path linear" in refusal(capsys, *other)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_graft_without_images(attention, tmp_path):
+    """A dry run leaves nothing behind, in the cache either; a resumed run goes on with the same samples."""
+    options = ("--data", "teacher:40?steps=2", "--init_from", attention, "--teacher", attention, "--mixer", "hybrid")
+    options += ("--checkpoint_every", "1", "--keep_checkpoints", "3")
+    cache = Path(os.environ["XDG_CACHE_HOME"])
+    run(tmp_path / "dry", *options, "--dry_run")
+    assert not (tmp_path / "dry").exists() and not (cache / "sit_atconv").exists()
+    whole = run(tmp_path / "whole", *options, steps=3)
+    run(tmp_path / "parts", *options, steps=3)
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
+    shutil.rmtree(cache / "sit_atconv")
+    parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=3)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(parts)[name], value), name
