@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
 from sit_atconv import SiTPipeline
+from sit_atconv.classification.export_average import export_average
 from sit_atconv.training import grafting
-from sit_atconv.training.export import export_average
 from sit_atconv.utils.hashing import file_sha256
 
 TINY = ["--batch_size", "32", "--log_every", "1", "--log_with", "none", "--lr_warmup_steps", "0", "--sample_steps", "1"]
