@@ -65,7 +65,7 @@ def make_calls(
     if setting.measurement == "operator":
         return TimedCalls(operator_calls(models, setting, options, device), baselines)
 
-    nets = {name: compiled(model, options) for name, model in models.items()}
+    nets = {name: compiled(model, options, setting.cuda_graphs) for name, model in models.items()}
     inputs = make_inputs(models[first], setting, device)
     dtype = getattr(torch, setting.dtype)
     if setting.measurement == "forward":
@@ -217,14 +217,14 @@ def operator_inputs(
     return tokens.to(device, model.dtype), (side, side)
 
 
-def compiled(module: nn.Module, options: LatencyOptions) -> nn.Module:
+def compiled(module: nn.Module, options: LatencyOptions, cuda_graphs: bool = False) -> nn.Module:
     """The module, compiled as the options say; `fullgraph` refuses graph breaks."""
     if options.compile == "none":
         return module
+    mode = "reduce-overhead" if cuda_graphs or options.cuda_graphs else None
     if options.compile == "blocks" and isinstance(module, SiTTransformer2DModel):
-        module.compile_repeated_blocks(fullgraph=True)
+        module.compile_repeated_blocks(fullgraph=True, mode=mode)
         return module
-    mode = "reduce-overhead" if options.cuda_graphs else None
     return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)  # type: ignore[return-value]
 
 

@@ -2,14 +2,17 @@
 
 import importlib
 import importlib.util
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +24,7 @@ from ..models.macs import count_operations
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..ops.linear_onednn import HAS_ONEDNN_PRODUCT
 from ..utils.environment import describe_environment
+from ..utils.text import counted
 from .calls import VAE_ROW, build_models, first_mixer, make_calls, make_inputs, operator_inputs
 from .profiling import peak_memory, time_by_operation
 from .report import results_table, write_results
@@ -29,6 +33,18 @@ from .settings import WITH_GRADIENTS, WITH_PROFILE, WITH_ROOFLINE, LatencyOption
 from .timing import measure, quartiles, summarize
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+class Share(NamedTuple):
+    """The time for the rounds of one setting.
+
+    Attributes:
+        seconds: time limit of the setting, see `timing.measure`.
+        end: deadline of the whole plan, a time of `time.perf_counter`.
+    """
+
+    seconds: float
+    end: float = math.inf
 
 
 def run_latency(options: LatencyOptions, command: str, vae: nn.Module | None = None) -> int:
@@ -76,7 +92,19 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
     }
     models: dict[str, SiTTransformer2DModel] = {}
     built = None
+    end = time.perf_counter() + (60 * options.minutes if options.minutes is not None else math.inf)
     for i, setting in enumerate(tqdm(plan, desc="settings", disable=None)):
+        left = end - time.perf_counter()
+        if left <= 0:
+            report |= {"left_out": [asdict(each) for each in plan[i:]], "interrupted": False}
+            if report["results"]:
+                write_results(folder, report)
+            print(
+                f"minutes={options.minutes:g} are over: {i} of {counted(len(plan), 'setting')} measured",
+                file=sys.stderr,
+            )
+            break
+        share = Share(min(options.max_seconds, 2 * left / (len(plan) - i)), end)
         limits = (rates["flops_per_second"][setting.dtype], rates["bytes_per_second"])
         # Below float32, training runs under autocast with float32 weights.
         dtype = "float32" if setting.measurement in WITH_GRADIENTS else setting.dtype
@@ -85,7 +113,7 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
             if built != wanted:
                 models, built = {}, None  # first: two groups of large models may not fit together
                 models, built = build_models(wanted[0], getattr(torch, dtype), device, wanted[2]), wanted
-            rows, interrupted = measure_setting(models, setting, options, device, limits, vae)
+            rows, interrupted = measure_setting(models, setting, options, device, limits, vae, share)
         except torch.OutOfMemoryError:  # the settings that follow may fit
             rows, interrupted = [out_of_memory_row(setting)], False
         with uninterrupted():
@@ -117,6 +145,7 @@ def measure_setting(
     device: torch.device,
     rates: tuple[float, float],
     vae: nn.Module | None = None,
+    share: Share | None = None,
 ) -> tuple[list[dict], bool]:
     """Measure every model in one setting.
 
@@ -127,6 +156,7 @@ def measure_setting(
         device: the device that holds the models.
         rates: floating-point operations and bytes per second that the device is capable of.
         vae: the VAE of "sampling". If None, Stable Diffusion's architecture with random weights.
+        share: the time for its rounds. If None, that of the options.
 
     Returns:
         One row per call, and whether Ctrl-C interrupted the setting. In that case, the rows are of the finished rounds,
@@ -138,7 +168,7 @@ def measure_setting(
     facts = {name: model_facts(model, setting, device, rates) for name, model in models.items()}
     measured = Measured()
     try:
-        measure_calls(calls, models, setting, options, device, measured)
+        measure_calls(calls, models, setting, options, device, measured, share or Share(options.max_seconds))
     except KeyboardInterrupt:
         measured.interrupted = True
     with uninterrupted():
@@ -154,14 +184,15 @@ def measure_calls(
     options: LatencyOptions,
     device: torch.device,
     measured: Measured,
+    share: Share,
 ) -> None:
     """Fill `measured`: times of all calls in turn, then each call's peak memory and profile."""
     with torch.inference_mode(setting.measurement not in WITH_GRADIENTS):
-        measure(calls, options.repeats, options.warmup, device, options.max_seconds, measured.times)
+        measure(calls, options.repeats, options.warmup, device, share.seconds, measured.times, deadline=share.end)
         for name, call in calls.items():
             drop_gradients(models)
             # CUDA graphs reserve their memory for good, so that it would count as nothing.
-            measured.memory[name] = None if options.cuda_graphs else peak_memory(call, device)
+            measured.memory[name] = None if options.cuda_graphs or setting.cuda_graphs else peak_memory(call, device)
             if setting.measurement in WITH_PROFILE:
                 measured.profiles[name] = time_by_operation(call, device)
 

@@ -35,6 +35,7 @@ class Setting:
     image_size: int
     batch_size: int
     dtype: str
+    cuda_graphs: bool = False
 
     def check(self) -> None:
         """Raise ValueError naming the field and the value that cannot be measured."""
@@ -76,6 +77,7 @@ def family(size: str) -> tuple[str, ...]:
     return f"SiT-{size}", f"SiT-ATConv-{size}", f"SiT-ATConv-{size}-Hybrid", f"SiT-ATConv-{size}-Pooled"
 
 
+# In order of value: what comes last is what a limit of time leaves out.
 PLANS = {
     "cpu": [
         Setting("operator", family("XL/2")[:2], 256, 1, "float32"),
@@ -88,13 +90,13 @@ PLANS = {
         Setting("sde", family("S/2")[1:2], 128, 1, "float32"),
     ],
     "cuda": [
-        *(Setting("operator", family("XL/2")[:2], size, 32, "bfloat16") for size in (256, 512, 1024)),
         *(Setting("forward", family("XL/2"), size, 32, "bfloat16") for size in (256, 512, 1024)),
-        *(Setting("forward", family("XL/2"), size, 1, "bfloat16") for size in (256, 512, 1024, 2048)),
+        *(Setting("operator", family("XL/2")[:2], size, 32, "bfloat16") for size in (256, 512, 1024)),
         *(Setting("training", family("XL/2"), size, 32, "bfloat16") for size in (256, 512)),
+        *(Setting("forward", family("XL/2"), size, 1, "bfloat16", cuda_graphs=True) for size in (256, 512, 1024, 2048)),
+        Setting("sampling", family("XL/2"), 256, 8, "bfloat16"),
         Setting("checkpointing", family("XL/2")[:2], 256, 32, "bfloat16"),
         *(Setting("meanflow", family("XL/2")[:2], size, n, "bfloat16") for size, n in ((256, 32), (512, 8), (1024, 4))),
-        Setting("sampling", family("XL/2"), 256, 8, "bfloat16"),
         Setting("sde", family("S/2")[1:2], 256, 8, "bfloat16"),
     ],
 }
@@ -114,9 +116,12 @@ class LatencyOptions:
         batch_sizes: numbers of images in one call.
         dtypes: data types of weights and latents: float32, bfloat16 or float16.
         device: cpu, cuda, or auto, which is CUDA if there is a GPU.
-        compile: none, blocks (torch.compile of the repeated block), or whole (torch.compile of the model without graph
-            breaks, again for each setting). If null, whole on CUDA and none on a CPU.
-        cuda_graphs: compile in PyTorch's "reduce-overhead" mode.
+        compile: none, blocks (torch.compile of the repeated block, which takes a fraction of the time), or whole
+            (torch.compile of the model without graph breaks). If null, blocks on CUDA and none on a CPU.
+        cuda_graphs: compile in PyTorch's "reduce-overhead" mode, as the built-in plan does for single images.
+        minutes: stop when this time is over, and keep what was measured. The built-in plans measure in order of value,
+            and no setting takes more than twice its share of the time that is left. If null, 8 for the built-in plan on
+            CUDA, otherwise there is no limit.
         warmup: number of rounds that run first and are not counted.
         repeats: number of rounds that are counted; each round runs every model once.
         max_seconds: time limit of each setting: once 3 rounds have been counted, no round starts after it.
@@ -139,6 +144,7 @@ class LatencyOptions:
     device: str = "auto"
     compile: str | None = None
     cuda_graphs: bool = False
+    minutes: float | None = None
     warmup: int = 2
     repeats: int = 20
     max_seconds: float = 90.0
@@ -157,9 +163,11 @@ class LatencyOptions:
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.compile is None:
-            self.compile = "whole" if self.device == "cuda" else "none"
-        if self.cuda_graphs and (self.device == "cpu" or self.compile != "whole"):
-            raise ValueError("cuda_graphs=True needs --device cuda and --compile whole")
+            self.compile = "blocks" if self.device == "cuda" else "none"
+        if self.cuda_graphs and (self.device == "cpu" or self.compile == "none"):
+            raise ValueError("cuda_graphs=True needs --device cuda and --compile blocks or whole")
+        if self.minutes is None and self.device == "cuda" and self.is_built_in:
+            self.minutes = 8.0
         if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
             raise ValueError(
                 f"vae={self.vae!r} is for the measurement sampling, which is not planned; add it, or leave vae out"
@@ -172,6 +180,8 @@ class LatencyOptions:
         for name in ("warmup", "repeats", "steps", "sde_steps"):
             check_count(name, getattr(self, name))
         check_positive("max_seconds", self.max_seconds)
+        if self.minutes is not None:
+            check_positive("minutes", self.minutes)
         if self.threads is not None:
             check_count("threads", self.threads)
         for name in ("measurements", "presets", "image_sizes", "batch_sizes", "dtypes"):
@@ -183,10 +193,15 @@ class LatencyOptions:
         check_new_file("output", self.output)
 
     @property
+    def is_built_in(self) -> bool:
+        """Whether the plan is the one for the device, since none was named."""
+        own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
+        return all(values is None for values in own)
+
+    @property
     def plan(self) -> list[Setting]:
         """The settings in the order in which they are measured."""
-        own = (self.measurements, self.presets, self.image_sizes, self.batch_sizes, self.dtypes)
-        if all(values is None for values in own):
+        if self.is_built_in:
             return PLANS["cpu" if self.device == "auto" else self.device]
         # A mixture has no single operator.
         default = family("S/2")[:2] if "operator" in (self.measurements or []) else family("S/2")

@@ -35,6 +35,7 @@ def measure(
     max_seconds: float = float("inf"),
     times: dict[str, list[float]] | None = None,
     clock: Callable[[], float] | None = None,
+    deadline: float = float("inf"),
 ) -> dict[str, list[float]]:
     """Time callables in rounds; each round runs every callable once. The caller chooses the gradient mode.
 
@@ -46,6 +47,7 @@ def measure(
         max_seconds: once 3 rounds have been counted, no round starts after this time. Warm-up does not count.
         times: an empty dict to fill round by round. After an interrupt it holds whole rounds only.
         clock: what times the callables; `max_seconds` are those of the wall. If None, the wall's as well.
+        deadline: time of `time.perf_counter` after which no further round starts, once one has been counted.
 
     Returns:
         Milliseconds by name: (repeats,) each; entry i of all lists is from the same round.
@@ -56,8 +58,11 @@ def measure(
     for repeat in tqdm(range(-warmup, repeats), desc="rounds", leave=False, disable=None):
         if repeat == 0:
             begin = time.perf_counter()
-        if repeat >= MIN_ROUNDS and time.perf_counter() - begin > max_seconds:
+        now = time.perf_counter()
+        if (repeat >= MIN_ROUNDS and now - begin > max_seconds) or (repeat >= 1 and now > deadline):
             break
+        if -warmup < repeat < 0 and now > deadline:
+            continue
         elapsed = {}
         for name in balanced_order(list(callables), repeat):
             synchronize(device)

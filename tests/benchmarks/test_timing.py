@@ -37,6 +37,14 @@ def test_callables_take_turns(recorded):
     assert rounds[2:] == ["abc", "bca", "cab", "cba", "acb", "bac"]
 
 
+@pytest.mark.parametrize(("deadline", "rounds"), [(-1.0, 2), (2.0, 2), (7.0, 3), (12.0, 5)])
+def test_after_the_deadline_one_round_is_counted(recorded, deadline, rounds):
+    """A round takes 2.75 seconds; two are warm-up, of which one always runs."""
+    callables, log = recorded
+    times = measure(callables, repeats=9, warmup=2, device=CPU, deadline=deadline)
+    assert len(log) == 3 * rounds and len(times["a"]) == max(1, rounds - 2)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_turns_are_balanced(n):
     names = [chr(ord("a") + i) for i in range(n)]

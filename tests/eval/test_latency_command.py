@@ -208,7 +208,7 @@ def test_compiled_blocks_are_measured(tmp_path, monkeypatch, capsys):
         (["--dtypes", "[int8]"], "dtype='int8' is not one of: float32, bfloat16, float16"),
         (["--device", "tpu"], "device='tpu' is not one of: auto, cpu, cuda"),
         (["--compile", "yes"], "compile='yes' is not one of: none, blocks, whole"),
-        (["--cuda_graphs", "true"], "cuda_graphs=True needs --device cuda and --compile whole"),
+        (["--cuda_graphs", "true"], "cuda_graphs=True needs --device cuda and --compile blocks or whole"),
         (["--image_sizes", "[64, 72]"], "image_size=72 is not divisible by 16, 8 × patch size of SiT-Nano/2"),
         (["--image_sizes", "[0]"], "image_size=0 must be"),
         (["--batch_sizes", "[0]"], "batch_size=0 must be"),
