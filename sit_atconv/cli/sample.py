@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
             check_count(name, pixels)
     pipeline = load(args)
     from ..utils.class_labels import distinct_names, labels_from_words
+    from ..utils.fonts import hidden_names
     from .drawing import draw
 
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
@@ -134,6 +135,9 @@ def run(args: argparse.Namespace) -> None:
     write(args, drawn, shown, files, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
     classes = f" of {', '.join(shown)}" if shown else ""
     print(printable(f"{counted(len(labels), 'image')}{classes}, seed {seed}, in {args.out}"))
+    if not args.separate and (hidden := hidden_names(shown)):
+        text = f"no font here has the characters of {', '.join(hidden)}: their rows are numbered, from the top; for "
+        print(printable(f"{text}their names, install a font such as Noto Sans CJK"))
     if args.animate is not None:
         print(printable(f"the way from noise to them in {args.animate}"))
 

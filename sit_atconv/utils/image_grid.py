@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
 from .files import staged
+from .fonts import font_for, hidden_names
 from .picture_text import SETTINGS_KEY
 from .text import one_line
 
 MAX_NAME = 24  # characters of a row's name
-NAME_FONT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font knows ASCII alone
 
 
 def save_grid(
@@ -38,7 +37,8 @@ def save_grid(
         file: the picture to write or replace, of a format that its name ends with; missing folders are created.
         columns: images per row.
         min_size: smaller images are enlarged, by a whole factor, to at least this many pixels.
-        names: what is written at the left of the rows; nothing if it is empty.
+        names: what is written at the left of the rows; nothing if it is empty. A name that no font here can show is
+            replaced by the number of its row; `hidden_names` lists them.
         settings: how the images were made, stored as text in a PNG; `sit_atconv.utils.picture_text` reads it.
     """
     save_picture(grid_picture(images, columns, min_size, names), file, settings)
@@ -68,8 +68,10 @@ def grid_picture(images: torch.Tensor, columns: int, min_size: int = 32, names: 
         return picture
     shown = [one_line(name) for name in names]
     shown = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown]
+    hidden = set(hidden_names(shown))
+    shown = [f"row {i}" if name in hidden else name for i, name in enumerate(shown, start=1)]
     row = images.shape[-2] + padding
-    font = ImageFont.truetype(NAME_FONT, min(max(11, row // 6), 24))
+    font = ImageFont.truetype(font_for(shown), min(max(11, row // 6), 24))
     margin = max(int(font.getlength(name)) for name in shown) + 12
     labelled = Image.new("RGB", (picture.width + margin, picture.height))
     labelled.paste(picture, (margin, 0))

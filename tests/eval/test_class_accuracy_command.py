@@ -122,3 +122,23 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
         message = capsys.readouterr().err
         assert "Traceback" not in message
         assert part in " ".join(message.split()), f"{arguments}: {message}"
+
+
+def test_a_broken_image_is_left_out_if_it_may_be(digit_pipeline, digits, tmp_path, capsys):
+    photos, folder = tmp_path / "photos", tmp_path / "pipeline"
+    digit_pipeline(names=[f"digit-{i}" for i in range(10)], in_channels=3).save_pretrained(folder)
+    for index in range(200):
+        file = photos / f"digit-{digits.labels[index]}" / f"{index:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.image(index)[..., 0]).save(file)
+    file.write_bytes(file.read_bytes()[:60])  # its header is whole
+    arguments = [str(folder), "--reference", str(photos), "--samples_per_class", "2", "--num_inference_steps", "1"]
+    with pytest.raises(SystemExit):
+        class_accuracy.main(arguments)
+    message = capsys.readouterr().err
+    assert f"{file} cannot be read" in message and "--max_broken_images" in message
+    output = tmp_path / "report.json"
+    class_accuracy.main([*arguments, "--max_broken_images", "1", "--output", str(output)])
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert report["num_reference"] == 199 and 0.7 < report["real_accuracy"] <= 1
+    assert str(file) in report["notes"][0] and "1 image left out as unreadable" in capsys.readouterr().out

