@@ -59,20 +59,27 @@ def test_the_sde_takes_one_call_a_step_and_its_baseline_two():
     [("none", []), ("whole", ["model"] * 2 + ["mixer"] * 2), ("blocks", ["blocks"] * 2 + ["mixer"] * 2)],
 )
 def test_what_is_compiled(choice, expected, monkeypatch):
-    seen = []
+    seen, modes = [], set()
 
     def fake_compile(module, dynamic, fullgraph, mode):
-        assert (dynamic, fullgraph, mode) == (False, True, None)
+        assert (dynamic, fullgraph) == (False, True)
         seen.append("model" if isinstance(module, SiTTransformer2DModel) else "mixer")
+        modes.add(mode)
         return module
 
+    def compile_blocks(self, fullgraph, mode):
+        seen.append("blocks")
+        modes.add(mode)
+
     monkeypatch.setattr(torch, "compile", fake_compile)
-    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", lambda self, fullgraph: seen.append("blocks"))
+    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", compile_blocks)
     models = build_models(NANO, torch.float32, CPU)
     options = LatencyOptions(device="cpu", compile=choice)
     for measurement in ("forward", "operator"):
         make_calls(models, Setting(measurement, tuple(NANO), 64, 1, "float32"), options, CPU)
-    assert seen == expected
+    assert seen == expected and modes <= {None}
+    make_calls(models, Setting("forward", tuple(NANO), 64, 1, "float32", cuda_graphs=True), options, CPU)
+    assert modes == ({None, "reduce-overhead"} if expected else set())
 
 
 def test_mean_flow_steps_and_the_spans_that_they_differentiate(monkeypatch):
