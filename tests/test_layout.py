@@ -30,7 +30,9 @@ ROOMS = (
     "cli",
 )
 SOURCES = sorted(
-    path for folder in ("sit_atconv", "pipelines", "train", "eval") for path in (REPO / folder).rglob("*.py")
+    path
+    for folder in ("sit_atconv", "pipelines", "train", "eval", "examples")
+    for path in (REPO / folder).rglob("*.py")
 )
 
 
@@ -65,6 +67,8 @@ def room_of(module: str) -> str | None:
 
 PACKAGE = [path for path in SOURCES if path.parts[len(REPO.parts)] in ("sit_atconv", "pipelines")]
 SCRIPTS = [path for path in SOURCES if path not in PACKAGE]
+EXAMPLES = [path for path in SCRIPTS if path.parent.name == "examples"]
+COMMANDS = [path for path in SCRIPTS if path not in EXAMPLES]
 
 
 @pytest.mark.parametrize("file", PACKAGE, ids=names(PACKAGE))
@@ -98,7 +102,7 @@ def test_scripts_stand_on_the_package_alone(file):
 
 
 # What a reader takes in at once. The coefficients of solvers are tables and may be longer.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SCRIPT_LINES = 400, 80, 80
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SCRIPT_LINES, MAX_EXAMPLE_LINES = 400, 80, 80, 200
 
 
 @pytest.mark.parametrize("file", PACKAGE, ids=names(PACKAGE))
@@ -110,15 +114,20 @@ def test_files_and_functions_are_short(file):
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
 
 
-@pytest.mark.parametrize("file", SCRIPTS, ids=names(SCRIPTS))
+@pytest.mark.parametrize("file", COMMANDS, ids=names(COMMANDS))
 def test_scripts_are_a_parser_and_a_main(file):
     assert file.read_text(encoding="utf-8").count("\n") <= MAX_SCRIPT_LINES
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=names(EXAMPLES))
+def test_examples_are_read_at_one_sitting(file):
+    assert file.read_text(encoding="utf-8").count("\n") <= MAX_EXAMPLE_LINES
 
 
 def test_tests_mirror_the_layout():
     """Each folder of tests is named after a room, or holds the tests of the scripts."""
     folders = {path.parent.name for path in (REPO / "tests").glob("*/test_*.py")}
-    assert folders <= {*ROOMS, "train", "eval"}
+    assert folders <= {*ROOMS, "train", "eval", "examples"}
 
 
 def test_names_of_test_files_are_unique():

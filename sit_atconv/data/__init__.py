@@ -4,6 +4,7 @@ from ..utils.source_names import source_name
 from .base import EncodedDataset, ImageDataset
 from .broken import BROKEN_IMAGES_FILE, BrokenImages, too_many_broken
 from .decode import IMAGE_EXTENSIONS, BrokenImageError, open_image, read_image
+from .digit_scenes import DigitScene, digit_scene
 from .digits import DigitsDataset
 from .folder import FolderDataset
 from .latents import LatentsDataset
@@ -22,6 +23,7 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "BrokenImageError",
     "BrokenImages",
+    "DigitScene",
     "DigitsDataset",
     "EncodedDataset",
     "FolderDataset",
@@ -35,6 +37,7 @@ __all__ = [
     "TrainingOrder",
     "TrainingView",
     "View",
+    "digit_scene",
     "draw",
     "hold_out",
     "is_image_folder",

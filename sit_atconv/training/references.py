@@ -69,4 +69,4 @@ def check_services(config: CommonConfig) -> None:
 def check_run_folder(field: str, folder: str | Path) -> None:
     """Raise ValueError unless a folder is that of a run: it has a config.yaml."""
     if not (Path(folder) / "config.yaml").is_file():
-        raise ValueError(f"{field}={str(folder)!r} is not a run folder of train/train_sit.py: it has no config.yaml")
+        raise ValueError(f"{field}={str(folder)!r} is not a run folder of a script in train/: it has no config.yaml")
