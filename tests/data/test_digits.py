@@ -29,8 +29,16 @@ def test_digits_are_scikit_learns():
     assert everything.max() == 1
 
 
-@pytest.mark.parametrize("image_size", [16, 0])
-def test_digits_have_one_size(image_size):
+@pytest.mark.parametrize("image_size", [12, 0])
+def test_other_sizes_are_refused(image_size):
     open_dataset("digits", 8)
     with pytest.raises(ValueError, match=f"image_size={image_size}"):
         open_dataset("digits", image_size)
+
+
+def test_enlarged_digits():
+    """They have the size that is asked for, and are the digits again when they are made small."""
+    small, large = DigitsDataset(), DigitsDataset(16)
+    assert large.image_size == 16 and large.image(5).shape == (16, 16, 1) and large.fingerprint() != small.fingerprint()
+    again = large.image(5)[:, :, 0].reshape(8, 2, 8, 2).mean((1, 3))
+    assert abs(again - small.image(5)[:, :, 0]).mean() < 10
