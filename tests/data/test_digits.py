@@ -41,4 +41,4 @@ def test_enlarged_digits():
     small, large = DigitsDataset(), DigitsDataset(16)
     assert large.image_size == 16 and large.image(5).shape == (16, 16, 1) and large.fingerprint() != small.fingerprint()
     again = large.image(5)[:, :, 0].reshape(8, 2, 8, 2).mean((1, 3))
-    assert abs(again - small.image(5)[:, :, 0]).mean() < 10
+    assert np.corrcoef(again.ravel(), small.image(5).ravel())[0, 1] > 0.98
