@@ -173,13 +173,13 @@ def draw_shares(shares: dict[int, float], blocks: list[int], picture: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(4.0, 0.35 * len(shares) + 2), 3.2), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 0.35 * len(shares) + 2), 3.2), layout="constrained")
     axes, order = figure.subplots(), sorted(shares)
     for chosen, color, label in ((True, "tab:blue", "becomes ATConv"), (False, "tab:gray", "stays self-attention")):
         names = [i for i in order if (i in blocks) == chosen]
         if names:
             axes.bar([order.index(i) for i in names], [shares[i] for i in names], color=color, label=label)
-    axes.set(xlabel="block", ylabel="unexplained share", title="What ATConv leaves unexplained of each mixer")
+    axes.set(xlabel="block", ylabel="unexplained share", title="What ATConv leaves of each output")
     axes.set_xticks(range(len(order)), list(map(str, order)))
     axes.legend(fontsize="small")
     with staged(picture, durable=False) as staging:

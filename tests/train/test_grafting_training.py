@@ -230,3 +230,27 @@ def test_a_graft_without_images(attention, tmp_path):
     parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=3)
     for name, value in weights(whole).items():
         assert torch.equal(weights(parts)[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["graft", "graft_xl"])
+def test_recipes(recipe, attention, tmp_path, capsys):
+    """Their heads name the command, whose plan names both stages. The teacher of this test has but three blocks."""
+    file = Path(train_sit.__file__).with_name("configs") / f"{recipe}.yaml"
+    assert f"--config train/configs/{recipe}.yaml --init_from" in file.read_text()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = [
+        "--config",
+        str(file),
+        "--init_from",
+        attention,
+        "--teacher",
+        attention,
+        "--mixer",
+        "auto:1",
+        "--dry_run",
+    ]
+    train_sit.main([*options, "--mixed_precision", "no", "--num_workers", "0", "--output_dir", str(tmp_path / "run")])
+    printed = capsys.readouterr().out
+    assert "unexplained by ATConv" in printed and "and learns its output for" in printed
+    assert f"error against {attention}" in printed and not (tmp_path / "run").exists()

@@ -21,7 +21,10 @@ from sit_atconv.training.build import build_transformer
 from sit_atconv.training.stored_config import resolve_config
 
 CONFIGS = Path(train_sit.__file__).with_name("configs")
-RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("attnet_*.yaml")), key=lambda path: path.name)
+RECIPES = sorted(
+    set(CONFIGS.glob("*.yaml")) - {*CONFIGS.glob("attnet_*.yaml"), *CONFIGS.glob("graft*.yaml")},
+    key=lambda path: path.name,
+)
 IMAGENET = sorted(CONFIGS.glob("imagenet*.yaml"), key=lambda path: path.name)
 
 
