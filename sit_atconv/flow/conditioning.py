@@ -10,7 +10,7 @@ modulations are computed in the call. A scheduler of mean velocities lists steps
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,6 +66,8 @@ class LabelledModel:
     def __init__(self, transformer: ModelMixin, labels: torch.Tensor):
         self.transformer = transformer
         self.labels = labels
+        if self._is_cached:
+            transformer._reset_stateful_cache()  # what other images have left
         # What `prepare` computes; before that, and if it does not fit, every call computes its own modulations.
         self.modulations: torch.Tensor | None = None  # (times, unique labels, width)
         self.index: torch.Tensor | None = None  # of each label in the unique labels
@@ -102,16 +104,29 @@ class LabelledModel:
         x = x.to(self.transformer.dtype)
         key = (t,) if s is None else (t, s)
         step = self.steps.get(tuple(map(time_key, key))) if self.steps and not t.ndim else None
-        if step is not None:
-            assert self.modulations is not None and self.index is not None  # steps are set with them
-            modulation = self.modulations[step, self.index[rows]]
-            output = self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
-        else:
-            end = {} if s is None else {"end_timestep": _on_device(s, x)}
-            output = self.transformer(x, _on_device(t, x), self.labels[rows], return_dict=False, **end)[0]
+        # The states of a cache are of one size: guidance doubles the rows while it is on.
+        state = self.transformer.cache_context(f"{len(x)} rows") if self._is_cached else nullcontext()
+        with state:
+            output = self._output(x, t, rows, s, step)
         check_output(output, x)
         # A copy, because solvers keep the output, and CUDA graphs write each output to the same memory.
         return output.to(torch.float32, copy=True)
+
+    @property
+    def _is_cached(self) -> bool:
+        """Whether one of diffusers' caches reuses what blocks computed in earlier calls."""
+        return getattr(self.transformer, "is_cache_enabled", False)
+
+    def _output(
+        self, x: torch.Tensor, t: torch.Tensor, rows: slice | torch.Tensor, s: torch.Tensor | None, step: int | None
+    ) -> torch.Tensor:
+        """The network's output at a time for which modulations were prepared, or at any other."""
+        if step is not None:
+            assert self.modulations is not None and self.index is not None  # steps are set with them
+            modulation = self.modulations[step, self.index[rows]]
+            return self.transformer(x, None, None, return_dict=False, modulation=modulation)[0]
+        end = {} if s is None else {"end_timestep": _on_device(s, x)}
+        return self.transformer(x, _on_device(t, x), self.labels[rows], return_dict=False, **end)[0]
 
 
 def _on_device(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

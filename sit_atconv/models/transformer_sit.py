@@ -10,13 +10,15 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..ops.linear import Linear, linear_gelu
+from ..ops.linear import Linear
 from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
@@ -24,57 +26,7 @@ from .attention import PooledAttention, SelfAttention
 from .embeddings import add_position_embedding, check_labels, embed_times
 from .loading import StrictModelMixin
 from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
-
-
-def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """adaLN: x·(1 + scale) + shift, with x (B, N, D), shift and scale (B, 1, D)."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-class MLP(nn.Module):
-    """The channel mixer: Linear, GELU (tanh form), Linear."""
-
-    def __init__(self, dim: int, hidden_dim: int):
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(linear_gelu(self.fc1, x))
-
-
-class SiTBlock(nn.Module):
-    """One transformer block with adaLN-zero conditioning (Figure 3 of arXiv 2212.09748)."""
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp_hidden_dim: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = MLP(dim, mlp_hidden_dim)
-        self.modulation = Linear(dim, 6 * dim)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        condition: torch.Tensor | None,
-        grid: tuple[int, int],
-        modulation: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Mix tokens and channels of x (B, N, D) -> (B, N, D).
-
-        Args:
-            x: (B, N, D).
-            condition: (B, D), the activated sum of the time and class embeddings.
-            grid: (H, W) with H·W = N.
-            modulation: (B, 6·D), the output of `self.modulation` if it is already known; `condition` is then ignored.
-        """
-        if modulation is None:
-            modulation = self.modulation(condition)
-        modulation_parts = modulation[:, None].chunk(6, dim=-1)  # six of (B, 1, D)
-        shift_mixer, scale_mixer, gate_mixer, shift_mlp, scale_mlp, gate_mlp = modulation_parts
-        x = torch.addcmul(x, gate_mixer, self.mixer(modulate(self.norm1(x), shift_mixer, scale_mixer), grid))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+from .sit_block import SiTBlock, modulate
 
 
 def make_mixer(name: str, config: Mapping) -> nn.Module:
@@ -96,7 +48,7 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
 
-class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     """SiT with ATConv, self-attention, or both as its mixers, the layers that mix tokens.
 
     Args:
@@ -231,6 +183,17 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         if self.config.class_dropout_prob == 0:
             raise ValueError("class_dropout_prob=0: this model has no null class, so it cannot be guided")
         return self.config.num_classes
+
+    def enable_cache(self, config) -> None:
+        """Let blocks reuse what they computed in earlier network calls, as one of diffusers' caches decides.
+
+        The pipeline forgets it before each solve.
+
+        Args:
+            config: such as `diffusers.FirstBlockCacheConfig(threshold=0.1)`.
+        """
+        TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
 
     def draw_class_dropout(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw which labels to drop: (B,) bool on the CPU, for `forward(class_dropout=…)`."""

@@ -1,0 +1,87 @@
+"""diffusers' caches, which reuse what blocks computed in earlier network calls, with every mixer."""
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+
+from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
+
+STEPS = 6
+MIXTURE = ["atconv", "attention", "pooled_attention", "atconv"]
+TAYLOR = dict(cache_interval=2, disable_cache_before_step=3, taylor_factors_dtype=torch.float32)
+CONFIGS = {
+    "first block": FirstBlockCacheConfig(threshold=100.0),
+    "Taylor": TaylorSeerCacheConfig(**TAYLOR, cache_identifiers=[r"blocks\.\d+\.(mixer|mlp)"]),
+}
+
+
+@pytest.fixture
+def pipe():
+    torch.manual_seed(0)
+    model = SiTTransformer2DModel(
+        sample_size=8,
+        in_channels=1,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_classes=3,
+        mixer=MIXTURE,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = SiTPipeline(model.eval(), InterpolantODEScheduler(solver="euler"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipe, seed=0, **options):
+    """Two images, guided for a part of the solve: the network gets four rows in some calls, and two in others."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(2)]
+    options = {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.6), **options}
+    return pipe([0, 2], num_inference_steps=STEPS, generator=generators, output_type="latent", **options).images
+
+
+def count_calls(pipe, block):
+    calls, inner = [], pipe.transformer.blocks[block].mlp.fc1
+    handle = inner.register_forward_hook(lambda *_: calls.append(1))
+    return calls, handle
+
+
+def test_a_cache_that_reuses_nothing_changes_nothing(pipe):
+    expected = draw(pipe)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    torch.testing.assert_close(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_are_skipped_and_other_images_are_not_reused(pipe, name):
+    expected = draw(pipe)
+    calls, handle = count_calls(pipe, 2)
+    pipe.transformer.enable_cache(CONFIGS[name])
+    first = draw(pipe)
+    assert 0 < len(calls) < STEPS
+    draw(pipe, seed=7)
+    torch.testing.assert_close(draw(pipe), first, rtol=0, atol=0)  # as if the others had never been drawn
+    assert not torch.allclose(first, expected) and (first - expected).abs().max() < 1
+    pipe.transformer.disable_cache()
+    handle.remove()
+    torch.testing.assert_close(draw(pipe), expected)
+
+
+def test_an_interrupted_solve_leaves_nothing_behind(pipe):
+    pipe.transformer.enable_cache(CONFIGS["first block"])
+    expected = draw(pipe)
+
+    def stop(pipe, step, t, tensors):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(pipe, seed=7, callback_on_step_end=stop)
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=0)
+
+
+def test_first_block_cache_computes_the_other_blocks_once_for_each_number_of_rows(pipe):
+    pipe.transformer.enable_cache(CONFIGS["first block"])
+    calls, _ = count_calls(pipe, 3)
+    draw(pipe)
+    assert len(calls) == 2  # with guidance and without
