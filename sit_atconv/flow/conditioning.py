@@ -137,9 +137,14 @@ def _on_device(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return t
 
 
+def _has_diffusers_hooks(module: torch.nn.Module) -> bool:
+    """Whether a module has hooks of diffusers; an empty registry of them stays where a pipeline has looked for some."""
+    return hasattr(module, "_diffusers_hook") and len(module._diffusers_hook.hooks) > 0
+
+
 def _has_hooks(model: torch.nn.Module) -> bool:
     """Whether hooks of accelerate, diffusers or PyTorch may move or gather weights whenever `forward` is called."""
     return any(
-        hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") or module._forward_pre_hooks
+        hasattr(module, "_hf_hook") or _has_diffusers_hooks(module) or module._forward_pre_hooks
         for module in model.modules()
     )

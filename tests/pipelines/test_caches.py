@@ -68,6 +68,15 @@ def test_blocks_are_skipped_and_other_images_are_not_reused(pipe, name):
     torch.testing.assert_close(draw(pipe), expected)
 
 
+def test_without_a_cache_the_modulations_are_computed_ahead(pipe):
+    """In every call: looking for caches at the end of the first leaves nothing that would forbid it in the second."""
+    seen, modulation = [], pipe.transformer.blocks[0].modulation
+    modulation.register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(2):
+        draw(pipe)
+    assert len(seen) == 2
+
+
 def test_an_interrupted_solve_leaves_nothing_behind(pipe):
     pipe.transformer.enable_cache(CONFIGS["first block"])
     expected = draw(pipe)
