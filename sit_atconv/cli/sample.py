@@ -148,6 +148,7 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
     Raises:
         ValueError: if the device or the folder cannot be used.
     """
+    import diffusers
     import torch
 
     from ..pipelines.pipeline_sit import SiTPipeline
@@ -156,9 +157,11 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
 
     device = pick_device(args.device)
     with reading_folder(args.folder):
-        pipeline = SiTPipeline.from_pretrained(args.folder, variant=weights_variant(args.folder))
-    # Not when loading: diffusers 0.42 renamed that option, and warns of the old name.
-    return pipeline.to(device, getattr(torch, args.dtype))
+        # diffusers has renamed this option: it warns of the old name, and of a cast after loading.
+        name = "dtype" if hasattr(diffusers.utils, "_resolve_dtype") else "torch_dtype"
+        options = {"variant": weights_variant(args.folder), name: getattr(torch, args.dtype)}
+        pipeline = SiTPipeline.from_pretrained(args.folder, **options)
+    return pipeline.to(device)
 
 
 def describe(

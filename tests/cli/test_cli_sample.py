@@ -1,6 +1,7 @@
 """`sit-atconv sample`: what it draws, where it writes, and what a picture says of itself."""
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_a_row_for_each_class_with_its_name(folder, capsys):
     assert grid.shape[0] == 2 * TILE + 8 and margin > 20
     for top in (8, 8 + TILE):  # something is written beside each row
         assert grid[top : top + 64, : margin - 4].max() > 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_is_warned_of(dtype, folder, recwarn, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(logging.Logger, "warning", lambda logger, *arguments: complaints.append(arguments))
+    sample(folder, "--seed", "4", "--dtype", dtype)
+    assert complaints == [] and [str(warning.message) for warning in recwarn] == []
 
 
 def test_names_are_written_in_other_alphabets_too():
