@@ -12,6 +12,7 @@ def test_models_are_named(monkeypatch, capsys, tmp_path):
         return "| table |"
 
     monkeypatch.setattr("sit_atconv.evaluation.few_steps_report.write_few_steps", fake)
+    monkeypatch.setattr(few_steps, "check_pipeline_folder", lambda folder: None)
     arguments = ["flow=runs/a=b", "mean flow=runs/c", "--reference", "digits", "--output", str(tmp_path / "out")]
     few_steps.main([*arguments, "--budgets", "[1, 2]"])
     assert asked["named"] == [("flow", "runs/a=b"), ("mean flow", "runs/c")] and asked["budgets"] == [1, 2]

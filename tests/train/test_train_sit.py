@@ -311,7 +311,7 @@ def test_config_file_and_command_line(tmp_path):
         (["--data", "nowhere"], "data='nowhere' does not exist"),
         (["--batch_size", "2000"], "batch_size=2000 exceeds the 1797 images"),
         (["--preset", "SiT-S/4", "--model.patch_size", "3"], "image_size=8 must be divisible by 3"),
-        (["--image_size", "16"], "image_size=16"),
+        (["--image_size", "12"], "image_size=12"),
         (["--vae", "nowhere/vae"], "vae='nowhere/vae' is not a VAE folder"),
         (["--gradient_accumulation_steps", "3"], "batch_size=32 must be divisible by 3"),
         (["--resume", "latest"], "holds no checkpoint"),
