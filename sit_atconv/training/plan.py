@@ -98,7 +98,7 @@ def describe_graft(config: TrainConfig, graft: Graft | None, num_layers: int) ->
         return []
     blocks = ", ".join(map(str, graft.blocks))
     start = "from the weights" if config.graft_init == "values" else "anew in place"
-    steps = f", and learns its output for {config.graft_steps:,} steps" if config.graft_steps else ""
+    steps = f", and learns its output for {counted(config.graft_steps, 'step')}" if config.graft_steps else ""
     head = f"graft       blocks {blocks} of 0…{num_layers - 1}: the new mixer starts {start} of self-attention{steps}"
     return [head, *graft.describe()]
 
