@@ -34,6 +34,7 @@ from .scores import Scores
 from .view import ClassifierView
 
 EVALUATIONS = "evaluation.jsonl"
+SMALLEST_BF16_SIZE = 17  # two pixels a side at stride 16; the convolution after it is the last one with a stride
 
 
 class ClassifierTask(Task):
@@ -60,6 +61,14 @@ class ClassifierTask(Task):
             raise ValueError(
                 "classifiers are not sharded: their BatchNorm needs whole channels; use a configuration of accelerate "
                 "without FSDP, such as train/configs/accelerate/ddp_8gpus.yaml"
+            )
+        assert config.image_size is not None  # ClassifierConfig checks it
+        is_half = self.accelerator.mixed_precision == "bf16" and self.accelerator.device.type == "cpu"
+        if is_half and config.image_size < SMALLEST_BF16_SIZE:
+            raise ValueError(
+                f"mixed_precision=bf16 with image_size={config.image_size}: on CPUs, PyTorch's gradients of strided "
+                "convolutions on maps of a single pixel are undefined in bfloat16; use --mixed_precision no, or images "
+                f"of at least {SMALLEST_BF16_SIZE} pixels"
             )
         self.dataset, self.validation = one_process_first(self.accelerator, lambda: open_data(config))
         self.dataset.check_output("output_dir", config.run_folder)

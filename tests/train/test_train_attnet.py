@@ -10,6 +10,7 @@ import timm
 import torch
 import train_attnet
 import train_sit
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -134,6 +135,40 @@ def test_optimizer_and_learning_rate_are_those_of_the_recipe(tmp_path):
     assert rates[0] == pytest.approx(1e-6) and rates[5] == pytest.approx(0.5, rel=1e-4)
     for step in (10, 50, 99):
         assert rates[step] == pytest.approx(1e-6 + 0.5 * (1 - 1e-6) * (1 + math.cos(math.pi * step / 100)))
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_bfloat16_and_compilation_train_nearly_the_same(tmp_path, monkeypatch):
+    """Compiled by the front end of torch.compile; its code generator is PyTorch's own matter, and takes long."""
+    compile, compiled = torch.nn.Module.compile, []
+
+    def traced(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        compile(module, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    options = ["--drop_path", "0", "--learning_rate", "0.01", "--image_size", "32"]
+    run(tmp_path / "plain", *options, steps=4)
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process; it holds the precision
+    run(tmp_path / "half", *options, "--mixed_precision", "bf16", steps=4)
+    assert not compiled
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(tmp_path / "compiled", *options, "--compile", "true", steps=4)
+    assert len(compiled) == 1
+    plain, half = losses(tmp_path / "plain"), losses(tmp_path / "half")
+    assert losses(tmp_path / "compiled") == pytest.approx(plain, rel=1e-4)
+    assert half == pytest.approx(plain, rel=0.02) and half != pytest.approx(plain, rel=1e-5)
+    weights = load_file(tmp_path / "half" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
+
+
+def test_bfloat16_is_refused_where_its_gradients_are_undefined(capsys):
+    message = refusal(capsys, "--mixed_precision", "bf16", "--dry_run", "true")
+    assert "mixed_precision=bf16 with image_size=16" in message and "at least 17 pixels" in message
 
 
 def test_repeated_augmentation_draws_each_image_in_a_row(tmp_path):
