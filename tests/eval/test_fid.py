@@ -177,8 +177,8 @@ def test_bad_input_is_refused_in_one_message(pipeline_folder, tmp_path, capsys, 
 
     digits = ("--reference", "digits", "--extractor", "pixels")
     cases = [
-        (("missing", *digits), ("samples: 'missing' is not a folder",)),
-        ((pipeline_folder, "--reference", "missing"), ("reference: 'missing' is not a folder",)),
+        (("missing", *digits), ("samples='missing' does not exist",)),
+        ((pipeline_folder, "--reference", "missing"), ("reference='missing' does not exist",)),
         ((str(empty), *digits), ("holds no images",)),
         ((str(broken), *digits), ("is not a pipeline folder: it has no transformer/config.json",)),
         ((str(unreadable), *digits), ("a.png cannot be read as an image",)),
@@ -238,7 +238,7 @@ def test_guidance_without_a_null_class_is_refused_before_sampling(digit_pipeline
 
 def test_an_interrupted_evaluation_leaves_no_report(tmp_path, capsys, monkeypatch):
     """Neither Ctrl-C nor a full disk leaves a file that the same command would refuse."""
-    command = ["samples", "--reference", "real", "--output", str(tmp_path / "fid.json")]
+    command = ["hf:samples", "--reference", "hf:real", "--output", str(tmp_path / "fid.json")]
     report = {"fid": 1.5, "notes": [], "samples": "samples", "reference": "real", "extractor": "pixels"}
     report |= {"num_samples": 3, "num_reference": 3}
 
