@@ -139,7 +139,7 @@ def test_own_pictures_need_no_classes(name, sources, capsys):
     dry_run(CONFIGS / f"{name}.yaml", sources, "--data", f"{sources / 'photos'}?label=none")
     printed = capsys.readouterr().out
     assert "256 images without classes" in printed
-    assert "one step with 1 images" in printed
+    assert "one step with 1 image" in printed
 
 
 def test_dry_run_finds_what_is_wrong(sources, capsys):
