@@ -130,7 +130,7 @@ def test_dry_run_takes_a_step_and_writes_nothing(recipe, sources, tmp_path, monk
     printed = capsys.readouterr().out
     assert f"256 images of 2 classes, {config.get('image_size', 256)}² pixels" in printed
     assert f"{config['max_steps']:,} steps" in printed
-    assert f"one step with {images} images" in printed
+    assert f"one step with {images} image" in printed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -105,7 +105,7 @@ def test_too_many_broken_images_of_one_process_stop_all(tmp_path, flat, processe
     (flat / "03.png").write_bytes(b"no image")
 
     def member(rank: int) -> None:
-        with pytest.raises(ValueError, match=r"1 images (.|\n)*03.png"):
+        with pytest.raises(ValueError, match=r"1 image cannot (.|\n)*03.png"):
             run(tmp_path / "run", "--data", flat, "--image_size", 8, "--max_broken_images", 0)
 
     assert processes(2, member) == [0, 0]
