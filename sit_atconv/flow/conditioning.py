@@ -11,6 +11,7 @@ modulations are computed in the call. A scheduler of mean velocities lists steps
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -139,7 +140,8 @@ def _on_device(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _has_diffusers_hooks(module: torch.nn.Module) -> bool:
     """Whether a module has hooks of diffusers; an empty registry of them stays where a pipeline has looked for some."""
-    return hasattr(module, "_diffusers_hook") and len(module._diffusers_hook.hooks) > 0
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    return registry is not None and len(registry.hooks) > 0
 
 
 def _has_hooks(model: torch.nn.Module) -> bool:

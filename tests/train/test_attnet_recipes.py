@@ -29,8 +29,8 @@ def test_every_size_has_a_recipe():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_recipe_is_that_of_the_paper(name):
-    config = train_attnet.parse_arguments(["--config", str(CONFIGS / f"attnet_{name}.yaml"), "--data", "x"])
+def test_recipe_is_that_of_the_paper(name, tmp_path):
+    config = train_attnet.parse_arguments(["--config", str(CONFIGS / f"attnet_{name}.yaml"), "--data", str(tmp_path)])
     drop_path, weight_decay, mixup, erase, augments = PAPER[name]
     assert (config.drop_path, config.weight_decay, config.mixup) == (drop_path, weight_decay, mixup)
     assert (config.random_erase, config.auto_augment) == (erase, "rand-m9-mstd0.5-inc1" if augments else None)
@@ -83,11 +83,11 @@ def test_recipes_train(tmp_path):
     ],
     ids=["attnet", "convnext", "inception_next", "pvt"],
 )
-def test_models_of_the_comparison_have_the_same_size(options):
+def test_models_of_the_comparison_have_the_same_size(options, tmp_path):
     """They are the commands in the head of the recipe."""
     file = CONFIGS / "attnet_cifar10.yaml"
     assert all(word in file.read_text() for word in options)
-    config = train_attnet.parse_arguments(["--config", str(file), "--data", "x", *options])
+    config = train_attnet.parse_arguments(["--config", str(file), "--data", str(tmp_path), *options])
     with torch.device("meta"):
         model = build_classifier(config, 3, 10)
     assert abs(sum(parameter.numel() for parameter in model.parameters()) / 1.22e6 - 1) < 0.02
