@@ -39,6 +39,7 @@ from ..utils.source_names import check_folder_or_name, check_source
 from ..utils.text import counted, one_line, printable
 from .batches import dead_worker, start_workers
 from .processes import join_processes, on_main_process, one_process_first
+from .signals import end_workers
 
 
 def encode_latents(
@@ -222,6 +223,7 @@ class LatentEncoder:
                 "others. Lower --num_workers if memory is short"
             ) from error
         finally:
+            end_workers(workers)  # first: the death of another one would still raise
             if handler is not None:
                 signal.signal(signal.SIGCHLD, handler)
 

@@ -106,7 +106,7 @@ def test_bad_input_is_refused_in_one_message(digit_pipeline, pipeline_folder, ti
         ((*digits, "--num_inference_steps", "0"), "num_inference_steps=0"),
         ((*digits, "--seed", "-1"), "seed=-1"),
         ((*digits, "--batch_size", "0"), "batch_size=0"),
-        ((*digits, "--image_size", "16"), "image_size=16"),
+        ((*digits, "--image_size", "16"), "images of digits are 16×16×1, the pipeline's 8×8×1"),
         ((*digits, "--steps", "3"), "--steps"),
         ((pair, "--reference", "digits"), "images of digits are 8×8×1, the pipeline's 8×8×3"),
         ((large, "--reference", few), "compared up to 4096"),

@@ -131,11 +131,11 @@ def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
     """An interrupt ends the run with what it has; where memory is short, the settings after it are measured."""
     measure, seen = run.measure, []
 
-    def fail_at_the_second(*args):
+    def fail_at_the_second(*args, **options):
         seen.append(args)
         if len(seen) == 2:
             raise fault
-        return measure(*args)
+        return measure(*args, **options)
 
     monkeypatch.setattr(run, "measure", fail_at_the_second)
     arguments = [*SMALL, "--image_sizes", "[32, 64, 96]", "--output", str(tmp_path / "new")]
@@ -189,7 +189,7 @@ def test_compiled_blocks_are_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(  # the compiler itself takes half a minute
         SiTTransformer2DModel,
         "compile_repeated_blocks",
-        lambda self, fullgraph: compile_blocks(self, fullgraph=fullgraph, backend="eager"),
+        lambda self, fullgraph, mode: compile_blocks(self, fullgraph=fullgraph, mode=mode, backend="eager"),
     )
     arguments = [*SMALL, "--compile", "blocks", "--image_sizes", "[32]", "--output", str(tmp_path / "new")]
     assert latency.main(arguments) == 0
