@@ -199,6 +199,7 @@ def load_portable(folder):
     return pipe
 
 
+@pytest.mark.slow
 def test_two_versions_of_the_code_live_in_one_process(tiny_pipeline, tmp_path):
     """Each folder goes on using its own code, helper functions included, whatever is loaded after it."""
     pipe = tiny_pipeline()

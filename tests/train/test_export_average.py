@@ -96,6 +96,7 @@ def test_classifier_holds_the_average_asked_for(tmp_path, capsys):
         assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_run_of_a_tracker_that_is_not_here_and_without_decays(tmp_path, monkeypatch):
     options = [
         "--output_dir",

@@ -233,6 +233,7 @@ def test_run_from_before_an_option_was_there_goes_on(tmp_path):
     assert checkpoints(tmp_path / "run") == ["step-00000002", "step-00000003"]
 
 
+@pytest.mark.slow
 def test_resumed_run_does_not_keep_the_checkpoint_in_memory(tmp_path, monkeypatch):
     run(tmp_path / "run", steps=2)
     read, losses, loaded = learner.read_checkpoint, Objective.losses, []

@@ -129,6 +129,7 @@ def test_gradients_that_are_not_clipped_are_logged(tmp_path):
     assert any(not torch.equal(value, trained["1e-3"][name]) for name, value in trained["null"].items())
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_run_writes_the_pipeline(tmp_path):
     """As after a kill between the last checkpoint and the end."""
     expected = weights(run(tmp_path / "run"))

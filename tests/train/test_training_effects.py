@@ -168,6 +168,7 @@ def test_the_seed_decides_on_weights_images_and_noise(tmp_path):
     assert (weights[0] - weights[1]).abs().mean() > 0.01
 
 
+@pytest.mark.slow
 def test_what_is_kept_and_when(tmp_path):
     options = ["--checkpoint_every", "1", "--keep_checkpoints", "1", "--keep_every", "2", "--sample_every", "3"]
     folder = run(tmp_path / "run", *options, "--ema_stds", "[0.1]", "--ema_snapshot_every", "2", steps=5)
