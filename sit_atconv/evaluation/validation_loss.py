@@ -106,13 +106,17 @@ def validation_loss(pipeline: SiTPipeline, dataset: ImageDataset, options: Valid
     interpolant = pipeline.scheduler.interpolant
     start, end = interpolant.time_interval(interpolant.default_eps(training=True))  # where velocities are finite
     time = start + (end - start) * time
-    losses, spectra = [], []
-    for rows in batches(len(image), options.batch_size):
-        error = velocity_errors(pipeline, dataset, image[rows], time[rows], rows, options.seed)
-        losses.append(error.square().flatten(1).mean(1).cpu().numpy())
-        spectra.append(band_powers(error).cpu().numpy())
-    settings = describe_samples(dataset, options)
-    return ValidationLoss(settings, image, time, np.concatenate(losses), np.concatenate(spectra))
+    num_images = len(image) // options.num_times
+    loss, spectrum = np.zeros(len(image), np.float32), np.zeros((len(image), len(BANDS)), np.float32)
+    for columns in batches(num_images, options.batch_size):
+        x_1 = clean_images(pipeline, dataset, image[columns])  # once for all of their times
+        for start in range(0, len(image), num_images):
+            rows = [start + column for column in columns]
+            labels = torch.from_numpy(dataset.labels[image[rows]]).to(x_1.device)
+            error = velocity_errors(pipeline, x_1, labels, time[rows], rows, options.seed)
+            loss[rows] = error.square().flatten(1).mean(1).cpu().numpy()
+            spectrum[rows] = band_powers(error).cpu().numpy()
+    return ValidationLoss(describe_samples(dataset, options), image, time, loss, spectrum)
 
 
 def check_fits(pipeline: SiTPipeline, dataset: ImageDataset) -> None:
@@ -152,37 +156,46 @@ def draw_samples(num_available: int, options: ValidationOptions) -> tuple[np.nda
     return np.tile(images, parts), time.flatten()
 
 
-def batches(num_samples: int, batch_size: int) -> Iterator[range]:
-    """The numbers of the samples of each batch, with a progress bar."""
-    starts = range(0, num_samples, batch_size)
+def batches(num_images: int, batch_size: int) -> Iterator[range]:
+    """The numbers of the images of each batch, with a progress bar."""
+    starts = range(0, num_images, batch_size)
     for start in tqdm(starts, "validation loss", leave=False, dynamic_ncols=True, disable=None):
-        yield range(start, min(start + batch_size, num_samples))
+        yield range(start, min(start + batch_size, num_images))
+
+
+@torch.no_grad()
+def clean_images(pipeline: SiTPipeline, dataset: ImageDataset, image: np.ndarray) -> torch.Tensor:
+    """The images (B,) of a data set as the transformer takes them: x_1, (B, C, H, W) float32 on its device."""
+    config, vae = pipeline.transformer.config, pipeline.vae
+    mean = None if vae is None else torch.zeros(config.in_channels, config.sample_size, config.sample_size)
+    parts = [dataset.training_tensors(int(i), False, mean) for i in image]
+    x_1 = torch.stack([part["x"] for part in parts]).to(pipeline.device)
+    return encode(vae, x_1) if vae is not None and "posterior" in parts[0] else x_1
 
 
 @torch.no_grad()
 def velocity_errors(
-    pipeline: SiTPipeline, dataset: ImageDataset, image: np.ndarray, time: np.ndarray, rows: Sequence[int], seed: int
+    pipeline: SiTPipeline,
+    x_1: torch.Tensor,
+    labels: torch.Tensor,
+    time: np.ndarray,
+    rows: Sequence[int],
+    seed: int,
 ) -> torch.Tensor:
     """The predicted velocity minus the true one at some samples: (B, C, H, W) float32.
 
     Args:
         pipeline: the model and its scheduler.
-        dataset: the data.
-        image, time: (B,) index of the image and t of each sample.
+        x_1: (B, C, H, W) data.
+        labels: (B,) its classes.
+        time: (B,) t of each sample.
         rows: the numbers of the samples, which determine their noise.
         seed: seed of the noise.
     """
-    model, vae, device = pipeline.transformer, pipeline.vae, pipeline.device
-    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
-    posterior = None if vae is None else torch.zeros(shape)  # the mean
-    parts = [dataset.training_tensors(int(i), False, posterior) for i in image]
-    x_1 = torch.stack([part["x"] for part in parts]).to(device)
-    if vae is not None and "posterior" in parts[0]:
-        x_1 = encode(vae, x_1)
-    x_0 = torch.stack([torch.randn(shape, generator=image_generator(seed, row)) for row in rows]).to(device)
-    t = torch.from_numpy(time).float().to(device)
-    labels = torch.from_numpy(dataset.labels[image]).to(device)
-    interpolant = pipeline.scheduler.interpolant
+    model, interpolant = pipeline.transformer, pipeline.scheduler.interpolant
+    noise = [torch.randn(x_1.shape[1:], generator=image_generator(seed, row)) for row in rows]
+    x_0 = torch.stack(noise).to(x_1.device)
+    t = torch.from_numpy(time).float().to(x_1.device)
     x_t = interpolant.interpolate(x_0, x_1, t)
     output = model(x_t.to(model.dtype), t, labels, return_dict=False)[0].float()
     return interpolant.to_velocity(output, x_t, t) - interpolant.velocity(x_0, x_1, expand_like(t, x_1))
