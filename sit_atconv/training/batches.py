@@ -109,9 +109,12 @@ def dead_worker(workers: list[BaseProcess]) -> str | None:
     if not workers:
         return None
     ended = wait([worker.sentinel for worker in workers], timeout=1)  # it may be about to end
-    code = next((worker.exitcode for worker in workers if worker.sentinel in ended), None)
-    if code is None:
+    first = next((worker for worker in workers if worker.sentinel in ended), None)
+    if first is None:
         return None
+    first.join()  # a process closes its files, and thus its sentinel, a little before it has an exit code
+    code = first.exitcode
+    assert code is not None
     if code >= 0:
         return f"a data worker died with exit code {code}"
     name = str(-code)
