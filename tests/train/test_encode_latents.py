@@ -12,6 +12,7 @@ import pytest
 import torch
 import train_sit
 from accelerate.state import AcceleratorState
+from command_runs import refused
 from diffusers import AutoencoderKL
 from latents_stand_in import contents, options
 from PIL import Image
@@ -57,10 +58,7 @@ def test_one_process_opens_the_data_before_the_others(module, photos, vae, tmp_p
 
 
 def refusal(capsys, main, *arguments) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
+    return refused(capsys, main, *arguments)
 
 
 def test_folders_that_hold_something_else(photos, vae, latents, tmp_path, capsys):

@@ -2,7 +2,6 @@ import importlib.util
 import multiprocessing
 import resource
 import signal
-from pathlib import Path
 
 import export_average
 import pytest
@@ -10,6 +9,7 @@ import timm
 import torch
 import train_attnet
 import train_sit
+from command_runs import weights
 from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline
@@ -27,10 +27,6 @@ def run(tmp_path_factory):
     options += ["--checkpoint_every", "3", "--sample_steps", "1", "--log_with", "none"]
     train(train_sit.parse_arguments(options))
     return folder
-
-
-def weights(pipeline: Path) -> dict[str, torch.Tensor]:
-    return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.slow

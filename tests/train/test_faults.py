@@ -19,6 +19,7 @@ import train_sit
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from command_runs import refused
 from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -50,11 +51,8 @@ def run(folder: Path, *arguments: str, steps: int = 4) -> Path:
     return train(train_sit.parse_arguments(options))
 
 
-def refusal(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        train_sit.main([*TINY, *arguments])
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
+def refusal(capsys, *options: str) -> str:
+    return refused(capsys, train_sit.main, *TINY, *options)
 
 
 def checkpoints(folder: Path) -> list[str]:

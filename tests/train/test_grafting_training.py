@@ -13,6 +13,7 @@ import pytest
 import torch
 import train_sit
 from accelerate.state import AcceleratorState
+from command_runs import gradient_norms, metrics, refused, weights
 from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
@@ -32,25 +33,7 @@ def run(folder: Path, *options: str, steps: int = 2) -> Path:
 
 
 def refusal(capsys, *options: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        train_sit.main([*TINY, *options])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("\n") == 1
-    return message
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def gradient_norms(folder: Path) -> list[float]:
-    return [line["grad_norm"] for line in metrics(folder)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    return refused(capsys, train_sit.main, *TINY, *options)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +60,7 @@ def test_regression_trains_the_new_mixers_alone(attention, tmp_path):
     for name, value in staged.items():
         if not name.startswith("blocks.1.mixer."):
             assert torch.equal(value, old[name]), name
-    whole = weights(folder)
+    whole = weights(folder / "pipeline")
     assert not torch.equal(whole["patch_embed.weight"], old["patch_embed.weight"])
     moments = load_file(folder / "checkpoints" / "step-00000003" / "optimizer.safetensors")
     assert {float(value) for name, value in moments.items() if name.endswith("|step")} == {1.0}  # started over
@@ -228,8 +211,8 @@ def test_a_graft_without_images(attention, tmp_path):
         shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
     shutil.rmtree(cache / "sit_atconv")
     parts = run(tmp_path / "parts", *options, "--resume", "latest", steps=3)
-    for name, value in weights(whole).items():
-        assert torch.equal(weights(parts)[name], value), name
+    for name, value in weights(whole / "pipeline").items():
+        assert torch.equal(weights(parts / "pipeline")[name], value), name
 
 
 @pytest.mark.slow

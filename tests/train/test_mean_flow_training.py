@@ -12,6 +12,7 @@ import pytest
 import torch
 import train_sit
 from accelerate.state import AcceleratorState
+from command_runs import gradient_norms, metrics, refused, weights
 from safetensors.torch import load_file
 from without_package import WITHOUT_PACKAGE
 
@@ -31,25 +32,7 @@ def run(folder: Path, *options: str, steps: int = 2) -> Path:
 
 
 def refusal(capsys, *options: str) -> str:
-    capsys.readouterr()  # the progress of runs before
-    with pytest.raises(SystemExit) as stopped:
-        train_sit.main([*TINY, *options])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("\n") == 1
-    return message
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def gradient_norms(folder: Path) -> list[float]:
-    return [line["grad_norm"] for line in metrics(folder)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    return refused(capsys, train_sit.main, *TINY, *options)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +109,8 @@ def test_gradients_do_not_depend_on_how_they_are_computed(changes, tmp_path):
     options += ("--meanflow_guidance_warmup_steps", "1")
     plain, changed = run(tmp_path / "plain", *options), run(tmp_path / "changed", *options, *changes)
     assert gradient_norms(changed) == pytest.approx(gradient_norms(plain), rel=1e-3)
-    for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(changed)[name], value, rtol=1e-2, atol=1e-4)
+    for name, value in weights(plain / "pipeline").items():
+        torch.testing.assert_close(weights(changed / "pipeline")[name], value, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -190,7 +173,7 @@ def test_a_derivative_that_is_not_finite_skips_the_step(flow, tmp_path, monkeypa
     folder = run(tmp_path / "run", "--init_from", flow, steps=3)
     lines = metrics(folder)
     assert [line["step"] for line in lines if line.get("skipped")] == [2]
-    assert all(value.isfinite().all() for value in weights(folder).values())
+    assert all(value.isfinite().all() for value in weights(folder / "pipeline").values())
 
 
 @pytest.mark.slow

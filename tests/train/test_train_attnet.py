@@ -11,6 +11,7 @@ import torch
 import train_attnet
 import train_sit
 from accelerate.state import AcceleratorState
+from command_runs import refused
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -39,10 +40,7 @@ def run(folder: Path, *options: str, steps: int = 2) -> Path:
 
 
 def refusal(capsys, *options: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        train_attnet.main([*TINY, *options])
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return refused(capsys, train_attnet.main, *TINY, *options)
 
 
 @pytest.fixture

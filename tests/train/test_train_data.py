@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import train_sit
+from command_runs import weights
 from PIL import Image
-from safetensors.torch import load_file
 
 from sit_atconv import SiTPipeline, cli
 from sit_atconv.training.loop import train
@@ -19,10 +19,6 @@ TINY = ["--model.num_layers", "2", "--batch_size", "8", "--log_every", "1", "--s
 def run(folder, *arguments, steps: int = 3):
     options = ["--output_dir", folder, "--max_steps", steps, *TINY, *arguments]
     return train(train_sit.parse_arguments([str(option) for option in options]))
-
-
-def weights(pipeline) -> dict[str, torch.Tensor]:
-    return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def png(rng: np.random.Generator) -> bytes:

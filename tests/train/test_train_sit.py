@@ -7,6 +7,7 @@ import pytest
 import torch
 import train_sit
 import yaml
+from command_runs import refused, weights
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,17 +25,8 @@ def run(folder: Path, *arguments: str, steps: int = 4) -> Path:
     return train(train_sit.parse_arguments(options))
 
 
-def refusal(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        train_sit.main([*TINY, *arguments])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message
-
-
-def weights(pipeline: Path) -> dict[str, torch.Tensor]:
-    return load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+def refusal(capsys, *options: str) -> str:
+    return refused(capsys, train_sit.main, *TINY, *options)
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

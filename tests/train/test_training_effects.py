@@ -4,7 +4,6 @@ Where an optimizer step hides an effect, as AdamW hides the scale of the loss, t
 metrics.jsonl, or AdamW's first moment in a checkpoint, which after one step is (1 − β₁) times the gradient.
 """
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import train_sit
+from command_runs import metrics
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,10 +30,6 @@ TINY += ["--log_with", "none", "--lr_warmup_steps", "0", "--lr_schedule", "const
 def run(folder: Path, *options: str, steps: int = 1) -> Path:
     train_sit.main(["--output_dir", str(folder), "--max_steps", str(steps), *TINY, *options])
     return folder
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def tensors(folder: Path, part: str, step: int = 1) -> dict[str, torch.Tensor]:
