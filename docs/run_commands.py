@@ -5,7 +5,10 @@
 Every code block marked `bash` is run by bash, in order, in FOLDER, which must be new: it becomes a copy of this
 checkout's last commit, so that nothing here is touched, with a folder photos/ of small pictures. Lines that install
 packages, download from the Hub, need a GPU, or name something of the reader's in capitals are left out, and named. A
-block that still runs after some minutes is interrupted, as Ctrl-C would, and counts as working.
+block that still runs after some minutes is interrupted, as Ctrl-C would, and counts as working. `--steps 20` shortens
+every training, so that the blocks after it find a pipeline, and `--before` runs what a document takes for granted:
+
+    python docs/run_commands.py docs/samplers.md FOLDER --steps 20 --before "python train/train_sit.py"
 """
 
 import argparse
@@ -19,6 +22,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LEFT_OUT = re.compile(r"pip install|stabilityai/|sit-xl|me/digits|--device cuda|^\s*pytest|\b(?!END\b)[A-Z][A-Z_]{2,}")
+
+# Defined before a block where trainings are shortened; the block itself stays as it is printed.
+SHORTER = """
+shortened() {{
+  case "$*" in
+    *train/train_*.py*|*"sit-atconv train "*) command "$@" --max_steps {steps};;
+    *) command "$@";;
+  esac
+}}
+python() {{ shortened python "$@"; }}
+accelerate() {{ shortened accelerate "$@"; }}
+sit-atconv() {{ shortened sit-atconv "$@"; }}
+"""
 
 
 def is_left_out(line: str) -> bool:
@@ -61,15 +77,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("document", type=Path, help="a Markdown file")
     parser.add_argument("folder", type=Path, help="a new folder to run the commands in")
     parser.add_argument("--minutes", type=float, default=10, help="a block is interrupted after so many minutes")
+    parser.add_argument("--steps", type=int, help="end every training after so many steps")
+    parser.add_argument("--before", action="append", default=[], help="a command to run first")
     options = parser.parse_args(arguments)
-    todo = blocks(options.document.read_text(encoding="utf-8"))
+    todo = [*((command, []) for command in options.before), *blocks(options.document.read_text(encoding="utf-8"))]
+    setting = "" if options.steps is None else SHORTER.format(steps=options.steps)
     prepare(options.folder)
     failed = []
     for script, left_out in todo:
         for line in left_out:
             print(f"left out: {line}", flush=True)
         print(script, flush=True)
-        code = run(script, options.folder, 60 * options.minutes)
+        code = run(setting + script, options.folder, 60 * options.minutes)
         if code:
             failed.append(script)
             print(f"exit code {code}", flush=True)

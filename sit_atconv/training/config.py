@@ -308,6 +308,11 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
         assert self.output_dir is not None  # __post_init__
         return Path(self.output_dir)
 
+    @property
+    def continuation(self) -> str:
+        """What continues this run once it has stopped, for messages."""
+        return "the same command" if self.resume else "the same command and --resume latest"
+
 
 @dataclass
 # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`

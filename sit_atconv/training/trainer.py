@@ -324,7 +324,7 @@ class Trainer:
             saved = "" if self.config.dry_run else f", and a checkpoint of step {self.step} is saved"
             raise ChildProcessError(
                 f"{failures[0]}. num_workers={self.config.num_workers}: the run has stopped{saved}; continue with "
-                "--resume latest, and a lower --num_workers if memory is short"
+                f"{self.config.continuation}, and a lower --num_workers if memory is short"
             )
 
     def finish(self) -> Path:
@@ -345,7 +345,7 @@ class Trainer:
             )
             return self.run
         if self.step < config.max_steps:
-            accelerator.print(f"\nstopped after step {self.step}; continue with the same command and --resume latest")
+            accelerator.print(f"\nstopped after step {self.step}; continue with {config.continuation}")
             accelerator.end_training()
             return self.run
         self._opened.close()

@@ -99,6 +99,7 @@ def test_reassessed_labels(model, folders, tmp_path):
 
 def test_mistakes_are_named(model, folders, tmp_path, capsys):
     assert "did you mean attnet_t2" in refusal(capsys, "attnet_t22", "--data", folders)
+    assert "timm has no weights for attnet_t2" in refusal(capsys, "attnet_t2", "--data", folders)
     assert "holds no config.json" in refusal(capsys, folders, "--data", folders)
     assert "has no classes; put the images of each class" in refusal(capsys, model, "--data", folders / "n01")
     assert "has 10 classes, such as 0, 1, 2; the model has 3, such as n01" in refusal(capsys, model, "--data", "digits")
@@ -115,3 +116,5 @@ def test_mistakes_are_named(model, folders, tmp_path, capsys):
     (tmp_path / "taken.json").write_text("mine")
     text = refusal(capsys, model, "--data", folders, "--output", tmp_path / "taken.json")
     assert "exists" in text and (tmp_path / "taken.json").read_text() == "mine"
+    (model / "model.safetensors").unlink()
+    assert f"model={str(model)!r} cannot be loaded: " in refusal(capsys, model, "--data", folders)

@@ -520,11 +520,11 @@ def test_sigterm_to_the_launcher_leaves_one_checkpoint_to_resume_from(tmp_path):
     """accelerate's launcher of one process passes nothing on and ends; torchrun's passes it on to each process."""
     printed = stop_launcher(ONE_PROCESS, tmp_path / "run")
     [first] = checkpoints(tmp_path / "run")
-    assert f"stopped after step {int(first[5:])}" in printed
+    assert f"stopped after step {int(first[5:])}; continue with the same command and --resume latest\n" in printed
     printed = stop_launcher(TWO_PROCESSES, tmp_path / "run", "--resume", "latest")
     [_, second] = checkpoints(tmp_path / "run")
     assert f"from step {int(first[5:])}" in printed
-    assert f"stopped after step {int(second[5:])}" in printed
+    assert f"stopped after step {int(second[5:])}; continue with the same command\n" in printed
     starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
     assert [start["processes"] for start in starts] == [1, 2]
 

@@ -23,6 +23,11 @@ def test_preset_and_options_are_unchanged_without_init_from():
     assert all(torch.equal(built[name], value) for name, value in expected.state_dict().items())
 
 
+def test_a_command_that_resumes_continues_by_itself():
+    assert TrainConfig(resume="auto").continuation == "the same command"
+    assert TrainConfig().continuation == "the same command and --resume latest"
+
+
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_missing_tracker_is_named_with_its_installation(tracker, monkeypatch):
     config = TrainConfig(log_with=tracker)
