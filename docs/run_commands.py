@@ -21,7 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LEFT_OUT = re.compile(r"pip install|stabilityai/|sit-xl|me/digits|--device cuda|^\s*pytest|\b(?!END\b)[A-Z][A-Z_]{2,}")
+LEFT_OUT = re.compile(
+    r"pip install|^\s*pytest|--device cuda|stabilityai/|me/digits|\b(?!END\b)[A-Z][A-Z_]{2,}|"
+    r"sit-xl|photos-latents"  # made by lines that are left out
+)
 
 # Defined before a block where trainings are shortened; the block itself stays as it is printed.
 SHORTER = """

@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from sit_atconv.sharing.folder import check_pipeline_folder
+from sit_atconv.utils.checks import check_device
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.source_names import check_source
@@ -35,6 +36,7 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_options(arguments)
     check_pipeline_folder(options["samples"])
     check_source("reference", options["reference"])
+    check_device("device", options["device"])
     # Only now, since these take seconds to import.
     from sit_atconv.data import open_dataset
     from sit_atconv.evaluation.class_accuracy import class_accuracy, class_summary

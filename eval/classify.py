@@ -10,7 +10,10 @@ name of timm. docs/attnet.md describes the report.
 
 import shlex
 import sys
+from pathlib import Path
 
+from sit_atconv.models.timm_names import check_timm_name
+from sit_atconv.utils.checks import check_device
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.source_names import check_source
@@ -32,6 +35,9 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
     options = parser.parse_options(arguments)
     check_source("data", options["data"])
+    check_device("device", options["device"])
+    if not Path(options["model"]).is_dir():
+        check_timm_name("model", options["model"], options["model"].removeprefix("timm:"))
     # Only now, since these take seconds to import.
     from sit_atconv.classification.report import classify, load_classifier, match_classes, open_labelled, summary
     from sit_atconv.utils.environment import pick_device

@@ -11,6 +11,7 @@ distances, by itself. Data sets and .npz batches are written to a temporary fold
 import sys
 
 from sit_atconv.evaluation.metric_options import MetricOptions
+from sit_atconv.utils.checks import check_device
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.source_names import check_source
@@ -36,6 +37,7 @@ def run(arguments: list[str]) -> None:
     options.check()
     for side in ("samples", "reference"):
         check_source(side, given[side])
+    check_device("device", given["device"])
     from sit_atconv.evaluation.parity import check_parity  # only now, since this takes seconds to import
 
     result = check_parity(given["samples"], given["reference"], options, given["num_images"], given["device"])

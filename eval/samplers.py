@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from sit_atconv.sharing.folder import check_pipeline_folder
+from sit_atconv.utils.checks import check_device
 from sit_atconv.utils.commands import check_outputs_at_once, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 
@@ -25,6 +26,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=str | None, default=None, help="a new PNG file: error against network calls")
     options = parser.parse_options(arguments)
     check_pipeline_folder(options["folder"])
+    check_device("device", options["device"])
     # Only now, since these take seconds to import.
     from sit_atconv.evaluation.sampling import load_pipeline
     from sit_atconv.evaluation.solver_error import compare_samplers, error_table

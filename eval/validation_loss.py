@@ -12,6 +12,7 @@ import sys
 
 from sit_atconv.evaluation.validation_options import ValidationOptions
 from sit_atconv.sharing.folder import check_pipeline_folder
+from sit_atconv.utils.checks import check_device
 from sit_atconv.utils.commands import check_outputs_at_once, named_folders, reporting_mistakes, save_report
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.source_names import check_source
@@ -38,6 +39,7 @@ def run(arguments: list[str]) -> None:
     device, output, plot = (options.pop(name) for name in ("device", "output", "plot"))
     validation = parser.build(ValidationOptions, options)
     check_source("data", validation.data)
+    check_device("device", device)
     for _, folder in named:
         check_pipeline_folder(folder)
     # Only now, since these take seconds to import.

@@ -10,7 +10,7 @@ divide the shards among themselves. If they are interrupted, the same command en
 
 import sys
 
-from sit_atconv.utils.commands import is_spokesman
+from sit_atconv.utils.commands import INTERRUPTED, is_spokesman
 from sit_atconv.utils.option_parser import OptionParser
 from sit_atconv.utils.text import printable
 
@@ -40,6 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
         if is_spokesman() or isinstance(error, OSError) or getattr(error, "concerns_one_process", False):
             print(f"encode_latents.py: error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if is_spokesman():
+            print("encode_latents.py: interrupted; the same command encodes what is missing", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from torch import nn
 from ..models.attnet import AttNet
 from ..models.attnet_names import read_arguments, to_reference
 from ..models.timm_encoders import check_timm_model
-from ..utils.checks import check_choice, check_count, check_positive
+from ..models.timm_names import check_timm_name
+from ..utils.checks import check_choice, check_count, check_device, check_positive
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import check_new_file, write_json
 from ..utils.tables import markdown_table
@@ -116,6 +117,9 @@ def backbone_latency(
     if threads is not None:
         check_count("threads", threads)
     check_choice("clock", clock, ("wall", "cpu"))
+    check_device("device", device)
+    for name in models:
+        check_timm_name("models", name, name.removesuffix(LAYOUT))
     if threads is not None:
         torch.set_num_threads(threads)
     place = pick_device(device)

@@ -4,6 +4,7 @@ import argparse
 
 from ..demo.address import check_address, check_gradio
 from ..sharing.folder import check_pipeline_name
+from ..utils.checks import check_device
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
     folders = [args.folder] if args.other is None else [args.folder, args.other]
     for folder in folders:
         check_pipeline_name(folder)
+    check_device("device", args.device)
     from ..demo.folders import load_pipelines
     from ..demo.page import Demo, launch
     from ..utils.environment import pick_device

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sharing.folder import check_pipeline_name
+from ..utils.checks import check_count, check_device
 from ..utils.files import check_new_file
 from ..utils.text import counted, printable
 
@@ -100,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
     """
     check_outputs(args)
     check_pipeline_name(args.folder)
+    check_device("device", args.device)
     from ..evaluation.sampling_options import SamplingOptions
-    from ..utils.checks import check_count
 
     check_count("images_per_class", args.images_per_class)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
+from ..utils.checks import check_device
 from ..utils.commands import check_outputs_at_once, save_report
 from ..utils.option_parser import OptionParser
 from ..utils.source_names import SOURCES, check_source
@@ -62,6 +63,7 @@ def run_evaluation(arguments: list[str], prog: str, command: Sequence[str]) -> N
     sampling.check()
     for side in ("samples", "reference"):
         check_source(side, options[side], KINDS[side])
+    check_device("device", options["device"])
     # Only now, since these take seconds to import.
     from .score_report import summary
     from .scores import evaluate

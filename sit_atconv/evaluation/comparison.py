@@ -11,7 +11,7 @@ import torch
 from ..data import read_image
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_device
 from ..utils.environment import describe_environment, pick_device
 from ..utils.text import counted, one_line, printable
 from .comparison_data import comparison_record
@@ -56,6 +56,7 @@ def write_comparison(
     """
     check_count("batch_size", batch_size)
     check_count("repeats", repeats)
+    check_device("device", device)
     output = Path(output)
     check_report_folder(output)
     choose_finals(runs)

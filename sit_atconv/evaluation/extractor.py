@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..models.timm_names import check_timm_name
+
 if TYPE_CHECKING:  # the names of extractors are checked before PyTorch is imported
     from torch import Tensor
 
@@ -86,6 +88,7 @@ def check_extractor(name: str, weights: str | None, outputs: Collection[str] = (
             f"extractor={name!r} has no classes, which the Inception Score needs; use inception or timm:NAME"
         )
     if kind == "timm":
+        check_timm_name("extractor", name, target)
         from ..models.timm_encoders import check_timm_model  # imports timm and PyTorch
 
         check_timm_model("extractor", name, target)

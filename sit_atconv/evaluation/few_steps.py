@@ -22,7 +22,7 @@ from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.bounded_text import read_json_object
-from ..utils.checks import check_choice, check_count, check_seed
+from ..utils.checks import check_choice, check_count, check_device, check_seed
 from ..utils.environment import pick_device
 from ..utils.files import check_writable_folder, write_json
 from ..utils.source_names import check_source
@@ -88,6 +88,7 @@ def measure_few_steps(
         check_choice("samplers", sampler, SAMPLERS)
     check_count("batch_size", batch_size)
     check_seed("seed", seed)
+    check_device("device", device)
     for name, value in (("num_samples", num_samples), ("image_size", image_size)):
         if value is not None:
             check_count(name, value)

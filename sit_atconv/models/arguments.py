@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..utils.checks import check_choice, check_count, check_positive, is_number
+from ..utils.checks import check_choice, check_count, check_positive, is_number, is_whole
 from .costs import model_width
 
 if TYPE_CHECKING:  # so that options are checked before PyTorch is imported
     import torch
 
+KERNEL_ACTIVATIONS = ("gelu_tanh", "silu", "gelu")
+KERNEL_POOLS = ("strips", "grid")
 POSITION_EMBEDDINGS = ("sincos", "none")
 STEP_CONDITIONINGS = ("none", "span", "decoupled")
 # What is far beyond any model of this kind, and would take minutes to build or all of the memory.
@@ -27,7 +29,7 @@ def check_arguments(config: Mapping) -> None:
     if config["out_channels"] is not None:
         check_count("out_channels", config["out_channels"], most=math.inf)
     check_positive("mlp_ratio", config["mlp_ratio"])
-    check_count("kernel_size", config["kernel_size"], most=math.inf)
+    check_kernel(config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
     check_dilation("kernel_dilation", config["kernel_dilation"], model_width(config))
     check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
     check_size(config)
@@ -42,6 +44,14 @@ def check_arguments(config: Mapping) -> None:
         raise ValueError(f"timestep_at_data={config['timestep_at_data']} must differ from timestep_at_noise, as t does")
     check_choice("step_conditioning", config["step_conditioning"], STEP_CONDITIONINGS)
     check_positive("trained_guidance_scale", config["trained_guidance_scale"])
+
+
+def check_kernel(size: int, activation: str, pool: str) -> None:
+    """Raise ValueError unless ATConv can generate kernels of this size in this way."""
+    if not is_whole(size) or size < 1 or size % 2 == 0:
+        raise ValueError(f"kernel_size={size!r} must be odd and positive, such as 3")
+    check_choice("kernel_activation", activation, KERNEL_ACTIVATIONS)
+    check_choice("kernel_pool", pool, KERNEL_POOLS)
 
 
 def check_dilation(field: str, dilation: int | Sequence[int], dim: int) -> list[int]:

@@ -13,15 +13,12 @@ from torch import nn
 from ..ops.depthwise_conv import depthwise_conv, planes_depthwise_conv
 from ..ops.linear import Linear, linear_gelu, linear_over_rows
 from ..ops.pooling import pool_tokens
-from ..utils.checks import check_choice, check_count
-from .arguments import check_dilation
-
-KERNEL_ACTIVATIONS = ("gelu_tanh", "silu", "gelu")
-KERNEL_POOLS = ("strips", "grid")
+from ..utils.checks import check_count
+from .arguments import check_dilation, check_kernel
 
 
 def activate(x: torch.Tensor, kernel_activation: str) -> torch.Tensor:
-    """Apply one of `KERNEL_ACTIVATIONS`."""
+    """Apply one of the `KERNEL_ACTIVATIONS` of arguments.py."""
     if kernel_activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if kernel_activation == "gelu_tanh" else "none")
@@ -63,10 +60,7 @@ class ATConv(nn.Module):
     ):
         super().__init__()
         check_count("dim", dim)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd and positive, such as 3")
-        check_choice("kernel_activation", kernel_activation, KERNEL_ACTIVATIONS)
-        check_choice("kernel_pool", kernel_pool, KERNEL_POOLS)
+        check_kernel(kernel_size, kernel_activation, kernel_pool)
         self.kernel_size = kernel_size
         self.kernel_activation = kernel_activation
         self.kernel_pool = kernel_pool

@@ -9,35 +9,10 @@ from typing import Any
 import torch
 
 from ..utils.checks import check_choice
-from .presets import mixer_per_block
+from .presets import mixer_per_block, replaced_blocks
 from .transformer_sit import SiTTransformer2DModel
 
 INITS = ("values", "fresh")
-
-
-def replaced_blocks(config: Mapping[str, Any], mixer: str | list[str]) -> list[int]:
-    """The blocks of a trained model whose self-attention gets another mixer, counted from 0.
-
-    Args:
-        config: the config of the trained model, which may come from its file.
-        mixer: the mixers after the graft, as `SiTTransformer2DModel` takes them.
-
-    Raises:
-        ValueError: if the model has no self-attention, if nothing would change, or if another mixer would be replaced.
-    """
-    before = mixer_per_block(config["mixer"], config["num_layers"])
-    after = mixer_per_block(mixer, config["num_layers"])
-    if "attention" not in before:
-        raise ValueError(f"mixer={mixer!r}: the trained model has no self-attention to replace; leave mixer out")
-    if before == after:
-        raise ValueError(f"mixer={mixer!r} are the mixers that the trained model has already; leave mixer out")
-    replaced = [i for i in range(len(before)) if before[i] != after[i]]
-    if others := [i for i in replaced if before[i] != "attention"]:
-        raise ValueError(
-            f"mixer={mixer!r}: block {others[0]} of the trained model has {before[others[0]]} already, and only "
-            "self-attention can be replaced; leave these blocks as they are"
-        )
-    return replaced
 
 
 def kept_projections(mixer: str, old: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

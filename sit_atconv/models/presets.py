@@ -90,3 +90,28 @@ def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
     for i, name in enumerate(mixer):
         check_choice(f"mixer[{i}]", name, MIXERS)
     return list(mixer)
+
+
+def replaced_blocks(config: Mapping[str, Any], mixer: str | list[str]) -> list[int]:
+    """The blocks of a trained model whose self-attention gets another mixer, counted from 0.
+
+    Args:
+        config: the config of the trained model, which may come from its file.
+        mixer: the mixers after the graft, as `SiTTransformer2DModel` takes them.
+
+    Raises:
+        ValueError: if the model has no self-attention, if nothing would change, or if another mixer would be replaced.
+    """
+    before = mixer_per_block(config["mixer"], config["num_layers"])
+    after = mixer_per_block(mixer, config["num_layers"])
+    if "attention" not in before:
+        raise ValueError(f"mixer={mixer!r}: the trained model has no self-attention to replace; leave mixer out")
+    if before == after:
+        raise ValueError(f"mixer={mixer!r} are the mixers that the trained model has already; leave mixer out")
+    replaced = [i for i in range(len(before)) if before[i] != after[i]]
+    if others := [i for i in replaced if before[i] != "attention"]:
+        raise ValueError(
+            f"mixer={mixer!r}: block {others[0]} of the trained model has {before[others[0]]} already, and only "
+            "self-attention can be replaced; leave these blocks as they are"
+        )
+    return replaced

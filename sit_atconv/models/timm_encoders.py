@@ -3,7 +3,6 @@
 They give the features of evaluations and the targets of representation alignment.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from ..utils.files import check_regular
 from ..utils.torch_files import read_torch_file
+from .timm_names import unknown_model
 
 
 def check_timm_model(field: str, value: str, model_name: str) -> None:
@@ -28,9 +28,7 @@ def check_timm_model(field: str, value: str, model_name: str) -> None:
     """
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
-        similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
-        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all"
-        raise ValueError(f"{field}={value!r}: timm has no model {architecture!r}; {hint}")
+        raise unknown_model(field, value, architecture, timm.list_models())
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ValueError(f"{field}={value!r}: {architecture} has no tag {tag!r}; it has: {', '.join(tags) or 'none'}")

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ..models.grafting import replaced_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import tensors_sha256
-from .teacher_options import automatic_blocks
 
 
 def pipeline_vae(folder: str) -> str | None:
@@ -106,24 +104,6 @@ def _no_class_row(model: SiTTransformer2DModel) -> int | None:
     if model.config.class_dropout_prob > 0:
         return model.null_class
     return 0 if model.config.num_classes == 1 else None
-
-
-def check_graft(folder: str, mixer: str | list[str]) -> None:
-    """Check that mixers of the model in the pipeline folder `init_from` can be replaced.
-
-    Raises:
-        ValueError: if it has no self-attention, has these mixers already, or has not as many blocks.
-    """
-    config = read_json_object(Path(folder) / "transformer" / "config.json")
-    try:
-        number = automatic_blocks(mixer)
-        replaced = replaced_blocks(config, "atconv" if number is not None else mixer)
-        if number is not None and number > len(replaced):
-            raise ValueError(
-                f"mixer={mixer!r}: the trained model has self-attention in {len(replaced)} blocks; name at most as many"
-            )
-    except ValueError as error:
-        raise ValueError(f"init_from={folder!r}, {error}") from error
 
 
 def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None, field: str = "teacher") -> None:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.arguments import check_arguments
+from ..models.arguments import check_arguments, choose_end_time_blocks, choose_position_embedding
 from ..models.presets import mixer_per_block
 from ..utils.checks import check_known
 from ..utils.outlines import function_outline
@@ -22,11 +22,11 @@ def model_arguments() -> dict[str, Any]:
 
 
 def check_model(given: Mapping[str, Any], preset: Mapping[str, Any], mixer: str | list[str]) -> None:
-    """Check the arguments of a new model, apart from those that the data determine.
+    """Check the arguments of a model, apart from those that the data determine.
 
     Args:
         given: the option `model`.
-        preset: the arguments of the preset, which `given` replaces.
+        preset: the arguments of the preset, or of the trained model in `init_from`, which `given` replaces.
         mixer: the mixers of the blocks.
 
     Raises:
@@ -39,7 +39,8 @@ def check_model(given: Mapping[str, Any], preset: Mapping[str, Any], mixer: str 
     arguments["sample_size"] = arguments["patch_size"]  # the real one depends on the data
     try:
         check_arguments(arguments)
-        mixer_per_block(mixer, arguments["num_layers"])
+        choose_position_embedding(arguments, mixer_per_block(mixer, arguments["num_layers"]))
+        choose_end_time_blocks(arguments)
     except ValueError as error:
         is_given = str(error).partition("=")[0] in given
         raise ValueError(f"{'model.' * is_given}{error}") from error

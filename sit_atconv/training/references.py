@@ -1,11 +1,17 @@
 """What the options of a run refer to: data, folders, packages, names on the Hub. Nothing imported here takes long."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ..models.presets import replaced_blocks
+from ..models.timm_names import check_timm_name
 from ..utils.bounded_text import read_json_object
 from ..utils.source_names import check_folder_or_name, check_source
 from .config import TRACKERS, CommonConfig, TrainConfig
+from .model_arguments import check_model
+from .teacher_options import automatic_blocks
 
 
 def check_references(config: CommonConfig) -> None:
@@ -13,7 +19,7 @@ def check_references(config: CommonConfig) -> None:
 
     Raises:
         ValueError: if data or a folder does not exist, `init_from` or `teacher` was trained with another path or
-            prediction, or by `check_services`.
+            prediction, timm has no model of this name, or by `check_changes` or `check_services`.
     """
     for name in ("data", "validation"):
         if (source := getattr(config, name, None)) is not None:
@@ -22,8 +28,13 @@ def check_references(config: CommonConfig) -> None:
         for name in ("init_from", "teacher"):
             if (folder := getattr(config, name)) is not None:
                 check_objective(folder, config.path, config.prediction, name)
+        if config.init_from is not None:
+            check_changes(config.init_from, config.mixer, config.model)
         if config.vae is not None:
             check_folder_or_name("vae", config.vae)
+    for name in ("model", "repa"):  # the model of a classifier; that of SiT is a dictionary of arguments
+        if isinstance(model := getattr(config, name, None), str):
+            check_timm_name(name, model, model)
     check_services(config)
 
 
@@ -44,6 +55,36 @@ def check_objective(folder: str, path: str, prediction: str, field: str = "init_
                 f"{name}={value}: the model in {field}={folder!r} was trained with {trained[name]}; "
                 f"give --{name} {trained[name]}"
             )
+
+
+def check_changes(folder: str, mixer: str | list[str] | None, arguments: Mapping[str, Any]) -> None:
+    """Check what a run changes in the model of the pipeline folder `init_from`.
+
+    Args:
+        folder: the pipeline folder.
+        mixer: the mixers that replace its self-attention; None if they stay.
+        arguments: other arguments of the model.
+
+    Raises:
+        ValueError: if it has no self-attention, has these mixers already, or has not as many blocks; or for arguments
+            that no model can have.
+    """
+    config = read_json_object(Path(folder) / "transformer" / "config.json")
+    try:
+        if mixer is not None:
+            number = automatic_blocks(mixer)
+            mixer = mixer if number is None else "atconv"
+            replaced = replaced_blocks(config, mixer)
+            if number is not None and number > len(replaced):
+                raise ValueError(
+                    f"mixer='auto:{number}': the trained model has self-attention in {len(replaced)} blocks; name at "
+                    "most as many"
+                )
+        if arguments:
+            check_model(arguments, config, config["mixer"] if mixer is None else mixer)
+    except ValueError as error:
+        is_option = str(error).startswith("model")
+        raise error if is_option else ValueError(f"init_from={folder!r}, {error}") from error
 
 
 def check_services(config: CommonConfig) -> None:

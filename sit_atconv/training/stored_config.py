@@ -8,7 +8,7 @@ from typing import Any
 from ..utils.bounded_text import read_yaml
 from .checkpoints import checkpoint_steps, read_state
 from .config import CommonConfig, TrainConfig
-from .fine_tuning import check_graft, pipeline_vae
+from .fine_tuning import pipeline_vae
 from .references import check_references
 
 CONFIG = "config.yaml"
@@ -20,14 +20,11 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     Fine-tuning takes over the VAE of the pipeline folder in `init_from`, unless another one is given.
 
     Raises:
-        ValueError: by `check_references` or `check_graft`.
+        ValueError: by `check_references`.
     """
     check_references(config)
-    if config.init_from is not None:
-        if config.mixer is not None:
-            check_graft(config.init_from, config.mixer)
-        if config.vae is None:
-            config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
+    if config.init_from is not None and config.vae is None:
+        config = dataclasses.replace(config, vae=pipeline_vae(config.init_from))
     return config
 
 

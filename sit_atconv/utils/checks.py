@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from types import UnionType
@@ -89,6 +90,12 @@ def check_positive(field: str, value) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{field}={value!r} must be a number above 0")
+
+
+def check_device(field: str, device: str) -> None:
+    """Raise ValueError unless `device` is written as PyTorch names devices; `pick_device` asks PyTorch for it."""
+    if device == "gpu" or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
+        raise ValueError(f"{field}={device!r} is no device of PyTorch; give auto, cpu, cuda, cuda:1, mps or the like")
 
 
 def check_eps(field: str, value) -> None:

@@ -68,6 +68,10 @@ NOT_THERE = "does not exist, or is not a known kind of source; use one of: "
         ("eval/classify.py A --data nowhere", "data='nowhere' " + NOT_THERE),
         ("eval/few_steps.py a=A --reference digits --output o --budgets [0]", "budgets=0 must be a whole number"),
         ("eval/samplers.py A --num_images 0", "num_images=0 must be a whole number"),
+        ("eval/classify.py attnet_t22 --data digits", "model='attnet_t22': timm has no model 'attnet_t22'; did "),
+        ("train/train_sit.py --repa vit_bass.tag", "repa='vit_bass.tag': timm has no model 'vit_bass'"),
+        ("eval/fid.py digits --reference digits --device gpu", "device='gpu' is no device of PyTorch; give auto, cpu"),
+        ("train/train_sit.py --model.kernel_pool gird", "model.kernel_pool='gird' is not one of: strips, grid; did"),
         ("eval/parity.py digits --reference nowhere", "reference='nowhere' " + NOT_THERE),
         ("eval/fid.py nowhere --reference digits", "samples='nowhere' " + NOT_THERE),
         ("eval/validation_loss.py a=A --data nowhere", "data='nowhere' " + NOT_THERE),
@@ -79,6 +83,16 @@ def test_values_and_places_are_checked_at_once(command, message):
     code, output, error = run_script(script, *arguments)
     assert (code, output) == (2, "") and error.startswith(f"{Path(script).name}: error: {message}")
     assert error.count("\n") == 1
+
+
+def test_what_a_graft_cannot_be_is_said_at_once(tmp_path):
+    """From the config of the trained model alone."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"mixer": "hybrid", "num_layers": 6}')
+    arguments = ["--init_from", str(tmp_path), "--mixer", "auto:4"]
+    code, output, error = run_script("train/train_sit.py", *arguments)
+    message = f"init_from={str(tmp_path)!r}, mixer='auto:4': the trained model has self-attention in 3 blocks; name at"
+    assert (code, output) == (2, "") and error.startswith(f"train_sit.py: error: {message}")
 
 
 def test_importing_the_package_is_cheap_and_its_names_are_there():

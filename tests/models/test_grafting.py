@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sit_atconv import SiTTransformer2DModel
-from sit_atconv.models.grafting import graft, replaced_blocks
+from sit_atconv.models.grafting import graft
+from sit_atconv.models.presets import replaced_blocks
 
 SMALL = dict(sample_size=8, patch_size=2, in_channels=1, num_layers=4, num_attention_heads=2, attention_head_dim=8)
 

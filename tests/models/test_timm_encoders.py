@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sit_atconv.models.timm_encoders import load_timm_model
+from sit_atconv.models.timm_names import check_timm_name, defined_models
 from sit_atconv.training.repa import TargetEncoder
 
 TINY_TIMM = "test_efficientnet"  # timm's own, for tests: 0.4 M parameters, 160×160
@@ -74,3 +75,12 @@ def test_crafted_weights_take_neither_memory_nor_the_process(kind, tmp_path):
         load_timm_model(TINY_TIMM, str(file))
     with pytest.raises(ValueError, match=rf"repa_weights=.*({reason}|is neither a file)"):
         TargetEncoder("test_vit.r160_in1k", str(file), (4, 4), torch.device("cpu"))
+
+
+def test_names_in_the_source_code_are_those_that_timm_offers():
+    assert set(defined_models()) == set(timm.list_models())
+    assert timm.is_model("tf_efficientnet_b0_ns")  # an old name
+    for name in ("tf_efficientnet_b0_ns", "resnet50.a1_in1k", "attnet_t2"):
+        check_timm_name("model", name, name)
+    with pytest.raises(ValueError, match=r"^repa='resnet5\.a1': timm has no model 'resnet5'; did you mean resnet50, "):
+        check_timm_name("repa", "resnet5.a1", "resnet5.a1")
