@@ -97,8 +97,8 @@ class ImageDataset(Dataset):
     def tensor(self, index: int, flip: bool = False) -> torch.Tensor:
         """Return one image as float32 (C, S, S) in [−1, 1], mirrored if `flip`."""
         image = self.image(index)[:, :: -1 if flip else 1]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (C, S, S)
-        return pixels.float() / 127.5 - 1
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1))  # (C, S, S); while they are bytes, this is cheap
+        return torch.from_numpy(planes).float().div_(127.5).sub_(1)
 
     def training_tensors(
         self, index: int, flip: bool, posterior: torch.Tensor | None = None
