@@ -130,6 +130,7 @@ class StepCallback:
         progress: the progress bar.
         is_adaptive: whether the progress bar shows time, not steps.
         callback_on_step_end: see `SiTPipeline.__call__`.
+        keep: (t, latents) -> what becomes of the latents before anyone else sees them; None for what they are.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class StepCallback:
         progress: Any,
         is_adaptive: bool,
         callback_on_step_end: Callable | None,
+        keep: Callable[[float, torch.Tensor], torch.Tensor] | None = None,
     ):
         self.pipeline = pipeline
         self.call = call
@@ -147,6 +149,7 @@ class StepCallback:
         self.progress = progress
         self.is_adaptive = is_adaptive
         self.callback_on_step_end = callback_on_step_end
+        self.keep = keep
 
     def __call__(self, step: int, t: float, x: torch.Tensor) -> torch.Tensor | None:
         """Return latents that replace x, or None; StopIteration with the latents, or None, ends the solve."""
@@ -158,8 +161,10 @@ class StepCallback:
             self.progress.update(1)
         if step == 0:  # before a long solve goes on in vain
             check_finite("the latents after the first step", x, *self.model_fn.models)
-        callback = self.callback_on_step_end
-        latents = None if callback is None else self._call_back(callback, step, t, x)
+        latents = kept = None if self.keep is None else self.keep(t, x)
+        if (callback := self.callback_on_step_end) is not None:
+            changed = self._call_back(callback, step, t, x if kept is None else kept)
+            latents = kept if changed is None else changed
         if self.call.interrupted:
             raise StopIteration(latents)
         return latents

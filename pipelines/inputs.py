@@ -51,49 +51,51 @@ def _check_values(field: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{field} must be a dense tensor with values; it is {tensor.layout} on {tensor.device}")
 
 
-def images_from(images: Any, channels: int) -> torch.Tensor:
+def images_from(images: Any, channels: int, field: str = "images") -> torch.Tensor:
     """Return images as a tensor (B, channels, H, W) in [0, 1].
 
     Args:
         images: what a pipeline returns for output_type "pt", "np" or "pil": (B, C, H, W) or (B, H, W, C) in [0, 1], or
             pictures of one size; one picture is a batch of one.
         channels: the number of channels that the model has; pictures are converted to it.
+        field: the name of the argument, for messages.
 
     Raises:
         ValueError: if the images are of another kind, shape or range.
     """
     pictures = images if isinstance(images, (list, tuple)) else [images]
     if pictures and all(isinstance(picture, Image) for picture in pictures):
-        tensor = _from_pictures(list(pictures), channels)
+        tensor = _from_pictures(list(pictures), channels, field)
     elif isinstance(images, np.ndarray):
         if images.ndim != 4:
-            raise ValueError(f"images has shape {images.shape}; an array must be (B, H, W, C)")
+            raise ValueError(f"{field} has shape {images.shape}; an array must be (B, H, W, C)")
         tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     elif isinstance(images, torch.Tensor):
         tensor = images
-        _check_values("images", tensor)
+        _check_values(field, tensor)
     else:
-        raise ValueError(
-            f"images is a {type(images).__name__}; give a tensor (B, C, H, W), an array (B, H, W, C), or pictures (PIL)"
-        )
+        kind = type(images).__name__
+        raise ValueError(f"{field} is a {kind}; give a tensor (B, C, H, W), an array (B, H, W, C), or pictures (PIL)")
     if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.numel():
-        raise ValueError(f"images has shape {tuple(tensor.shape)}; a tensor must be (B, {channels}, H, W)")
+        raise ValueError(f"{field} has shape {tuple(tensor.shape)}; a tensor must be (B, {channels}, H, W)")
     if not tensor.is_floating_point():
-        raise ValueError(f"images is {tensor.dtype}; give floating-point numbers in [0, 1], such as images / 255")
+        raise ValueError(f"{field} is {tensor.dtype}; give floating-point numbers in [0, 1], such as {field} / 255")
     low, high = tensor.min().item(), tensor.max().item()
     if not 0 <= low <= high <= 1:  # NaN, too
-        remedy = "(images + 1) / 2" if -1 <= low and high <= 1 else "images / 255" if high <= 255 and low >= 0 else ""
+        remedy = (
+            f"({field} + 1) / 2" if -1 <= low and high <= 1 else f"{field} / 255" if high <= 255 and low >= 0 else ""
+        )
         raise ValueError(
-            f"images lie in [{low:.3g}, {high:.3g}], but must lie in [0, 1]; "
-            + (f"give {remedy}" if remedy else "give images as output_type='pt' returns them")
+            f"{field}: the values lie in [{low:.3g}, {high:.3g}], but must lie in [0, 1]; "
+            + (f"give {remedy}" if remedy else "give what output_type='pt' returns")
         )
     return tensor
 
 
-def _from_pictures(pictures: list[Image], channels: int) -> torch.Tensor:
+def _from_pictures(pictures: list[Image], channels: int, field: str) -> torch.Tensor:
     if channels not in PIL_MODES:
-        raise ValueError(f"images: no picture has {channels} channels, as this model needs; give a tensor")
+        raise ValueError(f"{field}: no picture has {channels} channels, as this model needs; give a tensor")
     if len(sizes := sorted({picture.size for picture in pictures})) > 1:
-        raise ValueError(f"images have the sizes {sizes}; invert those of one size at a time")
+        raise ValueError(f"{field} have the sizes {sizes}; give those of one size at a time")
     arrays = [np.asarray(picture.convert(PIL_MODES[channels]), dtype=np.float32) / 255 for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).reshape(len(arrays), *arrays[0].shape[:2], channels).permute(0, 3, 1, 2)

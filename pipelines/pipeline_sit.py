@@ -23,7 +23,7 @@ from sit_atconv.models.latent_scaling import vae_scale_factor
 from sit_atconv.models.vae import decode, encode
 from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.utils.checks import MAX_SOLVER_STEPS, check_choice, check_count
-from sit_atconv.utils.class_labels import ids_by_name, parse_labels
+from sit_atconv.utils.class_labels import class_mixtures, ids_by_name, parse_labels
 from sit_atconv.utils.randomness import check_generator
 
 from .calls import CallStateMixin, StepCallback, check_callback, solve_finite
@@ -74,8 +74,10 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
 
     def get_labels_or_count(
         self, class_labels: int | str | list[int | str] | torch.Tensor | None, batch_size: int | None
-    ) -> list[int]:
-        """Return the ids of `class_labels`. If None (models without classes only), return one id per image.
+    ) -> list[int] | torch.Tensor:
+        """Return the ids of `class_labels`, or their weights (B, num_classes).
+
+        If they are None, which is for models without classes, return one id per image.
 
         Raises:
             ValueError: if a label is unknown, both arguments are given, or the model has classes and labels are None.
@@ -83,7 +85,8 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
         if class_labels is not None:
             if batch_size is not None:
                 raise ValueError(f"batch_size={batch_size}: class_labels says how many images there are; leave one out")
-            return self.get_label_ids(class_labels)
+            mixtures = class_mixtures(class_labels, self.transformer.config.num_classes)
+            return self.get_label_ids(class_labels) if mixtures is None else mixtures
         if (num_classes := self.transformer.config.num_classes) > 1:
             raise ValueError(f"class_labels: None, but this model has {num_classes} classes; give an id or a name")
         check_count("batch_size", 1 if batch_size is None else batch_size)
@@ -141,7 +144,8 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
         """Generate one image per label.
 
         Args:
-            class_labels: class ids or names. May be None for a model that was trained without classes.
+            class_labels: class ids or names, or mixtures of classes as a floating-point tensor (B, num_classes), the
+                weight of each. May be None for a model that was trained without classes.
             guidance_scale: strength of classifier-free guidance; 1 applies none and costs nothing.
             guidance_interval: guidance is applied for start ≤ t ≤ end only; t=0 is noise, t=1 data.
             guidance_channels: number of leading channels to guide. If None, all channels are guided; 3 of 4 reproduces
@@ -215,23 +219,16 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
         Raises:
             ValueError: if an argument cannot be used, or the scheduler is not an `InterpolantODEScheduler`.
         """
-        if "reverse" not in inspect.signature(getattr(self.scheduler, "solve", len)).parameters:
+        if not self.scheduler_takes("reverse"):
             raise ValueError(
                 f"scheduler {type(self.scheduler).__name__} cannot be inverted; use InterpolantODEScheduler"
             )
-        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
-        images = images_from(images, channels)
-        labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
-        if len(labels) != len(images):
-            raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
+        images, labels = self._read_images(images, class_labels)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(len(labels), guidance, steps, *images.shape[-2:])
         steps = int(steps)
-        latents = images.to(self._execution_device, torch.float32) * 2 - 1
-        if self.vae is not None:
-            latents = encode(self.vae, latents)
-            check_finite("the latents from the VAE", latents, self.vae)
+        latents = self._encode(images)
         model_fn = self._guided_model(labels, guidance)
         with evaluating(*model_fn.models):
             model_fn.prepare(self.scheduler.network_times(steps, reverse=True))
@@ -239,20 +236,25 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
         self.maybe_free_model_hooks()
         return latents
 
-    def _guided_model(self, labels: list[int], guidance: Guidance) -> GuidedModel:
-        return GuidedModel(self.transformer, torch.tensor(labels, device=self._execution_device), guidance)
+    def _guided_model(self, labels: list[int] | torch.Tensor, guidance: Guidance) -> GuidedModel:
+        return GuidedModel(self.transformer, torch.as_tensor(labels, device=self._execution_device), guidance)
 
     def _sample(
         self,
         scheduler: Any,
-        labels: list[int],
+        labels: list[int] | torch.Tensor,
         noise: torch.Tensor,
         guidance: Guidance,
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
         callback_on_step_end: Callable | None,
+        keep: Callable[[float, torch.Tensor], torch.Tensor] | None = None,
+        **start: float,
     ) -> torch.Tensor:
-        """Solve from noise (B, C, h, w) to latents, float32 for any dtype of the weights, under a progress bar."""
+        """Solve from noise (B, C, h, w) to latents, float32 for any dtype of the weights, under a progress bar.
+
+        With `start_time`, which editing gives, the solve begins at that time. `keep` is that of `StepCallback`.
+        """
         is_adaptive = getattr(scheduler, "is_adaptive", False)  # then the progress bar shows time, not steps
         model_fn = self._guided_model(labels, guidance)
         with (
@@ -260,10 +262,36 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
             evaluating(*model_fn.models),
             self.progress_bar(total=1 if is_adaptive else num_inference_steps) as progress,
         ):
-            callback = StepCallback(self, call, model_fn, progress, is_adaptive, callback_on_step_end)
-            model_fn.prepare(scheduler.network_times(num_inference_steps))
+            callback = StepCallback(self, call, model_fn, progress, is_adaptive, callback_on_step_end, keep)
+            model_fn.prepare(scheduler.network_times(num_inference_steps, **start))
             noise = noise.to(self._execution_device, torch.float32)
-            return solve_finite(scheduler, model_fn, noise, num_inference_steps, generator=generator, callback=callback)
+            options = {"generator": generator, "callback": callback, **start}
+            return solve_finite(scheduler, model_fn, noise, num_inference_steps, **options)
+
+    def scheduler_takes(self, option: str) -> bool:
+        """Whether the scheduler's `solve` has this option, as all or some of this package do."""
+        return option in inspect.signature(getattr(self.scheduler, "solve", len)).parameters
+
+    def _read_images(
+        self, images: Any, class_labels: Any, field: str = "images"
+    ) -> tuple[torch.Tensor, list[int] | torch.Tensor]:
+        """Return images (B, channels, H, W) in [0, 1] and their labels; a single image is repeated for all labels."""
+        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
+        images = images_from(images, channels, field)
+        labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
+        if len(images) == 1:
+            images = images.expand(len(labels), -1, -1, -1)
+        if len(labels) != len(images):
+            raise ValueError(f"class_labels names {len(labels)} classes for {len(images)} images")
+        return images, labels
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn images (B, channels, H, W) in [0, 1] into latents (B, C, h, w), float32: the VAE's means."""
+        latents = images.to(self._execution_device, torch.float32) * 2 - 1
+        if self.vae is not None:
+            latents = encode(self.vae, latents)
+            check_finite("the latents from the VAE", latents, self.vae)
+        return latents
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
         """Turn latents (B, C, h, w) into images of the output type."""

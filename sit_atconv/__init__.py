@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from .flow.losses import InterpolantLoss
     from .models.atconv import ATConv
     from .models.transformer_sit import SiTTransformer2DModel
+    from .pipelines.editing import SiTImg2ImgPipeline, SiTInpaintPipeline
     from .pipelines.pipeline_sit import SiTPipeline
     from .schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
     from .schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
@@ -24,6 +25,8 @@ _PUBLIC = {
     "InterpolantLoss": "sit_atconv.flow.losses",
     "InterpolantODEScheduler": "sit_atconv.schedulers.scheduling_interpolant_ode",
     "InterpolantSDEScheduler": "sit_atconv.schedulers.scheduling_interpolant_sde",
+    "SiTImg2ImgPipeline": "sit_atconv.pipelines.editing",
+    "SiTInpaintPipeline": "sit_atconv.pipelines.editing",
     "SiTPipeline": "sit_atconv.pipelines.pipeline_sit",
 }
 
@@ -33,6 +36,8 @@ __all__ = [
     "InterpolantLoss",
     "InterpolantODEScheduler",
     "InterpolantSDEScheduler",
+    "SiTImg2ImgPipeline",
+    "SiTInpaintPipeline",
     "SiTPipeline",
     "SiTTransformer2DModel",
     "__version__",

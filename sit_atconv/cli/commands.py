@@ -7,7 +7,7 @@ from types import ModuleType
 from .. import __version__
 from ..utils.commands import reporting_mistakes
 from ..utils.home import expand_home
-from . import complete, convert, demo, evaluate, info, presets, push, sample, train
+from . import complete, convert, demo, evaluate, info, morph, presets, push, sample, train
 from .parser import CommandParser
 
 # Each command, its file in this folder, and its line in --help. A new command is a new file and a line here. A file
@@ -15,6 +15,7 @@ from .parser import CommandParser
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "train": (train, "train a model on a folder of images"),
     "sample": (sample, "draw images from a pipeline folder"),
+    "morph": (morph, "the way from one image to another, as a strip or an animation"),
     "demo": (demo, "a page in the browser that draws, with one pipeline or two side by side"),
     "evaluate": (evaluate, "score samples against real images: FID, KID, precision, recall …"),
     "info": (info, "describe a pipeline folder, or how a picture was sampled"),

@@ -37,6 +37,18 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--seed", metavar="N", type=int, help="of the noise (default: a random one, which is printed)")
     add("--height", metavar="N", type=int, help="in pixels (default: that of the training images)")
     add("--width", metavar="N", type=int, help="in pixels (default: that of the training images)")
+    add_sampling_options(command)
+    output = command.add_argument_group("output")
+    add = output.add_argument
+    add("--out", metavar="FILE", help=f"the picture, or the folder of --separate (default: {OUT}, samples-2.png …)")
+    add("--separate", action="store_true", help="a file for each image, CLASS-seedN-I.png, in the folder --out")
+    add("--animate", metavar="FILE", help="also write the way from noise to images, a .gif or .webp")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add_machine_options(command)
+
+
+def add_sampling_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how the pipeline samples."""
     sampling = command.add_argument_group("sampling")
     add = sampling.add_argument
     add("--num_inference_steps", "--steps", metavar="N", type=int, help="solver steps (default: about 50 calls)")
@@ -44,12 +56,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--guidance_interval", metavar="T", nargs=2, type=float, default=[0.0, 1.0], help="guide from T to T (0 1)")
     add("--sampler", choices=("ode", "sde"), help="(default: that of the folder)")
     add("--solver", metavar="NAME", help="such as euler, midpoint, heun3, dopri5: docs/samplers.md")
-    output = command.add_argument_group("output")
-    add = output.add_argument
-    add("--out", metavar="FILE", help=f"the picture, or the folder of --separate (default: {OUT}, samples-2.png …)")
-    add("--separate", action="store_true", help="a file for each image, CLASS-seedN-I.png, in the folder --out")
-    add("--animate", metavar="FILE", help="also write the way from noise to images, a .gif or .webp")
-    add("--overwrite", action="store_true", help="replace files that exist")
+
+
+def add_machine_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what it runs on."""
     machine = command.add_argument_group("machine")
     add = machine.add_argument
     add("--batch_size", metavar="N", type=int, default=64, help="halved where memory is short (default: %(default)s)")
@@ -102,20 +112,9 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(args)
     check_pipeline_name(args.folder)
     check_device("device", args.device)
-    from ..evaluation.sampling_options import SamplingOptions
-
     check_count("images_per_class", args.images_per_class)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
-    options = SamplingOptions(
-        seed=seed,
-        batch_size=args.batch_size,
-        guidance_scale=args.guidance_scale,
-        guidance_interval=tuple(args.guidance_interval),
-        num_inference_steps=args.num_inference_steps,
-        sampler=args.sampler,
-        solver=args.solver,
-    )
-    options.check()
+    options = sampling_options(args, seed)
     for name in ("height", "width"):
         if (pixels := getattr(args, name)) is not None:
             check_count(name, pixels)
@@ -133,7 +132,14 @@ def run(args: argparse.Namespace) -> None:
     shown = names if pipeline.transformer.config.num_classes > 1 else []
     files = separate_files(args, shown, rows, seed) if args.separate else []
     drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
-    write(args, drawn, shown, files, describe(args, pipeline, options, dict(zip(names, rows, strict=False))))
+    which = {
+        "classes": dict(zip(names, rows, strict=False)),
+        "images_per_class": args.images_per_class,
+        "seed": seed,
+        "height": args.height,
+        "width": args.width,
+    }
+    write(args, drawn, shown, files, describe(args, pipeline, options, which))
     classes = f" of {', '.join(shown)}" if shown else ""
     print(printable(f"{counted(len(labels), 'image')}{classes}, seed {seed}, in {args.out}"))
     if not args.separate and (hidden := hidden_names(shown)):
@@ -141,6 +147,23 @@ def run(args: argparse.Namespace) -> None:
         print(printable(f"{text}their names, install a font such as Noto Sans CJK"))
     if args.animate is not None:
         print(printable(f"the way from noise to them in {args.animate}"))
+
+
+def sampling_options(args: argparse.Namespace, seed: int) -> "SamplingOptions":
+    """The options of `add_sampling_options` and the batch size, checked as far as no pipeline is needed."""
+    from ..evaluation.sampling_options import SamplingOptions
+
+    options = SamplingOptions(
+        seed=seed,
+        batch_size=args.batch_size,
+        guidance_scale=args.guidance_scale,
+        guidance_interval=tuple(args.guidance_interval),
+        num_inference_steps=args.num_inference_steps,
+        sampler=args.sampler,
+        solver=args.solver,
+    )
+    options.check()
+    return options
 
 
 def load(args: argparse.Namespace) -> "SiTPipeline":
@@ -166,24 +189,20 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
 
 
 def describe(
-    args: argparse.Namespace, pipeline: "SiTPipeline", options: "SamplingOptions", classes: dict[str, int]
+    args: argparse.Namespace, pipeline: "SiTPipeline", options: "SamplingOptions", drawn: dict[str, Any]
 ) -> dict[str, Any]:
-    """How the images were made, for the picture's text."""
+    """How the images were made, for the picture's text; `drawn` says which images."""
     from ..utils.environment import package_versions
 
     scheduler = pipeline.scheduler
     return {
         "pipeline": args.folder,
-        "classes": classes,
-        "images_per_class": args.images_per_class,
-        "seed": options.seed,
+        **drawn,
         "scheduler": type(scheduler).__name__,
         "solver": scheduler.config.get("solver"),
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "guidance_interval": list(options.guidance_interval),
-        "height": args.height,
-        "width": args.width,
         "dtype": args.dtype,
         "command": shlex.join(["sit-atconv", *sys.argv[1:]]),
         "versions": package_versions(),

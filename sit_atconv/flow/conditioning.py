@@ -61,7 +61,8 @@ class LabelledModel:
 
     Args:
         transformer: a `SiTTransformer2DModel` in eval mode.
-        labels: class ids on the transformer's device; `rows` in a call selects those of the rows of x.
+        labels: class ids (B,), or weights (B, C) of the classes, on the transformer's device; `rows` in a call selects
+            those of the rows of x.
     """
 
     def __init__(self, transformer: ModelMixin, labels: torch.Tensor):
@@ -84,7 +85,7 @@ class LabelledModel:
             return
         calls = [time if isinstance(time, tuple) else (time,) for time in times]
         keys = list(dict.fromkeys(tuple(map(time_key, call)) for call in calls))
-        unique_labels, index = self.labels.unique(return_inverse=True)
+        unique_labels, index = self.labels.unique(return_inverse=True, dim=0)
         if not self._fits_in_memory(len(keys), len(unique_labels)):
             return
         self.index = index

@@ -97,7 +97,7 @@ class GuidedModel:
 
     Args:
         transformer: a `SiTTransformer2DModel` in eval mode.
-        class_labels: (B,) ids on the transformer's device.
+        class_labels: ids (B,), or weights (B, num_classes) of the classes, on the transformer's device.
         guidance: how to guide. If None, the prediction is not guided.
 
     Raises:
@@ -111,8 +111,7 @@ class GuidedModel:
         if self.guidance.is_active and self.guidance.model is not None:
             self.weaker = LabelledModel(self.guidance.model, class_labels)
         elif self.guidance.is_active:
-            null_labels = torch.full_like(class_labels, transformer.null_class)
-            class_labels = torch.cat([class_labels, null_labels])  # (2·B,)
+            class_labels = with_null_class(class_labels, transformer.null_class)  # (2·B, …)
         self.model = LabelledModel(transformer, class_labels)
 
     @property
@@ -155,6 +154,16 @@ class GuidedModel:
         if not inside.any():
             return None
         return slice(None) if inside.all() else inside
+
+
+def with_null_class(labels: torch.Tensor, null_class: int) -> torch.Tensor:
+    """Labels (B,), or weights (B, null_class) of classes, and as many rows of the null class below: (2·B, …)."""
+    if not labels.is_floating_point():
+        return torch.cat([labels, torch.full_like(labels, null_class)])
+    weights = labels.new_zeros(2 * len(labels), null_class + 1)
+    weights[: len(labels), :null_class] = labels
+    weights[len(labels) :, null_class] = 1
+    return weights
 
 
 def guide(cond: torch.Tensor, weak: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:

@@ -45,11 +45,18 @@ def embed_times(layer: TimestepEmbedding, times: torch.Tensor, dtype: torch.dtyp
 
 
 def check_labels(labels: torch.Tensor | None, batch_size: int, num_ids: int) -> torch.Tensor:
-    """Return `labels` if they are usable: a tensor (B,) of whole numbers in 0…num_ids − 1.
+    """Return `labels` if they are usable: whole numbers (B,) in 0…num_ids − 1, or the weights (B, C) of C ids.
 
     Raises:
         ValueError: for anything else.
     """
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point() and labels.ndim == 2:
+        if labels.shape[0] != batch_size or labels.shape[1] > num_ids:
+            raise ValueError(
+                f"class_labels has shape {tuple(labels.shape)}, but the weights of classes must be ({batch_size}, "
+                f"{num_ids}) or narrower"
+            )
+        return labels
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         kind = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise ValueError(f"class_labels must be a tensor of whole numbers, not {kind}")

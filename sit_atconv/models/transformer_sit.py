@@ -202,10 +202,13 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
     def _embed_labels(
         self, labels: torch.Tensor | None, batch_size: int, dropout: torch.Tensor | None, device: torch.device
     ) -> torch.Tensor:
-        """Look up labels (B,) -> (B, D); in training, dropped ones become the null class."""
+        """Look up labels (B,), or mix by weights (B, C) -> (B, D); in training, dropped ones become the null class."""
         has_null_class = self.config.class_dropout_prob > 0 and not self.training
         num_ids = self.config.num_classes + has_null_class
         labels = check_labels(labels, batch_size, num_ids)
+        if labels.is_floating_point():
+            table = self.class_embed(torch.arange(labels.shape[1], device=device))  # (C, D)
+            return labels.to(device, table.dtype) @ table
         labels = labels.to(device, torch.long)  # the null class may not fit into the labels' own type
         if self.training and self.config.class_dropout_prob > 0:
             if dropout is None:
@@ -315,6 +318,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
             hidden_states: x_t, (B, C, height, width); height and width are multiples of the patch size.
             timestep: t in [0, 1], t=1 is data; one number or (B,).
             class_labels: (B,) whole numbers in 0…num_classes − 1; in eval mode also `num_classes`, the null class.
+                Or mixtures of classes, (B, num_classes) of floating point: the weight of each class's embedding, which
+                no dropout reaches.
             return_dict: return a `Transformer2DModelOutput` or a tuple.
             class_dropout: (B,) bool, the labels to drop in training. If None, drawn from PyTorch's global generator;
                 ignored in eval mode.

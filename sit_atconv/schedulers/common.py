@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 
 from ..flow.callbacks import check_output
 from ..flow.interpolants import Interpolant
-from ..utils.checks import MAX_SOLVER_STEPS, check_count, check_eps, check_known, near_misses, plain_numbers
+from ..utils.checks import MAX_SOLVER_STEPS, check_count, check_eps, check_known, is_number, near_misses, plain_numbers
 from ..utils.threads import PerThread
 
 FOREIGN_OPTIONS = ("sampling_eps",)  # of diffusers' schedulers, though they look like misspelt options of these
@@ -101,6 +101,17 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
             return output.to(x.dtype)
 
         return counted
+
+    @staticmethod
+    def first_time(start_time: float, first: float, last: float) -> float:
+        """The first time of a grid that would run from `first` to `last`, for a solve that begins at `start_time`.
+
+        Raises:
+            ValueError: unless start_time is a number from 0 on, and before `last`.
+        """
+        if not is_number(start_time) or not 0 <= start_time < last:
+            raise ValueError(f"start_time={start_time!r} must be at least 0 and below {last:g}, where the solve ends")
+        return max(first, start_time)
 
     @staticmethod
     def check_state(latents: torch.Tensor, num_inference_steps: int) -> None:

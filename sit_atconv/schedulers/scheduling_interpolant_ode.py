@@ -64,23 +64,25 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         """Whether the solver chooses its own steps."""
         return self.config.solver in ADAPTIVE
 
-    def time_grid(self, num_inference_steps: int) -> torch.Tensor:
-        """The uniform grid of num_inference_steps + 1 times from noise to data, float64."""
+    def time_grid(self, num_inference_steps: int, start_time: float = 0.0) -> torch.Tensor:
+        """The uniform grid of num_inference_steps + 1 times from noise, or from `start_time` on, to data, float64."""
         start, end = self.interpolant.time_interval(self.sample_eps)
+        start = self.first_time(start_time, start, end)
         return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
 
-    def network_times(self, num_inference_steps: int, reverse: bool = False) -> list[float]:
+    def network_times(self, num_inference_steps: int, reverse: bool = False, start_time: float = 0.0) -> list[float]:
         """The times of the network calls of `solve`, in order, for its conditioning to be computed ahead.
 
         Empty for adaptive and multistep solvers, whose times are not known ahead.
         """
         if self.config.solver not in FIXED_STEP:
             return []
-        tableau, grid = FIXED_STEP[self.config.solver], self._solve_grid(num_inference_steps, reverse).tolist()
+        grid = self._solve_grid(num_inference_steps, reverse, start_time).tolist()
+        tableau = FIXED_STEP[self.config.solver]
         return [t for pair in zip(grid[:-1], grid[1:], strict=True) for t in stage_times(tableau, *pair)]
 
-    def _solve_grid(self, num_inference_steps: int, reverse: bool) -> torch.Tensor:
-        grid = self.time_grid(num_inference_steps)
+    def _solve_grid(self, num_inference_steps: int, reverse: bool, start_time: float) -> torch.Tensor:
+        grid = self.time_grid(num_inference_steps, start_time)
         return grid.flip(0) if reverse else grid
 
     def solve(
@@ -91,6 +93,7 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callback | None = None,
         reverse: bool = False,
+        start_time: float = 0.0,
     ) -> torch.Tensor:
         """Integrate from noise to data. Afterwards, `num_model_calls` is the number of network calls.
 
@@ -102,9 +105,11 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
             callback: called as (step, t, latents) after each step. If it returns a tensor, that replaces the latents;
                 if it raises StopIteration, the solve ends.
             reverse: integrate from data to noise: `latents` is data, and the result is the noise it comes from.
+            start_time: the time t of `latents` if they are not noise alone; with `reverse`, the time to end at.
 
         Raises:
-            ValueError: if num_inference_steps is below 1 or the latents are in half precision.
+            ValueError: if num_inference_steps is below 1, the latents are in half precision, or start_time is not a
+                time before the end.
             RuntimeError: if an adaptive solver cannot proceed.
         """
         self.check_state(latents, num_inference_steps)
@@ -113,7 +118,7 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return self.interpolant.to_velocity(counted(x, t), x, t)
 
-        return self.integrate(velocity, latents, num_inference_steps, callback, reverse)
+        return self.integrate(velocity, latents, num_inference_steps, callback, reverse, start_time)
 
     def integrate(
         self,
@@ -122,9 +127,10 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         num_inference_steps: int,
         callback: Callback | None = None,
         reverse: bool = False,
+        start_time: float = 0.0,
     ) -> torch.Tensor:
         """Solve dx/dt = velocity_fn(x, t) for any velocity with this scheduler's solver and times; x (B, …)."""
-        grid = self._solve_grid(num_inference_steps, reverse)
+        grid = self._solve_grid(num_inference_steps, reverse, start_time)
         return solve_ode(velocity_fn, x, grid, self.config.solver, self.config.rtol, self.config.atol, callback)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:

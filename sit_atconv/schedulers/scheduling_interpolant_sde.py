@@ -78,14 +78,21 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         """Network calls per step, as in diffusers."""
         return 1 if self.config.solver == "euler_maruyama" else 2
 
-    def time_grid(self, num_inference_steps: int) -> torch.Tensor:
-        """The uniform grid of the SDE's steps, float64. If there is a last step, it starts at the grid's last point.
+    @property
+    def least_steps(self) -> int:
+        """The smallest `num_inference_steps`: one besides the last step, if there is one."""
+        return 1 if self.config.last_step == "none" else 2
+
+    def time_grid(self, num_inference_steps: int, start_time: float = 0.0) -> torch.Tensor:
+        """The uniform grid of the SDE's steps from noise, or from `start_time` on, float64.
+
+        If there is a last step, it starts at the grid's last point.
 
         Raises:
-            ValueError: if there is a last step and no other.
+            ValueError: if there is a last step and no other, or start_time is not a time before it.
         """
         has_last_step = self.config.last_step != "none"
-        if has_last_step and num_inference_steps < 2:
+        if num_inference_steps < self.least_steps:
             raise ValueError(
                 f"num_inference_steps={num_inference_steps} leaves no step besides "
                 f"last_step={self.config.last_step!r}; use 2 or more"
@@ -94,12 +101,13 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         if self.config.diffusion_form == "sbdm" and self.config.path != "vp":
             start = start or self.sample_eps or 1e-3  # this w is infinite at t=0
         if has_last_step:
-            return torch.linspace(start, 1 - self.config.last_step_size, num_inference_steps, dtype=torch.float64)
-        return torch.linspace(start, end, num_inference_steps + 1, dtype=torch.float64)
+            end = 1 - self.config.last_step_size
+        start = self.first_time(start_time, start, end)
+        return torch.linspace(start, end, num_inference_steps + (not has_last_step), dtype=torch.float64)
 
-    def network_times(self, num_inference_steps: int) -> list[float]:
+    def network_times(self, num_inference_steps: int, start_time: float = 0.0) -> list[float]:
         """The times of the network calls of `solve`, in order, for its conditioning to be computed ahead."""
-        grid = self.time_grid(num_inference_steps).tolist()
+        grid = self.time_grid(num_inference_steps, start_time).tolist()
         steps = zip(grid[:-1], grid[1:], strict=True)
         times = [t for step in steps for t in step[: self.order]]  # Heun's method also calls the network at the end
         return times if self.config.last_step == "none" else [*times, grid[-1]]
@@ -141,6 +149,7 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callback | None = None,
+        start_time: float = 0.0,
     ) -> torch.Tensor:
         """Integrate from noise to data. Afterwards, `num_model_calls` is the number of network calls.
 
@@ -151,14 +160,16 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
             generator: random generator of the noise: one for the batch, or a list with one per image.
             callback: called as (step, t, latents) after each step. If it returns a tensor, that replaces the latents;
                 if it raises StopIteration, the solve ends.
+            start_time: the time t of `latents` if they are not noise alone.
 
         Raises:
-            ValueError: if there are too few steps or the latents are in half precision.
+            ValueError: if there are too few steps, the latents are in half precision, or start_time is not a time
+                before the last step.
         """
         self.check_state(latents, num_inference_steps)
         check_generator(generator, len(latents))
         model_fn = self.counting_calls(model_fn)
-        times = self.time_grid(num_inference_steps).tolist()
+        times = self.time_grid(num_inference_steps, start_time).tolist()
         x = latents
         ends = [*times[1:], 1.0] if self.config.last_step != "none" else times[1:]
         for i, (start, end) in enumerate(zip(times, ends, strict=False)):

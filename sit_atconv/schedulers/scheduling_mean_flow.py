@@ -43,13 +43,13 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
                 "velocity prediction; use InterpolantODEScheduler"
             )
 
-    def time_grid(self, num_inference_steps: int) -> torch.Tensor:
-        """The uniform grid of num_inference_steps + 1 times from noise to data, float64."""
-        return torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
+    def time_grid(self, num_inference_steps: int, start_time: float = 0.0) -> torch.Tensor:
+        """The uniform grid of num_inference_steps + 1 times from noise, or from `start_time` on, to data, float64."""
+        return torch.linspace(self.first_time(start_time, 0.0, 1.0), 1, num_inference_steps + 1, dtype=torch.float64)
 
-    def network_times(self, num_inference_steps: int) -> list[tuple[float, float]]:
+    def network_times(self, num_inference_steps: int, start_time: float = 0.0) -> list[tuple[float, float]]:
         """The steps (t, s) of the network calls of `solve`, in order, for its conditioning to be computed ahead."""
-        grid = self.time_grid(num_inference_steps).tolist()
+        grid = self.time_grid(num_inference_steps, start_time).tolist()
         return list(zip(grid[:-1], grid[1:], strict=True))
 
     def solve(
@@ -59,6 +59,7 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callback | None = None,
+        start_time: float = 0.0,
     ) -> torch.Tensor:
         """Go from noise to data. Afterwards, `num_model_calls` is the number of network calls.
 
@@ -69,14 +70,16 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
             generator: ignored, since no random numbers are drawn; accepted as in the SDE scheduler.
             callback: called as (step, s, latents) after each step. If it returns a tensor, that replaces the latents;
                 if it raises StopIteration, the solve ends.
+            start_time: the time t of `latents` if they are not noise alone.
 
         Raises:
-            ValueError: if num_inference_steps is below 1 or the latents are in half precision.
+            ValueError: if num_inference_steps is below 1, the latents are in half precision, or start_time is not a
+                time before 1.
         """
         self.check_state(latents, num_inference_steps)
         x = latents
         mean_velocity = self.counting_calls(model_fn)
-        for i, (start, end) in enumerate(self.network_times(num_inference_steps)):
+        for i, (start, end) in enumerate(self.network_times(num_inference_steps, start_time)):
             u = mean_velocity(x, *(torch.tensor(time, dtype=x.dtype) for time in (start, end)))
             x, stopped = after_step(callback, i, end, x + (end - start) * u)
             if stopped:

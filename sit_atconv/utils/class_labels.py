@@ -81,3 +81,23 @@ def parse_labels(labels: Any, names: Mapping[str, int], num_classes: int) -> lis
     if not ids:
         raise ValueError("class_labels is empty; name at least one class")
     return ids
+
+
+def class_mixtures(labels: Any, num_classes: int) -> torch.Tensor | None:
+    """Return labels as mixtures of classes (B, num_classes), float32, if they are a matrix of floating point.
+
+    Raises:
+        ValueError: if they have another width, are empty, or not finite.
+    """
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":
+        labels = torch.from_numpy(np.ascontiguousarray(labels))
+    if not isinstance(labels, torch.Tensor) or not labels.is_floating_point() or labels.ndim != 2:
+        return None
+    if labels.shape[1] != num_classes or not len(labels):
+        raise ValueError(
+            f"class_labels: floating-point numbers are weights of the classes, (images, {num_classes}), and not of the "
+            f"shape {tuple(labels.shape)}; give whole numbers for class ids"
+        )
+    if not labels.isfinite().all():
+        raise ValueError("class_labels: the weights of the classes hold NaN or infinity; give finite numbers")
+    return labels.float()

@@ -33,7 +33,7 @@ def test_pictures_are_converted_to_the_channels_of_the_model():
     [
         (IMAGES * 255, r"lie in \[.*\], but must lie in \[0, 1\]; give images / 255"),
         (IMAGES * 2 - 1, r"but must lie in \[0, 1\]; give \(images \+ 1\) / 2"),
-        (IMAGES * 2000 - 1000, "as output_type='pt' returns them"),
+        (IMAGES * 2000 - 1000, "give what output_type='pt' returns"),
         (torch.full_like(IMAGES, torch.nan), r"lie in \[nan, nan\]"),
         ((IMAGES * 255).to(torch.uint8), "images is torch.uint8; .* images / 255"),
         (IMAGES[0], r"images has shape \(3, 4, 6\)"),

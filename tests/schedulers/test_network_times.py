@@ -52,6 +52,32 @@ def test_ode(path, prediction, solver, reverse, steps):
     assert called_times(scheduler, steps, torch.float64, reverse=reverse) == calls
 
 
+@pytest.mark.parametrize("start_time", [0.0, 0.4])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        InterpolantODEScheduler(solver="heun"),
+        InterpolantODEScheduler("vp", "noise"),
+        InterpolantSDEScheduler(),
+        InterpolantSDEScheduler(last_step="none"),
+    ],
+    ids=["heun", "noise", "sde", "sde without last step"],
+)
+def test_a_solve_from_a_later_time(scheduler, start_time):
+    options = dict(start_time=start_time)
+    calls = called_times(scheduler, 3, generator=torch.Generator().manual_seed(0), **options)
+    assert announced_times(scheduler, 3, **options) == calls
+    assert calls[0] == time_key(max(start_time, scheduler.time_grid(3)[0].item()))
+    for wrong in (1.0, -0.1, "half"):
+        with pytest.raises(ValueError, match=r"start_time=.* must be at least 0 and below"):
+            scheduler.time_grid(3, wrong)
+
+
+def test_an_inversion_may_end_at_a_later_time():
+    calls = called_times(InterpolantODEScheduler(solver="euler"), 2, reverse=True, start_time=0.5)
+    assert calls == [1.0, 0.75]
+
+
 @pytest.mark.parametrize("solver", [*ADAPTIVE, *MULTISTEP])
 def test_ode_solvers_without_known_times_announce_none(solver):
     assert InterpolantODEScheduler(solver=solver).network_times(10) == []
