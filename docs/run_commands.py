@@ -3,10 +3,11 @@
     python docs/run_commands.py README.md FOLDER
 
 Every code block marked `bash` is run by bash, in order, in FOLDER, which must be new: it becomes a copy of this
-checkout's last commit, so that nothing here is touched, with a folder photos/ of small pictures. Lines that install
-packages, download from the Hub, need a GPU, or name something of the reader's in capitals are left out, and named. A
-block that still runs after some minutes is interrupted, as Ctrl-C would, and counts as working. `--steps 20` shortens
-every training, so that the blocks after it find a pipeline, and `--before` runs what a document takes for granted:
+checkout's last commit, so that nothing here is touched, with a folder photos/ of small pictures, cat and dog. Lines
+that install packages, download from the Hub, need a GPU, or name something of the reader's in capitals are left out,
+and named. A block that still runs after some minutes is interrupted, as Ctrl-C would, and counts as working. `--steps`
+shortens every training, so that the blocks after it find a pipeline, and `--before` runs what a document takes for
+granted:
 
     python docs/run_commands.py docs/samplers.md FOLDER --steps 20 --before "python train/train_sit.py"
 """
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LEFT_OUT = re.compile(
     r"pip install|^\s*pytest|--device cuda|stabilityai/|me/digits|\b(?!END\b)[A-Z][A-Z_]{2,}|"
-    r"sit-xl|photos-latents"  # made by lines that are left out
+    r"--size large|sit-xl|photos-latents|photos-finetuned|at-4000"  # from the Hub, or made by lines that are left out
 )
 
 # Defined before a block where trainings are shortened; the block itself stays as it is printed.
@@ -69,7 +70,7 @@ def prepare(folder: Path) -> None:
     subprocess.run(["tar", "-x", "-C", str(folder)], stdin=archive.stdout, check=True)
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
-        place = folder / "photos" / f"digit-{label}"
+        place = folder / "photos" / ("cat" if label % 2 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15.9).astype("uint8")).resize((64, 64)).save(place / f"{index:03}.png")
 

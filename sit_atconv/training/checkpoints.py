@@ -12,16 +12,17 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..utils.bounded_text import read_json_object
 from ..utils.files import STAGING, remove, sync
 from ..utils.hashing import file_sha256
 from ..utils.text import one_line
+
+if TYPE_CHECKING:  # so that a command line is compared with a checkpoint before PyTorch is imported
+    import torch
 
 CHECKPOINT_MANIFEST, STATE = "manifest.json", "state.json"
 CORRUPT = ".corrupt"  # suffix of a checkpoint whose hashes did not match and which was set aside
@@ -34,7 +35,7 @@ STATE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "scaler": (dict, type(None)),
 }
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by file (model, optimizer, …), then by name of the tensor
+Tensors = Mapping[str, Mapping[str, "torch.Tensor"]]  # by file (model, optimizer, …), then by name of the tensor
 
 
 def checkpoint_steps(folder: Path) -> list[tuple[int, Path]]:
@@ -164,7 +165,7 @@ def verify_checkpoint(path: Path) -> None:
                 raise ValueError(f"checkpoint {path}: {name} has changed since it was written: its SHA-256 differs")
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, "torch.Tensor"]], dict[str, Any]]:
     """Read a verified checkpoint.
 
     Returns:
@@ -173,6 +174,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     Raises:
         ValueError: naming a file that cannot be read.
     """
+    from safetensors.torch import load_file
+
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     state: dict[str, Any] = {}
     for name in _manifest(path):
@@ -227,7 +230,9 @@ def _hash_and_sync(file: Path) -> dict[str, Any]:
     return entry
 
 
-def _save_tensors(values: Mapping[str, torch.Tensor], file: Path) -> None:
+def _save_tensors(values: Mapping[str, "torch.Tensor"], file: Path) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file({name: value.contiguous() for name, value in values.items()}, file)
     except SafetensorError as error:  # how safetensors reports I/O errors

@@ -9,6 +9,7 @@ from ..utils.commands import is_spokesman
 from ..utils.option_parser import OptionParser
 from ..utils.text import printable
 from .config import GROUPS, CommonConfig, TrainConfig
+from .continuation import continues_run
 from .references import check_references
 
 Config = TypeVar("Config", bound=CommonConfig)
@@ -45,7 +46,7 @@ def parse_config(kind: type[Config], groups: Sequence[type], arguments: list[str
         arguments: the command line; sys.argv if None.
 
     Raises:
-        ValueError: for values that no run can use.
+        ValueError: for values that no run can use, or an output folder that holds another run.
         SystemExit: for unknown options and values of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -53,7 +54,10 @@ def parse_config(kind: type[Config], groups: Sequence[type], arguments: list[str
     parser = build_parser(kind, groups)
     options = parser.parse_options(arguments, switches)
     options.pop("config")
-    return build_config(parser, kind, options)
+    config = build_config(parser, kind, options)
+    if not config.dry_run or config.resume is not None:
+        continues_run(config)
+    return config
 
 
 def build_config(parser: OptionParser, kind: type[Config], options: dict[str, Any]) -> Config:

@@ -8,11 +8,7 @@ from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import tensors_sha256
-
-
-def pipeline_vae(folder: str) -> str | None:
-    """The folder itself if it holds a VAE, as `load_vae` takes it; None if the pipeline works on pixels."""
-    return folder if (Path(folder) / "vae" / "config.json").is_file() else None
+from .references import pipeline_vae
 
 
 def load_pretrained(folder: str, field: str = "init_from") -> SiTTransformer2DModel:

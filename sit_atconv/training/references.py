@@ -87,6 +87,11 @@ def check_changes(folder: str, mixer: str | list[str] | None, arguments: Mapping
         raise error if is_option else ValueError(f"init_from={folder!r}, {error}") from error
 
 
+def pipeline_vae(folder: str) -> str | None:
+    """The folder itself if it holds a VAE, as `load_vae` takes it; None if the pipeline works on pixels."""
+    return folder if (Path(folder) / "vae" / "config.json").is_file() else None
+
+
 def check_services(config: CommonConfig) -> None:
     """Check what a run uses at its side, or after hours of training.
 

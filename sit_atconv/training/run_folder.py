@@ -27,40 +27,12 @@ from ..utils.files import (
     write_atomically,
 )
 from ..utils.hashing import tensors_sha256
-from .checkpoints import checkpoint_steps, read_state, rotate, sweep
+from .checkpoints import read_state, rotate, sweep
 from .config import CommonConfig
-from .stored_config import CONFIG, load_options
+from .continuation import continues_run
+from .stored_config import CONFIG
 
 SOURCES = ("data", "validation", "vae")  # options that name data, of those that a run has
-
-# Options that may differ when a run is continued; a change of any other one would make it another run. Data and VAE may
-# have moved: their content is compared with that of the checkpoint (`describe_data`).
-CHANGEABLE_ON_RESUME = {
-    "data",
-    "validation",
-    "vae",
-    "resume",
-    "dry_run",
-    "output_dir",
-    "max_steps",
-    "num_workers",
-    "max_broken_images",
-    "gradient_checkpointing",
-    "gradient_accumulation_steps",
-    "compile",
-    "max_skipped_steps",
-    "log_with",
-    "log_every",
-    "sample_every",
-    "early_samples",
-    "evaluate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "sample_guidance_scale",
-    "sample_steps",
-    "push_to_hub",
-}
 
 # What a run writes in its folder, and what trackers write there.
 WRITTEN = (
@@ -88,53 +60,11 @@ def prepare_run_folder(config: CommonConfig) -> bool:
     """Check that the output folder is free or holds the run to continue; return whether it is continued.
 
     Raises:
-        ValueError: if the folder holds something else, if there is nothing to resume, or if the configurations differ.
+        ValueError: if nothing can be written there, or as `continues_run`.
     """
-    folder, resume = config.run_folder, config.resume
-    check_writable_folder("output_dir", folder)
-    check_no_links(folder, WRITTEN)
-    is_used = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
-    if not is_used:
-        if resume == "latest":
-            raise ValueError(f"resume=latest: {folder} holds no checkpoint; leave --resume out to start a run")
-        return False
-    changed = _changes(config, folder)
-    differences = f" ({'; '.join(changed)})" if changed else ""
-    if not checkpoint_steps(folder / "checkpoints"):
-        if resume == "auto" and not changed:
-            return False
-        remedy = "" if changed else "start that run over with --resume auto, or "
-        raise ValueError(
-            f"output_dir={str(folder)!r} holds another run{differences}, which has no checkpoint; {remedy}choose "
-            "another --output_dir"
-        )
-    if resume is None:
-        remedy = "" if changed else ", or continue that run with --resume latest"
-        raise ValueError(
-            f"output_dir={str(folder)!r} holds another run{differences}; choose another --output_dir{remedy}"
-        )
-    if changed:
-        raise ValueError(
-            f"resume={resume}: this is another run than the one in {folder}{differences}; continue with the options of "
-            "that run, or choose another --output_dir"
-        )
-    return True
-
-
-def _changes(config: CommonConfig, folder: Path) -> list[str]:
-    """The options in which this run differs from the one in `folder`, for messages."""
-    try:
-        # options that did not exist yet when the run was started had their defaults in it
-        saved = dataclasses.asdict(type(config)()) | load_options(folder, type(config))
-    except FileNotFoundError:
-        return [f"{folder} holds no {CONFIG}"]
-    except ValueError as error:
-        return [str(error)]
-    return [
-        f"{name}: {saved[name]!r} -> {value!r}"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in CHANGEABLE_ON_RESUME and saved[name] != value
-    ]
+    check_writable_folder("output_dir", config.run_folder)
+    check_no_links(config.run_folder, WRITTEN)
+    return continues_run(config)
 
 
 def take_run_folder(run: Path, lock: ExitStack) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 from ..utils.bounded_text import read_yaml
 from .checkpoints import checkpoint_steps, read_state
 from .config import CommonConfig, TrainConfig
-from .fine_tuning import pipeline_vae
-from .references import check_references
+from .references import check_references, pipeline_vae
 
 CONFIG = "config.yaml"
 

@@ -95,6 +95,14 @@ def test_what_a_graft_cannot_be_is_said_at_once(tmp_path):
     assert (code, output) == (2, "") and error.startswith(f"train_sit.py: error: {message}")
 
 
+def test_the_folder_of_another_run_is_named_at_once(tmp_path):
+    """With what differs; the precision, which may come from accelerate's configuration, is not known yet."""
+    (tmp_path / "config.yaml").write_text("seed: 1\nmixed_precision: bf16\n")
+    code, output, error = run_script("train/train_sit.py", "--output_dir", str(tmp_path))
+    message = f"output_dir={str(tmp_path)!r} holds another run (seed: 1 -> 0), which has no checkpoint; choose another"
+    assert (code, output) == (2, "") and error.startswith(f"train_sit.py: error: {message}")
+
+
 def test_importing_the_package_is_cheap_and_its_names_are_there():
     assert run("import sit_atconv; print(sit_atconv.__version__)") == (0, f"{sit_atconv.__version__}\n", "")
     assert set(sit_atconv.__all__) == {*sit_atconv._PUBLIC, "__version__"}

@@ -58,7 +58,7 @@ DECIDE_ON_THE_RESULT = {
 
 @pytest.mark.parametrize("resume", ["latest", "auto"])
 def test_options_that_decide_on_the_result_cannot_change(resume, tmp_path):
-    config = TrainConfig(output_dir=str(tmp_path / "run"), resume=resume)
+    config = TrainConfig(output_dir=str(tmp_path / "run"), resume=resume, mixed_precision="no")
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     saved, refused = dataclasses.asdict(config), set()
     for name in saved:

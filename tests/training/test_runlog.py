@@ -80,6 +80,15 @@ def test_metrics_are_continued_from_a_step_and_plotted(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
 
 
+def test_a_single_line_of_metrics_is_seen_in_the_plot(tmp_path):
+    with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
+        metrics.write(1, loss=1.0, loss_by_time=None, grad_norm=0.5)
+    plot_metrics(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    assert (31, 119, 180) in colours  # the first one of matplotlib
+
+
 def test_only_lines_of_this_file_are_read(tmp_path):
     window = {"step": 2, "loss": 1.0, "loss_by_time": [1.0] * 9 + [None], "grad_norm": 0.5}
     good = [{"step": 1, "skipped": True}, window, {**window, "loss": None, "grad_norm": None}]
