@@ -54,6 +54,7 @@ class ComponentsMixin:
         arguments, optional = cls._get_signature_keys(cls)  # type: ignore[attr-defined]
         given = [name for name in options if not name.startswith("_")]
         check_known(cls.__name__, given, [*arguments, *optional, *LOADING_OPTIONS])
+        config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}  # for AutoModel alone
         return super().extract_init_dict(config_dict, **options)  # type: ignore[misc]
 
 

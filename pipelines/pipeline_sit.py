@@ -30,12 +30,13 @@ from .calls import CallStateMixin, StepCallback, check_callback, solve_finite
 from .components import ComponentsMixin, check_channels
 from .folder import FolderPipeline
 from .inputs import check_sizes, images_from, latents_from
+from .lora import LoraMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_NETWORK_CALLS = 50  # at which the midpoint method's error is about a fifth of a grey level
 
 
-class SiTPipeline(CallStateMixin, ComponentsMixin, FolderPipeline):
+class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
     """Generate images of given classes.
 
     Args:

@@ -70,7 +70,7 @@ def make_portable(pipeline, folder: str | Path) -> None:
     index["_class_name"] = _write_source(folder, type(pipeline))
     index["_format_version"] = FORMAT_VERSION
     index.pop("_name_or_path", None)  # a path on this machine
-    for name, entry in index.items():
+    for name, entry in list(index.items()):
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
             continue
         component = getattr(pipeline, name)
@@ -78,6 +78,8 @@ def make_portable(pipeline, folder: str | Path) -> None:
         if component is None or type(component).__module__.split(".")[0] in LOADABLE_CLASSES:
             continue
         index[name] = _write_source(folder / name, type(component))
+        if name == "transformer":  # for diffusers' AutoModel, which looks here whatever the subfolder is
+            index["auto_map"] = {"AutoModel": ".".join(index[name])}
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

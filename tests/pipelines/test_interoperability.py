@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, AutoModel, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from sit_atconv import SiTPipeline, SiTTransformer2DModel
 from sit_atconv.models.presets import MIXERS
@@ -166,6 +166,55 @@ def test_lora_is_saved_loaded_fused_and_unloaded(tiny_transformer, tmp_path):
         loaded.load_lora_adapter(tmp_path, **options)
         loaded.unload_lora()
         torch.testing.assert_close(loaded(*args).sample, plain)
+
+
+def test_lora_of_a_pipeline(pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    plain = draw(pipe)
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False)
+    pipe.transformer.add_adapter(config)
+    adapted = draw(pipe)
+    assert (adapted - plain).abs().max() > 0.05
+    layers = peft.get_peft_model_state_dict(pipe.transformer)
+    settings = pipe.transformer.peft_config["default"].to_dict()
+    pipe.save_lora_weights(tmp_path / "pipeline", layers, transformer_lora_adapter_metadata=settings)
+    pipe.transformer.save_lora_adapter(tmp_path / "transformer")
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(pipe), plain)
+    with pytest.raises(ValueError, match=r"load_lora_adapter\(folder, prefix=None\)"):
+        pipe.load_lora_weights(tmp_path / "transformer")
+    pipe.load_lora_weights(tmp_path / "pipeline", adapter_name="style")
+    assert pipe.get_list_adapters() == {"transformer": ["style"]}
+    torch.testing.assert_close(draw(pipe), adapted)
+    pipe.disable_lora()
+    torch.testing.assert_close(draw(pipe), plain)
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(pipe), adapted, rtol=1e-3, atol=1e-4)
+    pipe.save_pretrained(tmp_path / "fused")
+    torch.testing.assert_close(draw(SiTPipeline.from_pretrained(tmp_path / "fused")), adapted, rtol=1e-3, atol=1e-4)
+
+
+def test_lora_that_cannot_be_read_or_written(pipe, tmp_path):
+    with pytest.raises(ValueError, match=r"no weights of an adapter are named transformer\.… in them"):
+        pipe.load_lora_weights({})
+    with pytest.raises(ValueError, match="use_safetensors=False"):
+        pipe.load_lora_weights({}, use_safetensors=False)
+    with pytest.raises(ValueError, match="transformer_lora_layers is empty"):
+        pipe.save_lora_weights(tmp_path, {})
+    with pytest.raises(ValueError, match="safe_serialization=False would write pickles"):
+        pipe.save_lora_weights(tmp_path, {"x": torch.ones(1)}, safe_serialization=False)
+
+
+def test_auto_model_finds_the_code_of_the_transformer(pipe, folder):
+    loaded = AutoModel.from_pretrained(str(folder), subfolder="transformer", trust_remote_code=True)
+    assert type(loaded).__module__.startswith("diffusers_modules.")
+    expected = pipe.transformer.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(ValueError, match="contains custom code"):
+        AutoModel.from_pretrained(str(folder), subfolder="transformer")
 
 
 @pytest.mark.parametrize(
