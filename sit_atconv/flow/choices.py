@@ -1,13 +1,40 @@
 """What options of training and sampling may be, without what implements it, which imports PyTorch."""
 
-from ..utils.checks import check_float32, check_non_negative, is_number, is_whole
+from ..utils.checks import check_float32, check_non_negative, check_positive, is_number, is_whole
 from .tableaus import ADAPTIVE, FIXED_STEP
 
 WEIGHTINGS = ("none", "velocity", "likelihood")
 TIME_SAMPLINGS = ("uniform", "logit-normal")
+MAX_LOGIT = 10.0  # beyond it, times are those of the ends
 MULTISTEP = ("explicit_adams", "implicit_adams")
 ODE_SOLVERS = (*FIXED_STEP, *ADAPTIVE, *MULTISTEP)
 SDE_SOLVERS = ("euler_maruyama", "heun")
+
+
+def check_time_options(time_sampling: str, time_mean: float, time_std: float) -> None:
+    """Raise ValueError unless training times can have this mean and standard deviation; see `InterpolantLoss`."""
+    check_positive("time_std", time_std)
+    if not is_number(time_mean) or not abs(time_mean) <= MAX_LOGIT or time_std > MAX_LOGIT:
+        raise ValueError(
+            f"time_mean={time_mean!r}, time_std={time_std!r}: a logit has numbers of at most {MAX_LOGIT:g}, such as "
+            "-0.8 and 0.8"
+        )
+    if time_sampling != "logit-normal" and (time_mean, time_std) != (0, 1):
+        raise ValueError(
+            f"time_mean={time_mean}, time_std={time_std} are those of logit-normal times; also give "
+            "time_sampling=logit-normal"
+        )
+
+
+def check_sigma_floor(sigma_floor: float, path: str, prediction: str, weighting: str) -> None:
+    """Raise ValueError unless this loss can have this floor of the noise level; see `InterpolantLoss`."""
+    if not is_number(sigma_floor) or not 0 <= sigma_floor < 1:
+        raise ValueError(f"sigma_floor={sigma_floor!r} must be at least 0 and below 1, such as 0.05")
+    if sigma_floor and (path == "vp" or (prediction, weighting) != ("data", "velocity")):
+        raise ValueError(
+            f"sigma_floor={sigma_floor} bounds the weight of prediction=data, weighting=velocity on path=linear or gvp, "
+            f"not of prediction={prediction}, weighting={weighting} on path={path}; leave it out, or use those"
+        )
 
 
 def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:

@@ -51,6 +51,10 @@ class Interpolant:
         """The time derivative of sigma."""
         return self._path.d_sigma(t)
 
+    def determinant(self, t: torch.Tensor) -> torch.Tensor:
+        """alpha·d_sigma − sigma·d_alpha: an error of the data is one of the velocity times this over sigma."""
+        return self._path.determinant(t)
+
     def interpolate(self, x_0: torch.Tensor, x_1: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = alpha·x_1 + sigma·x_0, for noise x_0 and data x_1 (B, …) and t () or (B,)."""
         t = expand_like(t, x_1)

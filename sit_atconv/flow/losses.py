@@ -6,7 +6,7 @@ import torch
 
 from ..utils.checks import check_choice, check_eps, check_positive
 from .callbacks import check_output
-from .choices import TIME_SAMPLINGS, WEIGHTINGS
+from .choices import TIME_SAMPLINGS, WEIGHTINGS, check_sigma_floor, check_time_options
 from .interpolants import Interpolant, expand_like
 
 
@@ -23,9 +23,14 @@ class InterpolantLoss:
             applies no shift.
         train_eps: time cut from each end of [0, 1] at which the target is not finite. If None,
             `Interpolant.default_eps`.
+        time_mean, time_std: mean and standard deviation of the logit of "logit-normal" times; a mean below 0 moves them
+            towards noise. (−0.8, 0.8) is that of JiT (arXiv 2511.13720).
+        sigma_floor: the least sigma(t) by which weighting "velocity" divides the error of data prediction, so that its
+            weight stays bounded near the data; 0.05 in JiT, 0 for none. Not on path "vp", whose velocity has no bound.
 
     Raises:
-        ValueError: if a choice is unknown, a number is out of range, or velocity prediction is given a weighting.
+        ValueError: if a choice is unknown, a number is out of range, velocity prediction is given a weighting, or an
+            option would have no effect.
     """
 
     def __init__(
@@ -35,6 +40,9 @@ class InterpolantLoss:
         time_sampling: str = "uniform",
         time_shift: float = 1.0,
         train_eps: float | None = None,
+        time_mean: float = 0.0,
+        time_std: float = 1.0,
+        sigma_floor: float = 0.0,
     ):
         check_choice("weighting", weighting, WEIGHTINGS)
         check_choice("time_sampling", time_sampling, TIME_SAMPLINGS)
@@ -43,10 +51,14 @@ class InterpolantLoss:
             raise ValueError(
                 f"weighting={weighting!r} applies to score, noise and data prediction; use 'none' for velocity"
             )
+        check_time_options(time_sampling, time_mean, time_std)
+        check_sigma_floor(sigma_floor, interpolant.path, interpolant.prediction, weighting)
         self.interpolant = interpolant
         self.weighting = weighting
         self.time_sampling = time_sampling
         self.time_shift = time_shift
+        self.time_mean, self.time_std = time_mean, time_std
+        self.sigma_floor = sigma_floor
         check_eps("train_eps", train_eps)
         eps = interpolant.default_eps(training=True) if train_eps is None else train_eps
         self.interval = interpolant.time_interval(eps)
@@ -58,7 +70,10 @@ class InterpolantLoss:
 
     def time_from_normal(self, z: torch.Tensor) -> torch.Tensor:
         """Turn standard normal numbers z into training times of the chosen distribution, in the shape of z."""
-        u = torch.special.ndtr(z) if self.time_sampling == "uniform" else torch.sigmoid(z)
+        if self.time_sampling == "uniform":
+            u = torch.special.ndtr(z)
+        else:
+            u = torch.sigmoid(self.time_mean + self.time_std * z)
         shifted = u / (u + self.time_shift * (1 - u))
         start, end = self.interval
         return start + (end - start) * shifted
@@ -121,6 +136,8 @@ class InterpolantLoss:
             error = model_output - x_1
         if self.weighting == "none":
             return error
+        if self.sigma_floor:
+            return error * interpolant.determinant(t) / sigma.clamp(min=self.sigma_floor)
         if interpolant.prediction == "data":
             error = error * interpolant.alpha(t) / sigma  # the error of the noise that the predicted data implies
         w = interpolant.diffusion(t, "sbdm")

@@ -85,8 +85,8 @@ class MeanFlowLoss:
             target, but the derivative follows the network's own velocity, which is no longer random (improved MeanFlow,
             arXiv 2512.02012); "teacher", that of a trained flow.
         derivative: see `total_derivative`.
-        time_sampling, time_shift: distribution of the times, see `InterpolantLoss`. The two times of a span are drawn
-            from it and ordered.
+        time_sampling, time_shift, time_mean, time_std: distribution of the times, see `InterpolantLoss`. The two times
+            of a span are drawn from it and ordered.
         data_end_share: share of the spans that end at s = 1, where the data is.
         adaptive_power: p in the weight 1/(error + 10⁻³)^p of each sample; 0 for none.
         guidance_scale: scale of the classifier-free guidance that is built into the target; 1 for none.
@@ -109,6 +109,8 @@ class MeanFlowLoss:
         adaptive_power: float = 0.0,
         guidance_scale: float = 1.0,
         guidance_mix: float | None = None,
+        time_mean: float = 0.0,
+        time_std: float = 1.0,
     ):
         if (interpolant.path, interpolant.prediction) != ("linear", "velocity"):
             raise ValueError(
@@ -122,7 +124,9 @@ class MeanFlowLoss:
         check_positive("guidance_scale", guidance_scale)
         if guidance_mix is not None and not (is_number(guidance_mix) and 0 <= guidance_mix < 1):
             raise ValueError(f"guidance_mix={guidance_mix!r} must be in [0, 1), or None")
-        self.flow = InterpolantLoss(interpolant, "none", time_sampling, time_shift)
+        self.flow = InterpolantLoss(
+            interpolant, "none", time_sampling, time_shift, time_mean=time_mean, time_std=time_std
+        )
         self.velocity = velocity
         self.derivative = derivative
         self.data_end_share = data_end_share

@@ -120,7 +120,15 @@ def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
     """Build the loss that the objective asks for."""
     interpolant = Interpolant(config.path, config.prediction)
     if config.objective == "flow":
-        return InterpolantLoss(interpolant, config.weighting, config.time_sampling, config.time_shift)
+        return InterpolantLoss(
+            interpolant,
+            config.weighting,
+            config.time_sampling,
+            config.time_shift,
+            time_mean=config.time_mean,
+            time_std=config.time_std,
+            sigma_floor=config.sigma_floor,
+        )
     return MeanFlowLoss(
         interpolant,
         config.meanflow_tangent if config.teacher is None else "teacher",
@@ -131,6 +139,8 @@ def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
         config.meanflow_adaptive_power,
         config.meanflow_guidance_scale,
         config.meanflow_guidance_mix,
+        config.time_mean,
+        config.time_std,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS
+from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS, check_sigma_floor, check_time_options
 from ..models.presets import MIXER_NAMES, PRESETS, check_preset
 from ..utils.checks import (
     MAX_SOLVER_STEPS,
@@ -96,6 +96,10 @@ class ObjectiveConfig:
         weighting: weighting of the loss over time: none, velocity or likelihood.
         time_sampling: distribution of the training times: uniform or logit-normal.
         time_shift: factor by which the odds of the training times are shifted towards noise; 1 leaves them unchanged.
+        time_mean: mean of the logit of logit-normal times; below 0, more of them are near noise.
+        time_std: standard deviation of that logit.
+        sigma_floor: the least noise level by which weighting velocity divides the error of data prediction, such as
+            0.05; 0 for none.
         repa: a timm model whose features an early block learns to predict (REPA), such as
             vit_base_patch14_dinov2.lvd142m. If null, no representation is aligned.
         repa_weights: weights of the timm model: pretrained, random or a file.
@@ -109,6 +113,9 @@ class ObjectiveConfig:
     weighting: str = "none"
     time_sampling: str = "uniform"
     time_shift: float = 1.0
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    sigma_floor: float = 0.0
     repa: str | None = None
     repa_weights: str = "pretrained"
     repa_coefficient: float = 0.5
@@ -369,6 +376,8 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, Ob
         check_teacher(vars(self))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
+        check_time_options(self.time_sampling, self.time_mean, self.time_std)
+        check_sigma_floor(self.sigma_floor, self.path, self.prediction, self.weighting)
         for name in ("sample_every", "repa_depth"):
             check_count(name, getattr(self, name))
         check_count("sample_steps", self.sample_steps, most=MAX_SOLVER_STEPS)

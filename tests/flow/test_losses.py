@@ -176,3 +176,46 @@ def test_arguments_that_cannot_be_used(interpolant, arguments, field):
 def test_an_output_that_would_be_broadcast_is_refused():
     with pytest.raises(ValueError, match=r"output has the shape \(2, 1, 4, 4\)"):
         InterpolantLoss(Interpolant())(lambda x, t: x[:, :1], torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("time_shift", [1.0, 3.0])
+def test_logits_of_times_have_the_mean_and_deviation_asked_for(time_shift):
+    options = dict(time_sampling="logit-normal", time_shift=time_shift, time_mean=-0.8, time_std=0.5)
+    t = InterpolantLoss(Interpolant(), **options).sample_time(20000, torch.Generator().manual_seed(0)).double()
+    logits = torch.logit(t)
+    assert logits.mean().item() == pytest.approx(-0.8 - math.log(time_shift), abs=0.02)
+    assert logits.std().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_a_floor_of_sigma_bounds_the_weight_near_the_data(path):
+    """Above the floor, the error is that of the velocity; below it, and at t=1, sigma is the floor (JiT's loss)."""
+    interpolant = Interpolant(path, "data")
+    x_0, x_1, output = torch.randn(3, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    t = torch.tensor([0.3, 0.8, 0.99, 1.0])
+    output.requires_grad_()
+    loss = InterpolantLoss(interpolant, "velocity", sigma_floor=0.1).of_output(output, x_0, x_1, t)
+    plain = InterpolantLoss(interpolant, "velocity").of_output(output, x_0, x_1, t)
+    above = interpolant.sigma(t) > 0.1
+    assert above.tolist()[0] and not above.tolist()[-1]
+    torch.testing.assert_close(loss[above], plain[above])
+    error = (output - x_1) * interpolant.determinant(t)[:, None, None, None] / 0.1
+    torch.testing.assert_close(loss[~above], error.square().flatten(1).mean(1)[~above])
+    loss.sum().backward()
+    assert output.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(time_mean=0.5), "time_mean=0.5, time_std=1.0 are those of logit-normal times; also give"),
+        (dict(time_sampling="logit-normal", time_std=0.0), "time_std=0.0 must be"),
+        (dict(time_sampling="logit-normal", time_mean=math.nan), "time_mean=nan"),
+        (dict(time_sampling="logit-normal", time_mean=50), "time_mean=50"),
+        (dict(sigma_floor=0.05), "sigma_floor=0.05 bounds the weight of prediction=data.* not of prediction=velocity"),
+        (dict(sigma_floor=1.0), "sigma_floor=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_options_of_times_and_floor_that_cannot_be_used(options, message):
+    with pytest.raises(ValueError, match=message):
+        InterpolantLoss(Interpolant(), **options)
