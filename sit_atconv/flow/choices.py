@@ -32,7 +32,7 @@ def check_sigma_floor(sigma_floor: float, path: str, prediction: str, weighting:
         raise ValueError(f"sigma_floor={sigma_floor!r} must be at least 0 and below 1, such as 0.05")
     if sigma_floor and (path == "vp" or (prediction, weighting) != ("data", "velocity")):
         raise ValueError(
-            f"sigma_floor={sigma_floor} bounds the weight of prediction=data, weighting=velocity on path=linear or gvp, "
+            f"sigma_floor={sigma_floor} bounds the error of prediction=data, weighting=velocity on path=linear or gvp, "
             f"not of prediction={prediction}, weighting={weighting} on path={path}; leave it out, or use those"
         )
 

@@ -212,7 +212,7 @@ def test_a_floor_of_sigma_bounds_the_weight_near_the_data(path):
         (dict(time_sampling="logit-normal", time_std=0.0), "time_std=0.0 must be"),
         (dict(time_sampling="logit-normal", time_mean=math.nan), "time_mean=nan"),
         (dict(time_sampling="logit-normal", time_mean=50), "time_mean=50"),
-        (dict(sigma_floor=0.05), "sigma_floor=0.05 bounds the weight of prediction=data.* not of prediction=velocity"),
+        (dict(sigma_floor=0.05), "sigma_floor=0.05 bounds the error of prediction=data.* not of prediction=velocity"),
         (dict(sigma_floor=1.0), "sigma_floor=1.0 must be at least 0 and below 1"),
     ],
 )
