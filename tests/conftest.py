@@ -5,10 +5,13 @@ beside the repository. Tests that need them are skipped where it does not exist.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before the libraries read them: no test reaches for a network, and none waits for a second core that other work holds.
@@ -24,6 +27,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+from accelerate.state import AcceleratorState
 from hub_stand_in import hub, online  # noqa: F401
 from inception_stand_in import inception  # noqa: F401
 from latents_stand_in import latents, photos, small_vae  # noqa: F401
@@ -160,6 +164,36 @@ def gaussian():
         return {"velocity": velocity, "score": -residual, "noise": noise, "data": data}
 
     return moments
+
+
+@pytest.fixture
+def processes():
+    """Function: run `function(rank)` in `count` forked CPU processes that know of each other, as under a launcher.
+
+    Returns their exit codes. Forks spare the seconds that each new Python takes to import everything.
+    """
+
+    def run(count: int, function: Callable[[int], None]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def member(rank: int) -> None:
+            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
+            os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+            AcceleratorState._reset_state(reset_partial_state=True)
+            function(rank)
+            os._exit(0)
+
+        children = [multiprocessing.get_context("fork").Process(target=member, args=(rank,)) for rank in range(count)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(120)
+            child.kill()
+        return [child.exitcode for child in children]
+
+    return run
 
 
 @pytest.fixture

@@ -200,12 +200,10 @@ def test_grey_images_score_alike_as_folder_and_as_npz(tiny_pipeline, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path):
+def test_two_processes_write_what_one_writes(pipeline_folder, tmp_path, processes):
     sample.main([pipeline_folder, "--output", str(tmp_path / "one"), "--num_samples", "20", *OPTIONS])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sample.__file__]
-    command += [pipeline_folder, "--output", str(tmp_path / "two"), "--num_samples", "20", *OPTIONS]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    subprocess.run(command, check=True, capture_output=True, timeout=240, env=environment)
+    arguments = [pipeline_folder, "--output", str(tmp_path / "two"), "--num_samples", "20", *OPTIONS]
+    assert processes(2, lambda rank: sample.main(arguments)) == [0, 0]
     assert read_record(tmp_path / "two")["num_processes"] == 2
     assert read_record(tmp_path / "two")["network_calls_per_image"] == 2 * 2
     assert leftovers(tmp_path / "two") == []

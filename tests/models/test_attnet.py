@@ -258,16 +258,11 @@ def test_fx(tiny_attnet, assert_close):
 
 @pytest.mark.slow
 def test_compiles_whole(tiny_attnet, assert_close):
-    model, x = tiny_attnet(depths=(1, 1, 1, 1)), images(2, 3, 64, 40)
+    model = tiny_attnet(depths=(1, 1, 1, 1))
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
-    assert_close(compiled(x), model(x), 1e-5)
-    compiled(x).square().sum().backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    model(x).square().sum().backward()
-    for compiled_gradient, parameter in zip(gradients, model.parameters(), strict=True):
-        assert_close(compiled_gradient, parameter.grad, 1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+    for shape in ((2, 3, 64, 40), (1, 3, 96, 96)):
+        assert_close(compiled(images(*shape)), model(images(*shape)), 1e-5)
 
 
 def exported(model: nn.Module) -> torch.export.ExportedProgram:
@@ -277,7 +272,7 @@ def exported(model: nn.Module) -> torch.export.ExportedProgram:
 
 @pytest.mark.slow
 def test_export_leaves_batch_and_size_open(tiny_attnet, assert_close):
-    model = tiny_attnet()
+    model = tiny_attnet(depths=(1, 1, 1, 1))
     program = exported(model).module()
     for shape in ((1, 3, 33, 77), (3, 3, 100, 64)):
         assert_close(program(images(*shape)), model(images(*shape)), 1e-5)
@@ -287,7 +282,7 @@ def test_export_leaves_batch_and_size_open(tiny_attnet, assert_close):
 def test_onnx(tiny_attnet, tmp_path, assert_close):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = tiny_attnet()
+    model = tiny_attnet(depths=(1, 1, 1, 1))
     torch.onnx.export(exported(model), dynamo=True, input_names=["x"], verbose=False).save(str(tmp_path / "model.onnx"))
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     for shape in ((1, 3, 33, 77), (3, 3, 100, 64)):
