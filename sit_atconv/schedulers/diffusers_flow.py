@@ -6,7 +6,8 @@ Their sigma is 1 − t and their velocity is noise − data: both are converted 
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -36,6 +37,10 @@ FIRST_SIGMA = 0.98  # at least: the latents are pure noise; diffusers' solvers o
 DYNAMIC_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 CHECKED = 256
 _checked: dict[tuple, None] = {}  # the last schedulers and numbers of steps that led to the data
+
+
+class UnfitSchedulerError(ValueError):
+    """Why a scheduler cannot be used, to follow its name; the advice is still to be added."""
 
 
 class DiffusersFlowScheduler:
@@ -69,8 +74,7 @@ class DiffusersFlowScheduler:
                 f"{name}: stochastic_sampling draws without a generator; use "
                 "InterpolantSDEScheduler.from_config(config), with config = pipe.scheduler.config"
             )
-        flags = (config.get("prediction_type", "flow_prediction"), config.get("use_flow_sigmas", True))
-        if flags != ("flow_prediction", True):
+        if not _is_set_up(scheduler):
             raise ValueError(f"scheduler {name} is not set up for flow matching; {remedy(scheduler)}")
 
     def network_times(self, num_inference_steps: int) -> list[float]:
@@ -79,7 +83,8 @@ class DiffusersFlowScheduler:
         Raises:
             ValueError: if the scheduler's grid is not one of flow matching.
         """
-        return self._network_times(self._set_times(num_inference_steps)).tolist()
+        with self._advising(num_inference_steps):
+            return self._network_times(self._set_times(num_inference_steps)).tolist()
 
     def solve(
         self,
@@ -109,6 +114,11 @@ class DiffusersFlowScheduler:
 
         Then x_t is a mixture of noise and this image, and every sampler, with noise or without, ends exactly at it.
         """
+        with self._advising(num_inference_steps):
+            self._try(num_inference_steps)
+
+    def _try(self, num_inference_steps: int) -> None:
+        """The trial of `check`; an `UnfitSchedulerError` says what went wrong."""
         key = (type(self.scheduler), str(self.scheduler.config), self.num_tokens, num_inference_steps)
         if key in _checked:
             return
@@ -123,10 +133,9 @@ class DiffusersFlowScheduler:
             generator = torch.Generator().manual_seed(0)
             result = trial._integrate(velocity, -torch.ones_like(image), num_inference_steps, generator, None)
         except Exception as error:
-            raise self._refusal(_stumble(error, num_inference_steps), num_inference_steps) from error
+            raise UnfitSchedulerError(_stumble(error, num_inference_steps)) from error
         if result.shape != image.shape or not (result - image).abs() < 1e-2:
-            reason = f"ends at {result.flatten()[0]:.3g} where the data is {image.item():.3g}"
-            raise self._refusal(reason, num_inference_steps)
+            raise UnfitSchedulerError(f"ends at {result.flatten()[0]:.3g} where the data is {image.item():.3g}")
         _checked[key] = None
         if len(_checked) > CHECKED:
             _checked.pop(next(iter(_checked)), None)
@@ -161,10 +170,10 @@ class DiffusersFlowScheduler:
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=device, **options)
         except Exception as error:
-            raise self._refusal(_stumble(error, num_inference_steps), num_inference_steps) from error
+            raise UnfitSchedulerError(_stumble(error, num_inference_steps)) from error
         sigmas = torch.as_tensor(getattr(self.scheduler, "sigmas", ())).to("cpu", torch.float32)
         if reason := fault_of_grid(sigmas, len(self.scheduler.timesteps)):
-            raise self._refusal(reason, num_inference_steps)
+            raise UnfitSchedulerError(reason)
         return 1 - sigmas  # timesteps may be rounded to whole numbers
 
     def _network_times(self, times: torch.Tensor) -> torch.Tensor:
@@ -172,9 +181,14 @@ class DiffusersFlowScheduler:
         interval = self.interpolant.time_interval(self.interpolant.default_eps(training=False))
         return times[: len(self.scheduler.timesteps)].clamp(*interval)
 
-    def _refusal(self, reason: str, num_inference_steps: int) -> ValueError:
-        advice = remedy(self.scheduler, num_inference_steps)
-        return ValueError(f"scheduler {type(self.scheduler).__name__} {reason}; {advice}")
+    @contextmanager
+    def _advising(self, num_inference_steps: int) -> Iterator[None]:
+        """Add to an `UnfitSchedulerError` which scheduler it is about, and what to use in its place."""
+        try:
+            yield
+        except UnfitSchedulerError as fault:
+            advice = remedy(self.scheduler, num_inference_steps)
+            raise ValueError(f"scheduler {type(self.scheduler).__name__} {fault}; {advice}") from fault
 
 
 def checked_solver(scheduler: Any, num_inference_steps: int, num_tokens: int) -> Any:
@@ -257,9 +271,19 @@ def remedy(scheduler: Any, num_inference_steps: int = 10) -> str:
     )
 
 
+def _is_set_up(scheduler: Any) -> bool:
+    """Whether the options of a scheduler are those of flow matching."""
+    config = scheduler.config
+    flags = (config.get("prediction_type", "flow_prediction"), config.get("use_flow_sigmas", True))
+    return flags == ("flow_prediction", True)
+
+
 def _works(make: Callable[[], Any], num_inference_steps: int) -> bool:
+    """Whether a scheduler can be made and used; no advice is sought in place of one that cannot."""
     try:
-        DiffusersFlowScheduler(make()).check(num_inference_steps)
+        if not _is_set_up(scheduler := make()):
+            return False
+        DiffusersFlowScheduler(scheduler)._try(num_inference_steps)
     except Exception:  # of any kind: whatever it is, it is no advice
         return False
     return True

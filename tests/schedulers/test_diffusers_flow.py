@@ -22,6 +22,7 @@ from diffusers import (
 )
 
 from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
+from sit_atconv.schedulers import diffusers_flow
 from sit_atconv.schedulers.diffusers_flow import DiffusersFlowScheduler, checked_solver, dynamic_shift, fault_of_grid
 
 FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
@@ -215,6 +216,14 @@ def test_a_refusal_always_has_a_reason():
     scheduler = DPMSolverMultistepScheduler(use_dynamic_shifting=True, time_shift_type="linear", **FLOW)
     with pytest.raises(ValueError, match=r"cannot make 10 steps \(AssertionError\); use "):
         checked_solver(scheduler, 10, num_tokens=16)
+
+
+def test_no_advice_is_sought_for_the_scheduler_that_advice_tries(monkeypatch):
+    asked, remedy = [], diffusers_flow.remedy
+    monkeypatch.setattr(diffusers_flow, "remedy", lambda *given: asked.append(given) or remedy(*given))
+    with pytest.raises(ValueError, match="DDIMScheduler is not set up for flow matching; use InterpolantODEScheduler"):
+        checked_solver(DDIMScheduler(), 2, num_tokens=16)
+    assert len(asked) == 1
 
 
 def test_stochastic_sampling_has_a_remedy():
