@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LEFT_OUT = re.compile(
     r"pip install|^\s*pytest|--device cuda|stabilityai/|me/digits|\b(?!END\b)[A-Z][A-Z_0-9]{2,}\b|"
-    r"--size large|sit-xl|photos-latents|photos-finetuned|at-4000"  # from the Hub, or made by lines that are left out
+    # from the Hub, or made by lines that are left out
+    r"--size large|sit-xl|photos-latents|photos-finetuned|at-4000|attnet-t2\b"
 )
 
 # Defined before a block where trainings are shortened; the block itself stays as it is printed.
