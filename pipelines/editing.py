@@ -55,6 +55,7 @@ class SiTImg2ImgPipeline(SiTPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         guidance_model: ModelMixin | None = None,
+        guider: Any = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate one variation per image, or one of a single image per label.
 
@@ -66,13 +67,13 @@ class SiTImg2ImgPipeline(SiTPipeline):
             num_inference_steps: the number of steps that a solve from noise would have; `strength` of them are made.
             latents: the noise that is mixed in, (B, C, h, w). If None, it is drawn with `generator`.
             guidance_scale, guidance_interval, guidance_channels, generator, output_type, return_dict,
-                callback_on_step_end, guidance_model: as in `SiTPipeline.__call__`.
+                callback_on_step_end, guidance_model, guider: as in `SiTPipeline.__call__`.
 
         Raises:
             ValueError: as `SiTPipeline.__call__`, or if `strength` leaves no step, or the scheduler is not one of this
                 package.
         """
-        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model, guider)
         options = (strength, guidance, num_inference_steps, generator, latents, output_type, callback_on_step_end)
         images = self._edit(image, None, class_labels, *options)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -180,6 +181,7 @@ class SiTInpaintPipeline(SiTImg2ImgPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         guidance_model: ModelMixin | None = None,
+        guider: Any = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw the part of each image where its mask is white (1), or the same part of a single image for each label.
 
@@ -190,7 +192,7 @@ class SiTInpaintPipeline(SiTImg2ImgPipeline):
             class_labels: classes of the results.
             strength: share of noise that the part begins with; below 1, it resembles what was there.
             num_inference_steps, latents, guidance_scale, guidance_interval, guidance_channels, generator, output_type,
-                return_dict, callback_on_step_end, guidance_model: as in `SiTImg2ImgPipeline.__call__`.
+                return_dict, callback_on_step_end, guidance_model, guider: as in `SiTImg2ImgPipeline.__call__`.
 
         Raises:
             ValueError: as `SiTImg2ImgPipeline.__call__`, if the mask does not fit the images or is empty, or for an
@@ -201,7 +203,7 @@ class SiTInpaintPipeline(SiTImg2ImgPipeline):
                 f"solver={self.scheduler.config.solver!r} chooses its own steps for each image, which cannot be kept "
                 "in part; use a solver of fixed steps, such as 'midpoint'"
             )
-        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model, guider)
         options = (strength, guidance, num_inference_steps, generator, latents, output_type, callback_on_step_end)
         images = self._edit(image, images_from(mask_image, 1, "mask_image"), class_labels, *options)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

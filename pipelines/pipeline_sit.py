@@ -109,6 +109,11 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
         check_channels(self.transformer, self.vae, output_type)
         check_count("num_inference_steps", num_inference_steps, most=MAX_SOLVER_STEPS)
         guidance.check(self.transformer)
+        if guidance.guider is not None and getattr(self.scheduler, "is_adaptive", False):
+            raise ValueError(
+                f"guider={type(guidance.guider).__name__} follows the steps of a solve, and solver="
+                f"{self.scheduler.config.solver!r} chooses its own for each image; use one such as 'midpoint'"
+            )
         check_sizes(height, width, self.vae_scale_factor, self.transformer.config.patch_size)
         check_generator(generator, batch_size)
         if latents is not None:
@@ -141,6 +146,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
         callback_on_step_end: Callable | None = None,
         guidance_model: ModelMixin | None = None,
         batch_size: int | None = None,
+        guider: Any = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate one image per label.
 
@@ -164,6 +170,8 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
                 dictionary with new "latents" of the same shape. `pipeline._interrupt = True` in it ends this call.
             guidance_model: a weaker model that guides in place of the null class (autoguidance).
             batch_size: number of images of a model without classes. If None, 1.
+            guider: a guider of diffusers in place of `guidance_scale`, such as `AdaptiveProjectedGuidance`; to it, each
+                network call is a step.
 
         Returns:
             The images, as `.images`.
@@ -172,7 +180,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
             ValueError: if an argument cannot be used, or what the networks compute is not finite.
         """
         labels = self.get_labels_or_count(class_labels, batch_size)
-        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model)
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_channels, guidance_model, guider)
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         default_size = self.transformer.config.sample_size * self.vae_scale_factor
         height, width = (default_size if size is None else size for size in (height, width))

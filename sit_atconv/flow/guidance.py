@@ -5,8 +5,10 @@ x (B, C, h, w), t () or (B,) in [0, 1] with t=0 noise, t=1 data. cond: predictio
 the null class, or of the weaker model.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -27,6 +29,9 @@ class Guidance:
         interval: guidance is applied for start ≤ t ≤ end only (arXiv 2404.07724); t=0 is noise, t=1 data.
         channels: the number of leading channels to guide; the other channels stay conditional. If None, all channels.
         model: a weaker model with the same prediction, which replaces the null class as the weak prediction.
+        guider: a guider of diffusers that combines a conditional and a weak prediction in another way, such as
+            `AdaptiveProjectedGuidance` or `ClassifierFreeZeroStarGuidance`. It has a scale of its own, and `scale` is
+            then 1.
 
     Raises:
         ValueError: if a value is out of range.
@@ -36,32 +41,35 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     channels: int | None = None
     model: torch.nn.Module | None = None
+    guider: Any = None
 
     def __post_init__(self):
         check_guidance(self.scale, self.interval, self.channels)
         if self.model is not None and not isinstance(self.model, torch.nn.Module):
             raise ValueError(f"guidance_model={self.model!r} must be a model, such as SiTTransformer2DModel, or None")
+        check_guider(self.guider, self.scale)
         for name, value in plain_numbers(vars(self)).items():
             object.__setattr__(self, name, value)
 
     @property
     def is_active(self) -> bool:
         """Whether the guided prediction differs from the conditional one."""
-        return self.scale != 1.0
+        return self.scale != 1.0 or self.guider is not None
 
     def check(self, transformer: ModelMixin) -> None:
         """Raise ValueError if this guidance cannot be applied to the `SiTTransformer2DModel`."""
         config = transformer.config
         trained_scale = config.get("trained_guidance_scale", 1)
+        given = f"guidance_scale={self.scale}" if self.guider is None else f"guider={type(self.guider).__name__}"
         if self.is_active and trained_scale != 1:
             raise ValueError(
-                f"guidance_scale={self.scale}: this model was trained to predict what guidance with scale "
-                f"{trained_scale:g} gives, and would be guided twice; use guidance_scale=1, which costs nothing"
+                f"{given}: this model was trained to predict what guidance with scale {trained_scale:g} gives, and "
+                "would be guided twice; use guidance_scale=1 alone, which costs nothing"
             )
         if self.is_active and self.model is None and config.class_dropout_prob == 0:
             raise ValueError(
-                f"guidance_scale={self.scale}: this model was trained without class dropout and cannot be guided; "
-                "use guidance_scale=1"
+                f"{given}: this model was trained without class dropout and cannot be guided by the null class; use "
+                "guidance_scale=1, or a guidance_model, such as sit_atconv.models.weakened.perturb_mixers makes"
             )
         if self.channels is not None and self.channels > config.in_channels:
             raise ValueError(f"guidance_channels={self.channels} must be between 1 and {config.in_channels}")
@@ -75,6 +83,19 @@ class Guidance:
                         f"guidance_model has {field}={weaker[field]}, but the model that it guides has "
                         f"{config[field]}; they must agree"
                     )
+
+
+def check_guider(guider: Any, scale: float) -> None:
+    """Raise ValueError unless this is None, or a guider of two predictions, with nothing else that scales."""
+    if guider is None:
+        return
+    if getattr(guider, "_input_predictions", None) != ["pred_cond", "pred_uncond"]:
+        raise ValueError(
+            f"guider is a {type(guider).__name__}; give one of diffusers that combines two predictions, such as "
+            "AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance or TangentialClassifierFreeGuidance"
+        )
+    if scale != 1:
+        raise ValueError(f"guidance_scale={scale}: the guider has a scale of its own; leave guidance_scale out")
 
 
 def check_same_channels(transformer: ModelMixin, name: str = "transformer") -> None:
@@ -107,6 +128,13 @@ class GuidedModel:
     def __init__(self, transformer: ModelMixin, class_labels: torch.Tensor, guidance: Guidance | None = None):
         self.guidance = guidance or Guidance()
         self.can_guide = self.guidance.is_active  # `guidance` may be replaced between two calls
+        self.guider = None
+        if self.guidance.guider is not None:
+            self.guider = copy.deepcopy(self.guidance.guider)  # its state begins here; new() loses positional arguments
+            self.guider.set_state(0, None, None)
+            self.guider.prepare_inputs({})
+        self.calls = 0  # of this model, which are the steps of a guider
+        self.num_calls: int | None = None
         self.weaker = None
         if self.guidance.is_active and self.guidance.model is not None:
             self.weaker = LabelledModel(self.guidance.model, class_labels)
@@ -121,12 +149,14 @@ class GuidedModel:
 
     def prepare(self, times: Sequence[float] | Sequence[tuple[float, float]]) -> None:
         """Compute what time and class do to the network for a whole solve; see `LabelledModel.prepare`."""
+        self.num_calls = len(times) or None
         for model in (self.model, self.weaker):
             if model is not None:
                 model.prepare(times)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor | None = None) -> torch.Tensor:
         assert s is None or s.ndim == 0  # the steps of a batch are the same
+        self.calls += 1
         rows, B = self._guided_rows(t), len(x)
         if rows is None:
             return self.model(x, t, slice(B), s)
@@ -142,8 +172,16 @@ class GuidedModel:
             outputs = self.model(torch.cat([x, x[rows]]), torch.cat([t, guided_t]), stacked_rows, s)
             cond, weak = outputs.tensor_split([B])
         output = cond.clone()  # the guided rows are replaced, and autograd may still need the others
-        output[rows] = guide(cond[rows], weak, self.guidance.scale, self.guidance.channels)
+        output[rows] = self._guide(cond[rows], weak)
         return output
+
+    def _guide(self, cond: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
+        channels = self.guidance.channels
+        if self.guider is None:
+            return guide(cond, weak, self.guidance.scale, channels)
+        self.guider.set_state(self.calls - 1, self.num_calls, None)
+        moved = self.guider.forward(cond[:, :channels], weak[:, :channels]).pred
+        return moved if channels is None else torch.cat([moved, cond[:, channels:]], dim=1)
 
     def _guided_rows(self, t: torch.Tensor) -> slice | torch.Tensor | None:
         """Which rows to guide: None for no row, a slice for all rows, or a (B,) bool mask if times differ."""

@@ -1,11 +1,14 @@
 """Classifier-free guidance: its formula, where it applies and what it costs."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
+from diffusers import guiders
 
+from sit_atconv import InterpolantODEScheduler
 from sit_atconv.flow.guidance import Guidance, GuidedModel, guide
 
 
@@ -181,3 +184,47 @@ def test_a_scale_beyond_float32_is_named():
         ValueError, match=r"^guidance_scale=1e\+300 is beyond 3.4e\+38, the largest float32; choose less$"
     ):
         Guidance(scale=1e300)
+
+
+CALLS = 3
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        guiders.ClassifierFreeGuidance(2.5),
+        guiders.AdaptiveProjectedGuidance(2.5, adaptive_projected_guidance_momentum=-0.5),
+        guiders.ClassifierFreeZeroStarGuidance(2.5, zero_init_steps=1),
+        guiders.TangentialClassifierFreeGuidance(2.5),
+        guiders.ClassifierFreeGuidance(2.5, start=0.4),
+    ],
+    ids=lambda guider: f"{type(guider).__name__} from {guider._start}",
+)
+def test_guiders_of_diffusers(guider, tiny_pipeline, assert_close):
+    """As a loop that hands both predictions to the guider, step by step, draws it; a second call begins anew."""
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="euler"))
+    x, labels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3])
+    expected, own = x, copy.deepcopy(guider)
+    for i in range(CALLS):
+        t = torch.tensor(i / CALLS)
+        with torch.no_grad():
+            cond, weak = (pipe.transformer(expected, t, y).sample for y in (labels, torch.full_like(labels, 5)))
+        own.set_state(i, CALLS, None)
+        own.prepare_inputs({})
+        expected = expected + own.forward(cond, weak).pred / CALLS
+    options = dict(latents=x, num_inference_steps=CALLS, output_type="latent")
+    for _ in range(2):
+        assert_close(pipe([0, 3], guider=guider, **options).images, expected, 1e-5)
+    if type(guider) is guiders.ClassifierFreeGuidance and guider._start == 0:
+        assert_close(pipe([0, 3], guidance_scale=2.5, **options).images, expected, 1e-5)
+
+
+def test_guiders_that_do_not_fit(tiny_pipeline):
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="guider is a PerturbedAttentionGuidance; give one of diffusers"):
+        pipe([0], guider=guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0]))
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0: the guider has a scale of its own"):
+        pipe([0], guidance_scale=2.0, guider=guiders.ClassifierFreeGuidance(2.0))
+    adaptive = tiny_pipeline(InterpolantODEScheduler(solver="dopri5"))
+    with pytest.raises(ValueError, match="follows the steps of a solve, and solver='dopri5'"):
+        adaptive([0], guider=guiders.ClassifierFreeGuidance(2.0))

@@ -503,10 +503,8 @@ def stop_launcher(launcher: list[str], folder: Path, *arguments: str) -> str:
             while not (log.exists() and log.stat().st_size > lines):
                 assert process.poll() is None, process.stdout.read()
                 time.sleep(0.1)
-            asked = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            printed, _ = process.communicate(timeout=60)  # ends when the last process has closed its output
-            assert time.monotonic() - asked < 30
+            printed, _ = process.communicate(timeout=240)  # ends when the last process has closed its output
             assert process.returncode != 0
             return printed
         finally:
