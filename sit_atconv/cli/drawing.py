@@ -3,17 +3,24 @@
 B images of H × W pixels and C channels, (B, C, H, W) in [0, 1].
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..evaluation.sampling import image_shape
 from ..evaluation.sampling_options import SamplingOptions
+from ..models.costs import token_bytes
+from ..models.latent_scaling import decoding_bytes, vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..utils.environment import free_memory
 from ..utils.randomness import image_generator
 
 MAX_FRAMES = 50  # of an animation
+MEMORY_SHARE = 0.8  # of the free memory that is planned with; the rest is for what is not counted
+TILE = 512  # pixels; smaller tiles change the colours
 
 
 @dataclass
@@ -22,6 +29,49 @@ class Drawn:
 
     images: torch.Tensor
     frames: list[torch.Tensor] = field(default_factory=list)
+
+
+def fit_to_memory(
+    pipeline: SiTPipeline, options: SamplingOptions, height: int | None, width: int | None
+) -> SamplingOptions:
+    """Return the options with as many images at a time as the free memory holds, and say so if these are fewer.
+
+    The VAE is switched to tiles if it cannot decode a whole image.
+
+    Args:
+        pipeline: the pipeline, on its device.
+        options: how the images are drawn.
+        height, width: size of the images in pixels. If None, that of the pipeline.
+    """
+    free = free_memory(pipeline._execution_device)
+    if free is None:
+        return options
+    default = image_shape(pipeline)
+    height, width = height or default[0], width or default[1]
+    if pipeline.vae is not None:
+        decoding = decoding_bytes(pipeline.vae, height, width, pipeline.vae.dtype.itemsize)
+        if decoding > MEMORY_SHARE * free:
+            print(
+                f"decoding {width}×{height} pixels at once would take {decoding / 1e9:.3g} GB, and {free / 1e9:.3g} GB "
+                f"are free: the VAE decodes tiles of {TILE} pixels, whose colours may differ"
+            )
+            decode_in_tiles(pipeline.vae)
+    factor, transformer = pipeline.vae_scale_factor, pipeline.transformer
+    passes = 1 if options.guidance_scale == 1 else 2  # with and without the class, at the same time
+    image = passes * token_bytes(transformer.config, height // factor, width // factor, transformer.dtype.itemsize)
+    fitting = max(1, int(MEMORY_SHARE * free) // max(1, image))
+    if fitting >= options.batch_size:
+        return options
+    print(f"{free / 1e9:.3g} GB of memory are free, for {fitting} images at a time")
+    return dataclasses.replace(options, batch_size=fitting)
+
+
+def decode_in_tiles(vae: Any) -> None:
+    """Switch a VAE to tiles of at least `TILE` pixels; without a sample_size in its config they would be tiny."""
+    vae.enable_tiling()
+    if vae.tile_sample_min_size < TILE:
+        vae.tile_sample_min_size = TILE
+        vae.tile_latent_min_size = TILE // vae_scale_factor(vae)
 
 
 def draw(

@@ -62,9 +62,16 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say what it runs on."""
     machine = command.add_argument_group("machine")
     add = machine.add_argument
-    add("--batch_size", metavar="N", type=int, default=64, help="halved where memory is short (default: %(default)s)")
+    add(
+        "--batch_size",
+        metavar="N",
+        type=int,
+        default=64,
+        help="at most; fewer where memory is short (default: %(default)s)",
+    )
     add("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, … (default: the GPU, if there is one)")
+    add("--offload", action="store_true", help="keep only the network that is at work on the GPU")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -121,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = load(args)
     from ..utils.class_labels import distinct_names, labels_from_words
     from ..utils.fonts import hidden_names
-    from .drawing import draw
+    from .drawing import draw, fit_to_memory
 
     first = range(min(FIRST_CLASSES, pipeline.transformer.config.num_classes))
     rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
@@ -131,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
     names = distinct_names(pipeline.config.id2label, rows)
     shown = names if pipeline.transformer.config.num_classes > 1 else []
     files = separate_files(args, shown, rows, seed) if args.separate else []
+    options = fit_to_memory(pipeline, options, args.height, args.width)
     drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
     which = {
         "classes": dict(zip(names, rows, strict=False)),
@@ -180,11 +188,16 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
     from ..utils.environment import pick_device
 
     device = pick_device(args.device)
+    if args.offload and device.type == "cpu":
+        raise ValueError("offload: the device is the CPU already; leave --offload out, or name a GPU with --device")
     with reading_folder(args.folder):
         # diffusers has renamed this option: it warns of the old name, and of a cast after loading.
         name = "dtype" if hasattr(diffusers.utils, "_resolve_dtype") else "torch_dtype"
         options = {"variant": weights_variant(args.folder), name: getattr(torch, args.dtype)}
         pipeline = SiTPipeline.from_pretrained(args.folder, **options)
+    if args.offload:
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
     return pipeline.to(device)
 
 

@@ -8,11 +8,14 @@ Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size,
 from collections.abc import Mapping
 from typing import Any
 
+from .latent_scaling import DECODING_BYTES, decoding_bytes, vae_scale_factor
 from .presets import FREQUENCIES, PRESETS, mixer_per_block
 
 FLOAT = 4  # bytes of float32
 # Bytes of training for each parameter: weight, gradient, AdamW's two moments, one average and its change.
 TRAINING_BYTES = 6 * FLOAT
+STABLE_DIFFUSION_VAE = {"block_out_channels": (128, 256, 512, 512)}
+VAE_PARAMETERS = 83_653_863  # of Stable Diffusion's
 
 
 def model_width(config: Mapping) -> int:
@@ -107,7 +110,26 @@ def training_bytes(config: Mapping, sample_size: int, batch_size: int) -> int:
     return TRAINING_BYTES * count_parameters(config) + batch_size * closed_form_activation_bytes(config, sample_size)
 
 
-def sampling_bytes(config: Mapping, sample_size: int) -> int:
-    """Bytes that drawing one image takes in float32, without the VAE: the weights, and the tokens in one MLP."""
-    N, D = (sample_size // config["patch_size"]) ** 2, model_width(config)
-    return FLOAT * (count_parameters(config) + N * D * (2 + 2 * int(config["mlp_ratio"])))
+def token_bytes(config: Mapping, height: int, width: int, itemsize: int = FLOAT) -> int:
+    """Bytes of one image's tokens at the peak of a forward pass, in an MLP, where its activation is not fused.
+
+    Args:
+        config: every argument of `SiTTransformer2DModel`, as in `model.config`.
+        height, width: size of the latents, in latent pixels.
+        itemsize: bytes of a number, 4 in float32.
+    """
+    N, D = (height // config["patch_size"]) * (width // config["patch_size"]), model_width(config)
+    return itemsize * N * D * (2 + 2 * int(config["mlp_ratio"]))
+
+
+def sampling_bytes(config: Mapping, sample_size: int, batch_size: int) -> int:
+    """Bytes that drawing a batch takes in float32 at its peak, with Stable Diffusion's VAE.
+
+    These are the weights of both, and the larger one of the transformer's tokens and what decoding takes, which is done
+    in parts of the batch, see `vae.decode`.
+    """
+    side = sample_size * vae_scale_factor(STABLE_DIFFUSION_VAE)
+    image = decoding_bytes(STABLE_DIFFUSION_VAE, side, side)
+    decoded = min(batch_size, max(1, DECODING_BYTES // image))
+    tokens = batch_size * token_bytes(config, sample_size, sample_size)
+    return FLOAT * (count_parameters(config) + VAE_PARAMETERS) + max(tokens, decoded * image)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from ..utils.checks import check_choice, is_number
 from ..utils.files import check_regular
 from .finite import check_finite
-from .latent_scaling import denormalize_latents, normalize_latents
+from .latent_scaling import DECODING_BYTES, decoding_bytes, denormalize_latents, normalize_latents, vae_scale_factor
 from .safetensors_only import check_weight_indices
 from .weight_files import verify_weights
 
@@ -118,11 +118,20 @@ def encode(vae: VAE, pixels: torch.Tensor, noise: torch.Tensor | None = None) ->
 def decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents as the transformer sees them to pixels, float32.
 
+    The batch is decoded in parts which take at most `DECODING_BYTES`, or in single images if these are larger: the
+    decoder needs a multiple of what the transformer does, which may take a whole batch.
+
     Raises:
         NotFiniteError: if pixels are not finite.
     """
     latents = denormalize_latents(vae, latents)
-    pixels = _in_own_type(vae, lambda x: vae.decode(x, return_dict=False)[0].float(), latents)
+    height, width = (side * vae_scale_factor(vae) for side in latents.shape[-2:])
+    count = max(1, DECODING_BYTES // decoding_bytes(vae, height, width, vae.dtype.itemsize))
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([vae.decode(part, return_dict=False)[0].float() for part in x.split(count)])
+
+    pixels = _in_own_type(vae, compute, latents)
     check_finite("the images from the VAE", pixels, vae)
     return pixels
 

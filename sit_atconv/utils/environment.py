@@ -41,6 +41,23 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return how many bytes can still be allocated on a GPU or, on Linux, the host; None if that is not known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    lines = meminfo.read_text().splitlines()
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limits = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current")]  # of a container
+    if all(file.is_file() for file in limits):
+        most, used = (file.read_text().strip() for file in limits)
+        available += [int(most) - int(used)] if most.isdigit() else []
+    return min(available, default=None)
+
+
 def device_name(device: torch.device) -> str:
     """Return the model of the GPU or of the CPU."""
     if device.type == "cuda":

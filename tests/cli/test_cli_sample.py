@@ -7,11 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
 from sit_atconv.cli import drawing, main
 from sit_atconv.cli.drawing import Drawn, in_batches, thinned
+from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.utils.image_grid import grid_picture, save_picture
 from sit_atconv.utils.picture_text import read_settings
 
@@ -224,6 +226,7 @@ def test_the_way_from_noise_is_animated(folder, ending):
         (["--device", "quantum"], "device='quantum'"),
         (["--seed", "-1"], "seed=-1"),
         (["--batch_size", "0"], "batch_size=0"),
+        (["--device", "cpu", "--offload"], "offload: the device is the CPU already"),
         (["--height", "7"], "height=7 must be divisible by 2"),
         (["--animate", "a.mp4"], "animate='a.mp4' must end in .gif or .webp"),
         (["--out", "a.xyz"], "images cannot be written in this format; use .png"),
@@ -261,6 +264,28 @@ def test_batches_shrink_where_memory_is_short(capsys):
         in_batches(never, 8, 8)
     with pytest.raises(RuntimeError, match=r"^another"):
         in_batches(lambda indices: (_ for _ in ()).throw(RuntimeError("another")), 8, 8)
+
+
+def test_batches_and_tiles_follow_the_free_memory(folder, monkeypatch, capsys):
+    """An image of 8×8 pixels takes 16 tokens of 96 channels, each ten times, and twice under guidance."""
+    image = 4 * 16 * 96 * 10
+    monkeypatch.setattr(drawing, "free_memory", lambda device: 4 * image / drawing.MEMORY_SHARE + 9)
+    sizes, draw_batch = [], SiTPipeline.__call__
+    monkeypatch.setattr(
+        SiTPipeline, "__call__", lambda pipe, labels, **o: sizes.append(len(labels)) or draw_batch(pipe, labels, **o)
+    )
+    sample(folder, "--seed", "1", "--guidance_scale", "2")
+    assert sizes == [2, 2, 2] and "for 2 images at a time" in capsys.readouterr().out
+    sample(folder, "--seed", "1", "--out", "four.png")
+    assert sizes[3:] == [4, 2]
+
+    vae = AutoencoderKL(block_out_channels=(8,) * 2, norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2)
+    pipe = SiTPipeline(SiTPipeline.from_pretrained(folder).transformer, InterpolantODEScheduler(), vae)
+    options = drawing.fit_to_memory(pipe, SamplingOptions(batch_size=1), 16, 16)
+    assert options.batch_size == 1 and not vae.use_tiling
+    drawing.fit_to_memory(pipe, SamplingOptions(batch_size=1), 1024, 1024)
+    assert vae.use_tiling and (vae.tile_sample_min_size, vae.tile_latent_min_size) == (512, 256)
+    assert "decoding 1024×1024 pixels at once would take 0.134 GB" in capsys.readouterr().out
 
 
 def test_frames_are_spaced_evenly():
