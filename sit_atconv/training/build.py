@@ -99,8 +99,11 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
         return Components(dataset, vae, transformer, trained, loss_fn, None, teacher, graft)
     dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
     side = transformer.config.sample_size // transformer.config.patch_size
-    encoder = TargetEncoder(config.repa, config.repa_weights, (side, side), accelerator.device)
-    aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed)
+    encoder = TargetEncoder(
+        config.repa, config.repa_weights, (side, side), accelerator.device, config.repa_spatial_norm
+    )
+    projector = config.repa_projector
+    aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed, projector)
     return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher, graft)
 
 
@@ -153,6 +156,8 @@ def build_objective(
         ValueError: for MeanFlow and the steps of a graft with sharded weights.
     """
     objective = build_whole_objective(config, components, model, accelerator)
+    if config.repa_steps is not None:
+        objective.aligned_samples = config.repa_steps * config.batch_size
     if not config.graft_steps:
         return objective
     if accelerator.distributed_type == DistributedType.FSDP:

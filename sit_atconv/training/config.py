@@ -26,6 +26,7 @@ from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 from .model_arguments import check_model
+from .repa_options import RepaConfig, check_repa
 from .teacher_options import MIXER_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
 if TYPE_CHECKING:
@@ -100,11 +101,6 @@ class ObjectiveConfig:
         time_std: standard deviation of that logit.
         sigma_floor: the least noise level by which weighting velocity divides the error of data prediction, such as
             0.05; 0 for none.
-        repa: a timm model whose features an early block learns to predict (REPA), such as
-            vit_base_patch14_dinov2.lvd142m. If null, no representation is aligned.
-        repa_weights: weights of the timm model: pretrained, random or a file.
-        repa_coefficient: weight of the alignment loss relative to the diffusion loss.
-        repa_depth: number of the block whose output is aligned, counted from 1.
     """
 
     objective: Literal["flow", "meanflow"] = "flow"
@@ -116,10 +112,6 @@ class ObjectiveConfig:
     time_mean: float = 0.0
     time_std: float = 1.0
     sigma_floor: float = 0.0
-    repa: str | None = None
-    repa_weights: str = "pretrained"
-    repa_coefficient: float = 0.5
-    repa_depth: int = 8
 
 
 @dataclass
@@ -245,6 +237,7 @@ GROUPS = (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
+    RepaConfig,
     TeacherConfig,
     MeanFlowConfig,
     OptimizerConfig,
@@ -323,7 +316,9 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
 
 @dataclass
 # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
-class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, ObjectiveConfig, ModelConfig, DataConfig):
+class TrainConfig(
+    LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, RepaConfig, ObjectiveConfig, ModelConfig, DataConfig
+):
     """Train SiT on images. The defaults are the built-in recipe: handwritten digits, in about 5 minutes on 2 cores.
 
     The options of all groups above are options of this class. `preset`, `mixer` and `output_dir` are resolved from the
@@ -378,13 +373,12 @@ class TrainConfig(LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, Ob
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         check_time_options(self.time_sampling, self.time_mean, self.time_std)
         check_sigma_floor(self.sigma_floor, self.path, self.prediction, self.weighting)
-        for name in ("sample_every", "repa_depth"):
-            check_count(name, getattr(self, name))
+        check_repa(vars(self))
+        check_count("sample_every", self.sample_every)
         check_count("sample_steps", self.sample_steps, most=MAX_SOLVER_STEPS)
         if self.image_size is not None:
             check_count("image_size", self.image_size)
-        for name in ("time_shift", "repa_coefficient"):
-            check_positive(name, getattr(self, name))
-            check_float32(name, getattr(self, name))
+        check_positive("time_shift", self.time_shift)
+        check_float32("time_shift", self.time_shift)
         check_non_negative("sample_guidance_scale", self.sample_guidance_scale)
         check_float32("sample_guidance_scale", self.sample_guidance_scale)

@@ -4,6 +4,7 @@ t=0 noise, t=1 data; x_0 noise, x_1 data. B images, C channels of size S × S as
 features of the encoder.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,12 @@ class Objective:
         class_dropout_prob: probability that a label is replaced by the null class.
         vae: encodes pixels; None if the model is trained on pixels.
         encoder: the target of the alignment; None without REPA.
+
+    Attributes:
+        aligned_samples: number of first samples of the run that are aligned; infinite unless it is set.
     """
+
+    aligned_samples: float = math.inf
 
     def __init__(
         self,
@@ -94,12 +100,16 @@ class Objective:
         """The alignment loss (B,) of the model's output for a batch; 0, like `diffusion`, without REPA."""
         if self.encoder is None:
             return torch.zeros_like(diffusion)
+        if not batch["aligned"]:
+            return 0 * output.projected.float().mean((1, 2))  # DDP wants a gradient of every layer, if only of 0
         return alignment_loss(output.projected, self.encoder(batch["x"]))
 
     def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Move a batch to the device of the model."""
+        """Move a batch to the device of the model; "aligned", whether its samples are, stays on the CPU."""
         device = next(self.model.parameters()).device
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        # The samples of an update lie on one side of the limit.
+        return moved | {"aligned": batch["position"][0].cpu() < self.aligned_samples}
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -39,6 +39,7 @@ class AlignedTransformer(nn.Module):
         depth: number of the block whose output is projected, counted from 1.
         features: Z.
         seed: seed of the projector's initial weights.
+        projector: "mlp", or "conv", one 3×3 convolution, which sees neighbouring tokens (iREPA, arXiv 2512.10794).
 
     Raises:
         ValueError: if the transformer has fewer blocks.
@@ -46,7 +47,9 @@ class AlignedTransformer(nn.Module):
 
     _no_split_modules = SiTTransformer2DModel._no_split_modules
 
-    def __init__(self, transformer: SiTTransformer2DModel, depth: int, features: int, seed: int = 0):
+    def __init__(
+        self, transformer: SiTTransformer2DModel, depth: int, features: int, seed: int = 0, projector: str = "mlp"
+    ):
         super().__init__()
         if depth > transformer.config.num_layers:
             raise ValueError(
@@ -56,9 +59,11 @@ class AlignedTransformer(nn.Module):
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projector = nn.Sequential(
-                nn.Linear(dim, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, features)
-            )
+            self.projector: nn.Module = nn.Conv2d(dim, features, 3, padding=1)
+            if projector == "mlp":
+                widths = [dim, HIDDEN, HIDDEN, features]
+                layers = [nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
+                self.projector = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
         # A hook, because the transformer's own forward stays the paper's. It is registered once, since compiled blocks
         # do not notice hooks that come later.
         self._hidden: torch.Tensor | None = None
@@ -71,6 +76,11 @@ class AlignedTransformer(nn.Module):
         """Call the transformer with these arguments and project the tokens (B, N, D) after block `depth`."""
         sample = self.transformer(*arguments, **options)[0]
         hidden, self._hidden = self._hidden, None
+        assert hidden is not None  # the hook has kept it
+        if isinstance(self.projector, nn.Conv2d):
+            grid = [side // self.transformer.config.patch_size for side in sample.shape[-2:]]
+            maps = hidden.mT.unflatten(2, grid)  # (B, D, H, W)
+            return AlignedOutput(sample, self.projector(maps).flatten(2).mT)
         return AlignedOutput(sample, self.projector(hidden))
 
 
@@ -84,6 +94,8 @@ class TargetEncoder:
             gives exactly these tokens (224 pixels for 16 × 16 at patch size 14, as in the paper); the features of other
             models are resized to them.
         device: device of the model.
+        spatial_norm: share of the mean over the image that is taken from each feature, before all are divided by their
+            standard deviation over the image (iREPA, arXiv 2512.10794). If None, features are left as they are.
 
     Attributes:
         features: Z.
@@ -92,7 +104,14 @@ class TargetEncoder:
         ValueError: if timm does not know the name, or if the weights cannot be loaded.
     """
 
-    def __init__(self, name: str, weights: str, grid: tuple[int, int], device: torch.device | str):
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        grid: tuple[int, int],
+        device: torch.device | str,
+        spatial_norm: float | None = None,
+    ):
         check_timm_model("repa", name, name)
         options: dict[str, Any] = {}
         if weights == "pretrained":
@@ -117,6 +136,7 @@ class TargetEncoder:
             raise ValueError(f"repa={name!r}, repa_weights={weights!r} cannot be loaded: {error}") from error
         self.model = model.eval().requires_grad_(False).to(device)
         self.grid = grid
+        self.spatial_norm = spatial_norm
         self.mean, self.std = normalization(model, device)
         self.features = model.num_features
 
@@ -134,7 +154,11 @@ class TargetEncoder:
             z = z.permute(0, 3, 1, 2)  # channels last, as in Swin
         if z.shape[2:] != self.grid:
             z = F.interpolate(z.float(), self.grid, mode="bilinear", antialias=True, align_corners=False)
-        return z.flatten(2).mT.float()
+        z = z.flatten(2).mT.float()
+        if self.spatial_norm is not None:
+            z = z - self.spatial_norm * z.mean(1, keepdim=True)
+            z = z / (z.std(1, keepdim=True) + 1e-6)
+        return z
 
 
 def alignment_loss(projected: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -116,6 +116,16 @@ def test_repa_coefficient_scales_the_gradient_of_the_alignment(tmp_path):
         torch.testing.assert_close(two[name], 4 * half[name], rtol=1e-3, atol=1e-3 * two[name].abs().max().item())
 
 
+@pytest.mark.slow
+def test_alignment_of_irepa_ends_after_its_steps(tmp_path):
+    options = ("--repa", "test_vit.r160_in1k", "--repa_weights", "random", "--repa_depth", "1", "--batch_size", "8")
+    options += ("--repa_projector", "conv", "--repa_spatial_norm", "0.6", "--repa_steps", "2")
+    folder = run(tmp_path / "run", *options, steps=3)
+    logged = [line["alignment_loss"] for line in metrics(folder)]
+    assert logged[0] != 0 and logged[1] != 0 and logged[2] == 0
+    assert tensors(folder, "projector", 3)["weight"].shape[2:] == (3, 3)
+
+
 def first_loss(folder: Path, *options: str) -> float:
     """Of a network that still returns 0 everywhere, so that it is the mean square of what it should return."""
     return metrics(run(folder, *options))[0]["loss"]

@@ -16,6 +16,7 @@ def batch():
     return {
         "x": torch.randn(3, 3, 8, 8, generator=generator).clamp(-1, 1),
         "label": torch.tensor([0, 3, 1]),
+        "position": torch.tensor([6, 7, 8]),
         "noise": torch.randn(3, 3, 8, 8, generator=generator),
         "time": torch.randn(3, generator=generator),
         "dropout": torch.tensor([0.05, 0.15, 0.5]),
@@ -59,3 +60,21 @@ def test_alignment_compares_the_projected_tokens_with_the_encoder(tiny_transform
     x_t = loss_fn.interpolant.interpolate(batch["noise"], batch["x"], losses.t)
     output = model(x_t, losses.t, batch["label"], class_dropout=torch.zeros(3, dtype=torch.bool))
     torch.testing.assert_close(losses.alignment, alignment_loss(output.projected, encoder(batch["x"])))
+
+
+def test_alignment_ends_with_the_samples_that_it_is_for(tiny_transformer, batch):
+    """The encoder is not asked any more, and the projector still has a gradient, of 0, as DDP needs it."""
+
+    def encoder(images):
+        raise AssertionError("the alignment has ended")
+
+    model = AlignedTransformer(tiny_transformer(), 1, 5)
+    objective = Objective(InterpolantLoss(Interpolant()), model, 0.0, encoder=encoder)
+    objective.aligned_samples = int(batch["position"][0]) + 1
+    with pytest.raises(AssertionError, match="the alignment has ended"):
+        objective.losses(batch)
+    objective.aligned_samples -= 1
+    losses = objective.losses(batch)
+    assert losses.alignment.tolist() == [0, 0, 0]
+    (losses.diffusion + losses.alignment).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.projector.parameters())

@@ -3,6 +3,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
 
 CPU = torch.device("cpu")
@@ -81,3 +82,47 @@ def test_projector_sees_the_block_and_teaches_those_before_it_alone(tiny_transfo
 def test_depth_beyond_the_model_is_refused(tiny_transformer):
     with pytest.raises(ValueError, match="repa_depth=8: the model has 2 blocks"):
         AlignedTransformer(tiny_transformer(), 8, 7)
+
+
+def test_a_convolution_sees_the_neighbours_of_a_token(tiny_transformer):
+    """On a grid of 4 × 6 tokens; two tokens away, nothing changes."""
+    aligned = AlignedTransformer(tiny_transformer(), 1, 7, projector="conv").eval()
+    hidden = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0))
+    aligned.transformer.blocks[0].register_forward_hook(lambda *_: setattr(aligned, "_hidden", hidden))
+    arguments = (torch.zeros(1, 3, 8, 12), torch.tensor(0.5), torch.tensor([0]))
+    with torch.no_grad():
+        before = aligned(*arguments, return_dict=False).projected
+        maps = torch.nn.functional.conv2d(
+            hidden.mT.reshape(1, 16, 4, 6), aligned.projector.weight, aligned.projector.bias, padding=1
+        )
+        torch.testing.assert_close(before, maps.reshape(1, 7, 24).mT)
+        hidden[0, 6 * 1 + 2] += 1  # row 1, column 2
+        differs = (aligned(*arguments, return_dict=False).projected - before).abs().amax(2)[0].view(4, 6) > 1e-6
+    assert differs[:3, 1:4].all() and differs.sum() == 9
+
+
+def test_spatial_norm_takes_away_what_all_tokens_share():
+    plain, whole, part = (TargetEncoder(VIT, "random", (4, 4), CPU, share) for share in (None, 1.0, 0.5))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z = plain(images)
+    torch.testing.assert_close(
+        whole(images), (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(part(images).mean(1), 0.5 * z.mean(1) / z.std(1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(part(images).std(1), torch.ones(2, plain.features), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"repa_projector": "conv"}, "repa_projector='conv' needs a model to align with"),
+        ({"repa_steps": 5}, "repa_steps=5 needs a model to align with"),
+        ({"repa": VIT, "repa_spatial_norm": 0.0}, "repa_spatial_norm=0.0 must be above 0"),
+        ({"repa": VIT, "repa_spatial_norm": 1.5}, "repa_spatial_norm=1.5 must be above 0"),
+        ({"repa": VIT, "repa_projector": "attention"}, "repa_projector='attention' is not one of: mlp, conv"),
+        ({"repa": VIT, "repa_steps": 0}, "repa_steps=0 must be"),
+    ],
+)
+def test_options_that_cannot_be_used(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
