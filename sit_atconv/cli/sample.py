@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FIRST_CLASSES = 10  # drawn if none are named
 MIN_TILE = 64  # pixels; smaller images are enlarged in grids
 OUT = "samples.png"
+REPLACE = "choose another name, or add --overwrite"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -85,7 +86,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if not args.overwrite:
             args.out = numbered(args.out)
     elif not args.separate and not args.overwrite:
-        check_new_file("out", args.out)
+        check_new_file("out", args.out, REPLACE)
     elif Path(args.out).is_dir() != args.separate and Path(args.out).exists():
         raise ValueError(f"out={args.out!r} is {'no' if args.separate else 'a'} folder; choose another name")
     if args.animate is not None:
@@ -94,7 +95,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if os.path.realpath(args.animate) == os.path.realpath(args.out):
             raise ValueError(f"animate={args.animate!r} is also the file of --out; name two files")
         if not args.overwrite:
-            check_new_file("animate", args.animate)
+            check_new_file("animate", args.animate, REPLACE)
     from PIL import Image
 
     if not args.separate and Image.registered_extensions().get(Path(args.out).suffix.lower()) not in Image.SAVE:
@@ -259,7 +260,7 @@ def separate_files(args: argparse.Namespace, names: list[str], rows: list[int], 
         places[name] += args.images_per_class
     if not args.overwrite:
         for file in files:
-            check_new_file("out", file)
+            check_new_file("out", file, REPLACE)
     return files
 
 

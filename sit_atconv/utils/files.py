@@ -26,13 +26,13 @@ WITHOUT_LINKS = {
 }  # errors on file systems without hard links
 
 
-def check_new_file(field: str, file: str | Path | None) -> None:
+def check_new_file(field: str, file: str | Path | None, remedy: str = "choose another name or remove it") -> None:
     """Raise ValueError unless `file` is None or can be written without replacing anything."""
     if file is None:
         return
     file = Path(file)
     if os.path.lexists(file):  # a broken link counts as existing
-        raise ValueError(f"{field}={str(file)!r} already exists; choose another name or remove it")
+        raise ValueError(f"{field}={str(file)!r} already exists; {remedy}")
     check_writable(field, file)
 
 

@@ -34,7 +34,12 @@ def test_existing_outputs_are_refused_before_anything_slow_is_imported(arguments
         command = [sys.executable, "-c", code, *arguments, name]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert (result.returncode, result.stdout) == (2, "[]\n")
-        assert result.stderr.endswith(f"'{tmp_path / 'there.png'}' already exists; choose another name or remove it\n")
+        remedy = (
+            "choose another name, or add --overwrite"
+            if arguments[0] == "sample"
+            else "choose another name or remove it"
+        )
+        assert result.stderr.endswith(f"'{tmp_path / 'there.png'}' already exists; {remedy}\n")
 
 
 def test_a_full_disk_ends_with_one_line_and_leaves_no_picture(folder, tmp_path, capsys, monkeypatch):
