@@ -51,6 +51,6 @@ def test_average_precision_of_known_results(digits_folder):
 
 @pytest.mark.slow
 def test_detector_learns(capsys):
-    found, chance = detection.run(["--device", "cpu"])
+    found, chance = detection.run(["--device", "cpu", "--steps", "130"])
     assert found > 0.06 > 2 * chance
     assert f"AP {found:.3f}" in capsys.readouterr().out
