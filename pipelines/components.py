@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sit_atconv.models.codecs import vae_image_channels, vae_latent_channels
+from sit_atconv.models.latent_scaling import check_latent_statistics
 from sit_atconv.schedulers.diffusers_flow import check_scheduler
 from sit_atconv.utils.checks import check_known
 
@@ -65,21 +67,26 @@ def check_kinds(transformer: Any = None, scheduler: Any = None, vae: Any = None,
     if scheduler is not None:
         check_scheduler(scheduler)
     if vae is not None and not (hasattr(vae, "config") and hasattr(vae, "decode")):
-        raise ValueError(f"vae is a {type(vae).__name__}; give an AutoencoderKL or AutoencoderTiny, or None for pixels")
+        raise ValueError(
+            f"vae is a {type(vae).__name__}; give an autoencoder of diffusers, such as AutoencoderKL, or None "
+            "for pixels"
+        )
 
 
 def check_channels(transformer: Any, vae: Any, output_type: str) -> None:
-    """Raise ValueError unless the latents are those of the VAE, and the images can be of this type.
+    """Raise ValueError unless the latents are those of the VAE, on a known scale, and the images can be of this type.
 
     This shows before the solve; the VAE itself would fail after it.
     """
     channels = transformer.config.in_channels
-    latent_channels = channels if vae is None else vae.config.latent_channels
+    latent_channels = channels if vae is None else vae_latent_channels(vae)
     if latent_channels != channels:
         raise ValueError(
             f"vae={type(vae).__name__} has latents of {latent_channels} channels, but the transformer of {channels}; "
             "give the VAE that the model was trained with"
         )
-    image_channels = channels if vae is None else vae.config.out_channels
+    if vae is not None:
+        check_latent_statistics(vae)
+    image_channels = channels if vae is None else vae_image_channels(vae)
     if output_type == "pil" and image_channels not in PIL_MODES:
         raise ValueError(f"output_type='pil': no picture has {image_channels} channels; use 'pt' or 'np'")

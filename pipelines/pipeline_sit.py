@@ -18,8 +18,8 @@ from PIL.Image import Image
 
 from sit_atconv.flow.conditioning import evaluating
 from sit_atconv.flow.guidance import Guidance, GuidedModel
+from sit_atconv.models.codecs import check_vae_image_size, vae_image_channels, vae_scale_factor
 from sit_atconv.models.finite import check_finite
-from sit_atconv.models.latent_scaling import vae_scale_factor
 from sit_atconv.models.vae import decode, encode
 from sit_atconv.schedulers.diffusers_flow import checked_solver
 from sit_atconv.utils.checks import MAX_SOLVER_STEPS, check_choice, check_count
@@ -42,7 +42,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
     Args:
         transformer: a `SiTTransformer2DModel`.
         scheduler: `InterpolantODEScheduler`, `InterpolantSDEScheduler`, `MeanFlowScheduler`, or a flow's of diffusers.
-        vae: `AutoencoderKL` or `AutoencoderTiny`. If None, the model works on pixels.
+        vae: an autoencoder of diffusers, such as `AutoencoderKL`; docs/data.md lists them. None for a model of pixels.
         id2label: class names by id. Keys are whole numbers, or their text, since JSON has no other keys.
     """
 
@@ -115,6 +115,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
                 f"{self.scheduler.config.solver!r} chooses its own for each image; use one such as 'midpoint'"
             )
         check_sizes(height, width, self.vae_scale_factor, self.transformer.config.patch_size)
+        check_vae_image_size(self.vae, height, width, field="height, width")
         check_generator(generator, batch_size)
         if latents is not None:
             latents_from(latents, self.latents_shape(batch_size, height, width))
@@ -285,7 +286,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
         self, images: Any, class_labels: Any, field: str = "images"
     ) -> tuple[torch.Tensor, list[int] | torch.Tensor]:
         """Return images (B, channels, H, W) in [0, 1] and their labels; a single image is repeated for all labels."""
-        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
+        channels = self.transformer.config.in_channels if self.vae is None else vae_image_channels(self.vae)
         images = images_from(images, channels, field)
         labels = self.get_labels_or_count(class_labels, len(images) if class_labels is None else None)
         if len(images) == 1:

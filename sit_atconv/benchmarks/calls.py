@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..flow.guidance import GuidedModel
-from ..models.latent_scaling import vae_scale_factor
+from ..models.codecs import vae_latent_channels, vae_scale_factor
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import decode, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
@@ -235,7 +235,7 @@ def load_fitting_vae(name: str) -> nn.Module:
         ValueError: if there is no VAE, or its latents do not fit the presets.
     """
     vae = load_vae(name)
-    found = (vae_scale_factor(vae), vae.config.latent_channels)
+    found = (vae_scale_factor(vae), vae_latent_channels(vae))
     if found != (PIXELS_PER_LATENT, VAE_CONFIG["latent_channels"]):
         raise ValueError(
             f"vae={name!r} has {found[0]} pixels per latent pixel and {found[1]} channels; the presets need "

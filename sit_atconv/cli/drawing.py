@@ -12,8 +12,9 @@ import torch
 
 from ..evaluation.sampling import image_shape
 from ..evaluation.sampling_options import SamplingOptions
+from ..models.codecs import decoding_bytes
 from ..models.costs import token_bytes
-from ..models.latent_scaling import decoding_bytes, vae_scale_factor
+from ..models.vae import enable_tiling
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.environment import free_memory
 from ..utils.randomness import image_generator
@@ -55,7 +56,7 @@ def fit_to_memory(
                 f"decoding {width}×{height} pixels at once would take {decoding / 1e9:.3g} GB, and {free / 1e9:.3g} GB "
                 f"are free: the VAE decodes tiles of {TILE} pixels, whose colours may differ"
             )
-            decode_in_tiles(pipeline.vae)
+            enable_tiling(pipeline.vae, TILE)
     factor, transformer = pipeline.vae_scale_factor, pipeline.transformer
     passes = 1 if options.guidance_scale == 1 else 2  # with and without the class, at the same time
     image = passes * token_bytes(transformer.config, height // factor, width // factor, transformer.dtype.itemsize)
@@ -64,14 +65,6 @@ def fit_to_memory(
         return options
     print(f"{free / 1e9:.3g} GB of memory are free, for {fitting} images at a time")
     return dataclasses.replace(options, batch_size=fitting)
-
-
-def decode_in_tiles(vae: Any) -> None:
-    """Switch a VAE to tiles of at least `TILE` pixels; without a sample_size in its config they would be tiny."""
-    vae.enable_tiling()
-    if vae.tile_sample_min_size < TILE:
-        vae.tile_sample_min_size = TILE
-        vae.tile_latent_min_size = TILE // vae_scale_factor(vae)
 
 
 def draw(

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..models.codecs import vae_latent_channels, vae_scale_factor
 from ..models.finite import weights_not_finite
-from ..models.latent_scaling import vae_scale_factor
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
 from ..models.weight_files import verify_weights, weight_patterns
@@ -124,9 +124,9 @@ def _class_names(names: Any, num_classes: int) -> dict[int, str] | None:
 def _check_vae(reference: Reference, autoencoder: Any) -> None:
     """Raise ValueError if a model and its VAE do not fit together, or the size of a model of pixels is unknown."""
     channels = reference.config["in_channels"]
-    if autoencoder is not None and autoencoder.config.latent_channels != channels:
+    if autoencoder is not None and vae_latent_channels(autoencoder) != channels:
         raise ValueError(
-            f"vae={reference.vae!r} has {autoencoder.config.latent_channels} latent channels, the model {channels}; "
+            f"vae={reference.vae!r} has {vae_latent_channels(autoencoder)} latent channels, the model {channels}; "
             "name its own VAE, or none"
         )
     if not reference.sample_size_known and autoencoder is None and channels != REFERENCE_VAE_CHANNELS:

@@ -1,13 +1,14 @@
 """The format of a folder of precomputed latents, and how it is written.
 
     shard-00000.safetensors …   mean, std (n, c, s, s), the same for the mirrored images, label (n,), index (n,)
+    vae/                        if latents are normalized by their own statistics: the VAE, which holds them
     manifest.json               written last: a folder with a manifest is complete
 
 Until the folder is complete, it holds `encoding.json`, the settings of the encoding, in place of the manifest, and a
 small JSON file about each shard. All files are staged and renamed, so every visible file is whole.
 
 n images of a shard, c latent channels, s latent side. Mean and standard deviation are the VAE's own, neither shifted
-nor scaled.
+nor scaled. latent_statistics.py computes those of each channel over all images, which the manifest holds, too.
 """
 
 import hashlib
@@ -18,11 +19,13 @@ import torch
 from diffusers import ModelMixin
 from safetensors.torch import save
 
-from ..models.latent_scaling import latent_shift, vae_scale_factor
+from ..models.codecs import check_vae_image_size, codec_of, vae_image_channels, vae_latent_channels, vae_scale_factor
+from ..models.latent_scaling import check_latent_statistics, check_statistics_can_be_set, latent_statistics
 from ..utils.bounded_text import read_json_object
 from ..utils.files import STAGING, remove, write_atomically
 from ..utils.hashing import tensors_sha256
 from .base import ImageDataset
+from .latent_statistics import shard_moments
 
 MANIFEST, SETTINGS = "manifest.json", "encoding.json"
 FORMAT = 1
@@ -37,25 +40,37 @@ def describe_vae(vae: ModelMixin, name: str) -> dict:
         "name": name,
         "class": type(vae).__name__,
         "sha256": tensors_sha256(vae.state_dict()),
-        "scaling_factor": vae.config.scaling_factor,
-        "shift_factor": latent_shift(vae),
+        **latent_statistics(vae),
     }
 
 
 def describe_encoding(
-    dataset: ImageDataset, vae: ModelMixin, vae_name: str, flip: bool, dtype: str, shard_size: int
+    dataset: ImageDataset,
+    vae: ModelMixin,
+    vae_name: str,
+    flip: bool,
+    dtype: str,
+    shard_size: int,
+    statistics: str = "vae",
 ) -> dict:
     """Return the settings that determine the content of the shards.
 
     Raises:
-        ValueError: if the images do not fit the VAE.
+        ValueError: if the images do not fit the VAE, or it has no statistics and none are to be computed.
     """
+    described = describe_vae(vae, vae_name)
+    if statistics == "channels":
+        check_statistics_can_be_set(vae)
+        described = {name: described[name] for name in ("name", "class", "sha256")}
+    else:
+        check_latent_statistics(vae)
+    check_vae_image_size(vae, dataset.image_size)
     factor = vae_scale_factor(vae)
     if dataset.image_size % factor:
         raise ValueError(f"image_size={dataset.image_size} must be divisible by {factor}, the factor of the VAE")
-    if vae.config.in_channels != dataset.channels:
+    if (channels := vae_image_channels(vae)) != dataset.channels:
         raise ValueError(
-            f"vae={vae_name!r} takes {vae.config.in_channels} channels, but the images of data={dataset.source!r} have "
+            f"vae={vae_name!r} takes {channels} channels, but the images of data={dataset.source!r} have "
             f"{dataset.channels}; give other images or another VAE"
         )
     side = dataset.image_size // factor
@@ -68,11 +83,12 @@ def describe_encoding(
         "classes": dataset.classes,
         "image_size": dataset.image_size,
         "channels": dataset.channels,
-        "vae": describe_vae(vae, vae_name),
+        "vae": described,
+        **({"normalization": statistics} if statistics == "channels" else {}),
         "latents": {
-            "shape": [vae.config.latent_channels, side, side],
+            "shape": [vae_latent_channels(vae), side, side],
             "dtype": dtype,
-            "std": not type(vae).__name__.endswith("Tiny"),
+            "std": codec_of(vae).has_posterior,
             "flip": flip,
         },
         "shard_size": shard_size,
@@ -156,6 +172,7 @@ def write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], bro
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "broken": broken,
+        "moments": shard_moments(tensors),
     }
     write_atomically(file.with_suffix(".json"), json.dumps(about))
     write_atomically(file, data)
@@ -192,8 +209,14 @@ def check_fields(entry: object, fields: dict[str, type], where: str, remedy: str
         raise ValueError(f"{where} is damaged: {', '.join(wrong)} are missing or of another type; {remedy}")
 
 
-def finish_folder(folder: Path, settings: dict) -> dict:
+def finish_folder(folder: Path, settings: dict, vae: dict, statistics: dict) -> dict:
     """Write and return the manifest of a folder whose shards are all finished.
+
+    Args:
+        folder: folder of the latents.
+        settings: the settings of the encoding.
+        vae: what `describe_vae` says of the VAE, with the statistics that normalize its latents.
+        statistics: mean and standard deviation of each channel of the latents, neither shifted nor scaled.
 
     Raises:
         ValueError: if a shard is missing.
@@ -203,9 +226,11 @@ def finish_folder(folder: Path, settings: dict) -> dict:
         raise ValueError(f"output_dir={str(folder)!r}: shards {missing[:5]} are missing; run the same command again")
     shards = [published[number] for number in sorted(published)]
     manifest = settings | {
+        "vae": vae,
+        "statistics": statistics,
         "num_images": sum(shard["images"] for shard in shards),
         "broken": [reason for shard in shards for reason in shard["broken"]],
-        "shards": [{key: value for key, value in shard.items() if key != "broken"} for shard in shards],
+        "shards": [{key: value for key, value in shard.items() if key in SHARD_FIELDS} for shard in shards],
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
     _remove_progress(folder, settings)

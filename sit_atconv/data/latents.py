@@ -14,13 +14,16 @@ import torch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..models.latent_scaling import normalize_latents
+from ..models.codecs import codec_of
+from ..models.latent_scaling import check_latent_statistics, normalize_latents
 from ..utils.bounded_text import read_json_object
 from ..utils.files import check_regular
 from ..utils.hashing import file_sha256
 from .base import ImageDataset, cached_index, hash_of
 from .latent_shards import FORMAT, MANIFEST, SETTINGS, SHARD_FIELDS, check_fields, describe_vae, differences
 
+# Where the standard deviation of normalized latents may lie, and their mean, without a note: it should be 1, and 0.
+USUAL_STD, USUAL_MEAN = (0.4, 2.5), 2.0
 THREADS = 8  # that hash shards at the same time
 
 # What a manifest must hold, and each of its shards.
@@ -85,6 +88,26 @@ class LatentsDataset(ImageDataset):
     def reference(self) -> str:
         return self.manifest["source"]
 
+    @property
+    def notes(self) -> list[str]:
+        return self._unusual_scale() + super().notes
+
+    def _unusual_scale(self) -> list[str]:
+        """A note if the manifest says that the latents are far from zero mean and unit variance."""
+        found = self.manifest.get("statistics") or {}
+        if not found.get("mean") or codec_of(self.manifest["vae"]).statistics == "encoder":
+            return []
+        mean, std = (torch.tensor(found[name])[:, None, None] for name in ("mean", "std"))  # (c, 1, 1)
+        centre = normalize_latents(self.manifest["vae"], mean)
+        std = normalize_latents(self.manifest["vae"], mean + std) - centre
+        low, high, off = std.min().item(), std.max().item(), centre.abs().max().item()
+        if USUAL_STD[0] <= low and high <= USUAL_STD[1] and off <= USUAL_MEAN:
+            return []
+        return [
+            f"latents have the standard deviation {low:.2g} to {high:.2g} and a mean of up to ±{off:.2g} per channel, "
+            "where 1 and 0 train best; encode with --statistics channels to normalize them"
+        ]
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}  # open files cannot be sent to data workers
 
@@ -147,14 +170,19 @@ class LatentsDataset(ImageDataset):
         key = json.dumps([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
         return cached_index(key, lambda: {"sha256": file_sha256(file)})["sha256"]
 
+    @property
+    def vae_name(self) -> str:
+        """The VAE to train with: this folder, if it holds the VAE with the statistics of these latents."""
+        return vae_of_latents(self._folder, self.manifest)
+
     def check_training(self, vae: torch.nn.Module | None, horizontal_flip: bool) -> None:
         recorded = self.manifest["vae"]
         if vae is None:
-            raise ValueError(f"vae must be given for the latents in data={self.source!r}: --vae {recorded['name']}")
+            raise ValueError(f"vae must be given for the latents in data={self.source!r}: --vae {self.vae_name}")
         if changes := differences(recorded, describe_vae(vae, recorded["name"])):
             raise ValueError(
                 f"vae is not the one that encoded data={self.source!r}: {'; '.join(changes)}; give --vae "
-                f"{recorded['name']}, or encode the images with the other one"
+                f"{self.vae_name}, or encode the images with the other one"
             )
         if horizontal_flip and not self.manifest["latents"]["flip"]:
             raise ValueError(
@@ -186,12 +214,22 @@ def read_manifest(folder: Path) -> dict:
     check_fields(manifest, FIELDS, f"{source}: {MANIFEST}")
     check_fields(manifest["latents"], {"std": bool, "flip": bool}, f"{source}: {MANIFEST}, latents")
     check_fields(manifest["vae"], {"name": str}, f"{source}: {MANIFEST}, vae")
+    channels = manifest["latents"].get("shape") or [None]
+    try:
+        check_latent_statistics(manifest["vae"], channels[0])
+    except ValueError as error:
+        raise ValueError(f"{source}: {MANIFEST} is damaged: {error}") from error
     if not all(isinstance(name, str) for name in manifest["classes"]):
         raise ValueError(f"{source}: {MANIFEST} is damaged: classes are no names; copy the folder again")
     for shard in manifest["shards"]:
         check_fields(shard, SHARD_FIELDS, f"{source}: {MANIFEST}, shards")
         check_shard(folder, shard, source)
     return manifest
+
+
+def vae_of_latents(folder: Path, settings: dict) -> str:
+    """The VAE to train with on a folder of latents: the folder itself if it holds one with their own statistics."""
+    return str(folder) if settings.get("normalization") == "channels" else settings["vae"]["name"]
 
 
 def check_shard(folder: Path, shard: dict, source: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..models.latent_scaling import vae_scale_factor
+from ..models.codecs import vae_scale_factor
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..sharing.folder import check_pipeline_folder, read_json, reading_folder, weights_variant
 from ..sharing.saving import locate_folder

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data import ImageDataset
+from ..models.codecs import vae_image_channels
 from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
@@ -40,7 +41,7 @@ def load_pipeline(folder: str | Path, device: torch.device) -> SiTPipeline:
 def image_shape(pipeline: SiTPipeline) -> tuple[int, int, int]:
     """(H, W, C) of the pipeline's images."""
     size = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
-    channels = pipeline.transformer.out_channels if pipeline.vae is None else pipeline.vae.config.out_channels
+    channels = pipeline.transformer.out_channels if pipeline.vae is None else vae_image_channels(pipeline.vae)
     return size, size, channels
 
 

@@ -8,7 +8,7 @@ Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size,
 from collections.abc import Mapping
 from typing import Any
 
-from .latent_scaling import DECODING_BYTES, decoding_bytes, vae_scale_factor
+from .codecs import DECODING_BYTES, decoding_bytes, vae_scale_factor
 from .presets import FREQUENCIES, PRESETS, mixer_per_block
 
 FLOAT = 4  # bytes of float32

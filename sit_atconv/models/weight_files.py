@@ -1,16 +1,20 @@
 """The files in which diffusers stores the weights of a model, and the hashes by which damage to them is found."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
+from .latent_scaling import STATISTICS
 
 STEM = "diffusion_pytorch_model"
-# In the folder of a model, beside its weights: {"sha256": {name of a file: its hash}}. diffusers does not read it.
+# In the folder of a model, beside its weights: {"sha256": {name of a file: its hash}}. diffusers does not read it. An
+# autoencoder's has "latent_statistics", too: the hash of the numbers in its config.json that normalize its latents.
 HASHES_FILE = "weights.json"
 _VERIFIED = ContextVar("_VERIFIED", default=True)
 
@@ -78,8 +82,35 @@ def record_hashes(staging: Path, folder: Path, superseded: list[Path]) -> None:
     with contextlib.suppress(ValueError):  # a damaged file is replaced
         hashes = {name: value for name, value in stored_hashes(folder).items() if name in staying} | hashes
     if hashes:
-        text = json.dumps({"sha256": dict(sorted(hashes.items()))}, indent=2) + "\n"
+        statistics = statistics_sha256(staging)
+        record = {"sha256": dict(sorted(hashes.items()))} | ({"latent_statistics": statistics} if statistics else {})
+        text = json.dumps(record, indent=2) + "\n"
         (staging / HASHES_FILE).write_text(text, encoding="utf-8")
+
+
+def statistics_sha256(folder: Path) -> str | None:
+    """Return the hash of the numbers in an autoencoder's config.json that normalize its latents; None for other models.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    file = folder / "config.json"
+    config = read_json_object(file) if file.is_file() else {}
+    if not any(name in config for name in STATISTICS):
+        return None
+    numbers = json.dumps([config.get(name) for name in STATISTICS])
+    return hashlib.sha256(numbers.encode()).hexdigest()
+
+
+def verify_statistics(folder: Path) -> None:
+    """Raise ValueError if the numbers that normalize an autoencoder's latents are not those that were saved with it."""
+    recorded = json.loads((folder / HASHES_FILE).read_text(encoding="utf-8")).get("latent_statistics")
+    if recorded is not None and statistics_sha256(folder) != recorded:
+        raise ValueError(
+            f"{folder} is not as it was saved: {', '.join(STATISTICS)} in its config.json have another SHA-256, and "
+            "no model was trained on latents of other statistics; get it again. If you changed them "
+            f"yourself, pass verify_weights=False, or remove its {HASHES_FILE}"
+        )
 
 
 def verify_weights(folder: Path, variant: str | None = None, every_variant: bool = False) -> int:
@@ -94,10 +125,11 @@ def verify_weights(folder: Path, variant: str | None = None, every_variant: bool
         The number of files that were compared.
 
     Raises:
-        ValueError: naming the files that are not as they were saved.
+        ValueError: naming the files that are not as they were saved, or for other statistics of latents.
     """
     if not (hashes := stored_hashes(folder)):
         return 0
+    verify_statistics(folder)
     if every_variant:
         names = list(hashes)
     else:

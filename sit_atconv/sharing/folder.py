@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..models.latent_scaling import vae_scale_factor
+from ..models.codecs import vae_scale_factor
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 from ..utils.files import OutputError, check_regular

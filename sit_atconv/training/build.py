@@ -10,6 +10,7 @@ from ..flow.distillation import DistillationLoss
 from ..flow.interpolants import Interpolant
 from ..flow.losses import InterpolantLoss
 from ..flow.mean_flow import MeanFlowLoss
+from ..models.latent_scaling import check_latent_statistics
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..pipelines.pipeline_sit import SiTPipeline
@@ -75,6 +76,8 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
     vae = None if config.vae is None else load_vae(config.vae).to(accelerator.device)
+    if vae is not None:
+        check_latent_statistics(vae)
     dataset.check_training(vae, config.horizontal_flip)
     graft = prepare_graft(config, dataset, vae, accelerator)
     transformer = build_transformer(config, dataset, vae, None if graft is None else graft.mixer)

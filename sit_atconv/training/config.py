@@ -51,8 +51,8 @@ class DataConfig:
         num_workers: number of processes that read images and draw noise. With 0, the training process does it itself.
         max_broken_images: number of unreadable images that are tolerated. They are skipped and listed; if there are
             more, the run stops.
-        vae: an AutoencoderKL or AutoencoderTiny, given as a folder or as a name on the Hub, in whose latent space the
-            model is trained. If null, the model is trained on pixels.
+        vae: an autoencoder of diffusers, given as a folder or as a name on the Hub, in whose latent space the model is
+            trained; docs/data.md lists them. If null, the model is trained on pixels.
     """
 
     data: str = "digits"

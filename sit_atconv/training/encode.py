@@ -28,11 +28,15 @@ from ..data.latent_shards import (
     check_folder,
     count_shards,
     describe_encoding,
+    describe_vae,
     finish_folder,
     published_shards,
     write_shard,
 )
-from ..models.vae import load_vae, posterior_moments
+from ..data.latent_statistics import channel_statistics, file_moments
+from ..data.latents import vae_of_latents
+from ..models.latent_scaling import set_latent_statistics
+from ..models.vae import load_vae, posterior_moments, save_vae
 from ..utils.checks import MAX_WORKERS, check_choice, check_count
 from ..utils.files import folder_lock
 from ..utils.source_names import check_folder_or_name, check_source
@@ -53,12 +57,14 @@ def encode_latents(
     batch_size: int = 32,
     num_workers: int = 2,
     max_broken_images: int = 10,
+    statistics: str = "vae",
 ) -> dict | None:
     """Encode all images of a data set.
 
     Args:
         data: images, as for train_sit.py: a folder of images, hf:NAME, parquet files, tar shards or an LMDB.
-        vae: an AutoencoderKL or AutoencoderTiny, as a folder or a name on the Hub.
+        vae: an autoencoder of diffusers, such as AutoencoderKL or AutoencoderDC, as a folder or a name on the Hub;
+            docs/data.md lists them.
         output_dir: folder for the latents, new or begun by the same command.
         image_size: side of the images in pixels.
         flip: whether to also encode the mirrored images, for training with --horizontal_flip true.
@@ -68,6 +74,9 @@ def encode_latents(
         num_workers: number of worker processes that read images, for each process that encodes.
         max_broken_images: number of images that may be broken. They are left out and listed; if there are more, the
             encoding stops.
+        statistics: what normalizes the latents: "vae", the numbers that the VAE comes with; or "channels", mean and
+            standard deviation of each channel over these images, with which a copy of the VAE is then saved in
+            output_dir/vae, so that output_dir is the VAE to train with.
 
     Returns:
         The manifest on the main process; None on the others, or if the folder was complete already.
@@ -76,6 +85,7 @@ def encode_latents(
         ValueError: if an argument cannot be used, which is checked first, or if too many images cannot be read.
     """
     check_choice("dtype", dtype, ("float32", "float16", "bfloat16"))  # as in DTYPES; these checks run before PyTorch
+    check_choice("statistics", statistics, ("vae", "channels"))
     check_count("shard_size", shard_size)
     check_count("batch_size", batch_size)
     check_count("num_workers", num_workers, least=0, most=MAX_WORKERS)
@@ -87,7 +97,7 @@ def encode_latents(
     dataset.check_pixels("images are needed for encoding, but")
     dataset.check_output("output_dir", Path(output_dir))
     model = load_vae(vae).to(accelerator.device)
-    settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size)
+    settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size, statistics)
     folder = Path(output_dir)
     with ExitStack() as stack:
 
@@ -236,10 +246,18 @@ class LatentEncoder:
         """Write and return the manifest, and print how to train with the latents. `start` is the time of the start."""
         shards = published_shards(self.folder, self.settings)
         self.check_broken([reason for shard in shards.values() for reason in shard["broken"]])
-        manifest = finish_folder(self.folder, self.settings)
+        statistics = channel_statistics(
+            shard.get("moments") or file_moments(self.folder / shard["file"]) for _, shard in sorted(shards.items())
+        )
+        if self.settings.get("normalization") == "channels":
+            set_latent_statistics(self.vae, **statistics)
+            save_vae(self.vae, self.folder / "vae")
+        described = describe_vae(self.vae, self.settings["vae"]["name"])
+        manifest = finish_folder(self.folder, self.settings, described, statistics)
         size = sum(shard["bytes"] for shard in manifest["shards"])
         seconds = time.perf_counter() - start
-        command = f"accelerate launch train/train_sit.py --data {self.folder} --vae {self.settings['vae']['name']} …"
+        vae = vae_of_latents(self.folder, manifest)
+        command = f"accelerate launch train/train_sit.py --data {self.folder} --vae {vae} …"
         size_and_time = f"{size / 1e9:.3f} GB, {seconds:.0f} s"
         images = counted(manifest["num_images"], "image")
         print(printable(f"{images} in {self.folder}, {size_and_time}; train with:\n  {command}"))

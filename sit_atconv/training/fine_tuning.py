@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..models.latent_scaling import latent_statistics
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE, load_vae
 from ..utils.bounded_text import read_json_object
@@ -122,8 +123,11 @@ def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None, field:
         )
     if own is None or vae is None or own == vae_name:
         return
-    if tensors_sha256(load_vae(own).state_dict()) != tensors_sha256(vae.state_dict()):
+    teachers = load_vae(own)
+    same_scale = latent_statistics(teachers) == latent_statistics(vae)
+    difference = "VAE" if same_scale else "VAE, or other statistics of its latents,"
+    if not same_scale or tensors_sha256(teachers.state_dict()) != tensors_sha256(vae.state_dict()):
         raise ValueError(
-            f"{field}={folder!r} has another VAE than vae={vae_name!r}, so that their latents differ; give --vae "
-            f"{folder}"
+            f"{field}={folder!r} has another {difference} than vae={vae_name!r}, so that their latents differ; "
+            f"give --vae {folder}"
         )

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from ..data import ImageDataset
+from ..models.codecs import check_vae_image_size, vae_image_channels, vae_latent_channels, vae_scale_factor
 from ..models.grafting import graft
-from ..models.latent_scaling import vae_scale_factor
 from ..models.presets import PRESETS
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
@@ -72,16 +72,17 @@ def _data_arguments(
             f"image_size={dataset.image_size} must be divisible by {factor * patch_size} "
             f"(VAE factor {factor} × patch size {patch_size})"
         )
-    if vae is not None and vae.config.in_channels != dataset.channels:
+    check_vae_image_size(vae, dataset.image_size)
+    if vae is not None and vae_image_channels(vae) != dataset.channels:
         raise ValueError(
-            f"vae={config.vae!r} takes {vae.config.in_channels} channels, but the images of data={config.data!r} have "
+            f"vae={config.vae!r} takes {vae_image_channels(vae)} channels, but the images of data={config.data!r} have "
             f"{dataset.channels}"
         )
     is_meanflow = config.objective == "meanflow"
     arguments: dict[str, Any] = {
         "trained_guidance_scale": config.meanflow_guidance_scale if is_meanflow else config.teacher_guidance_scale,
         "sample_size": dataset.image_size // factor,
-        "in_channels": dataset.channels if vae is None else vae.config.latent_channels,
+        "in_channels": dataset.channels if vae is None else vae_latent_channels(vae),
         "num_classes": dataset.num_classes,
     }
     if config.init_from is None:

@@ -5,6 +5,7 @@ import sys
 import torch
 from accelerate import Accelerator
 
+from ..models.codecs import vae_image_channels
 from ..models.finite import NotFiniteError
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.randomness import image_generator
@@ -40,7 +41,7 @@ def sample_grid(config: TrainConfig, pipeline: SiTPipeline, accelerator: Acceler
             # Black pictures: neither the run nor the other processes, which wait for these, may end because of them.
             print(f"the samples of class {label} are black: {error}", file=sys.stderr)
             model = pipeline.transformer.config
-            channels = model.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
+            channels = model.in_channels if pipeline.vae is None else vae_image_channels(pipeline.vae)
             side = model.sample_size * pipeline.vae_scale_factor
             images = torch.zeros(GRID_COLUMNS, channels, side, side, device=accelerator.device)
         drawn.append(accelerator.gather(images.contiguous()).cpu())

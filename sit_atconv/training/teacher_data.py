@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset
 from ..data.base import hash_of, parse_number
+from ..models.codecs import vae_image_channels
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.bounded_text import read_json_object
 from ..utils.checks import MAX_SOLVER_STEPS, check_count, check_positive, check_seed
@@ -68,7 +69,7 @@ class TeacherDataset(ImageDataset):
         self.image_size = config.sample_size * self.pipeline.vae_scale_factor
         if image_size not in (None, self.image_size):
             raise ValueError(f"image_size={image_size}: {where} is drawn at {self.image_size} pixels; leave it out")
-        self.channels = config.in_channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
+        self.channels = config.in_channels if self.pipeline.vae is None else vae_image_channels(self.pipeline.vae)
         self.classes = pretrained_classes(folder)
         if len(self.classes) != config.num_classes and config.num_classes > 1:
             raise ValueError(

@@ -42,6 +42,8 @@ def test_folder_holds_the_posterior_of_every_image(latents, photos, vae):
         "sha256": tensors_sha256(model.state_dict()),
         "scaling_factor": 0.18215,
         "shift_factor": 0.1,
+        "latents_mean": None,
+        "latents_std": None,
     }
     assert manifest["latents"] == {"shape": [4, 8, 8], "dtype": "float32", "std": True, "flip": True}
     assert (manifest["num_images"], manifest["image_size"], manifest["classes"]) == (IMAGES, 16, ["cat", "dog"])

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL
 from sit_atconv import SiTTransformer2DModel
 from sit_atconv.benchmarks.calls import VAE_CONFIG
 from sit_atconv.benchmarks.profiling import peak_memory
+from sit_atconv.models.codecs import DECODING_BYTES, decoding_bytes
 from sit_atconv.models.costs import (
     STABLE_DIFFUSION_VAE,
     VAE_PARAMETERS,
@@ -18,7 +19,6 @@ from sit_atconv.models.costs import (
     token_bytes,
     training_bytes,
 )
-from sit_atconv.models.latent_scaling import DECODING_BYTES, decoding_bytes
 from sit_atconv.models.macs import count_macs
 from sit_atconv.models.presets import PRESETS
 from sit_atconv.training.plan import activation_bytes

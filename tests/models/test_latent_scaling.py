@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from sit_atconv.models.latent_scaling import denormalize_latents, latent_shift, normalize_latents, vae_scale_factor
+from sit_atconv.models.codecs import vae_scale_factor
+from sit_atconv.models.latent_scaling import denormalize_latents, latent_shift, normalize_latents
 
 
 def kl(**config) -> AutoencoderKL:

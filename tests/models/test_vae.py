@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from sit_atconv.models import vae as module
-from sit_atconv.models.latent_scaling import decoding_bytes
+from sit_atconv.models.codecs import decoding_bytes
 from sit_atconv.models.vae import decode
 
 
