@@ -46,7 +46,7 @@ def test_options_of_loading_are_accepted(tiny_pipeline, tmp_path):
     [
         (dict(scheduler="euler"), "scheduler is 'euler'; give a scheduler, such as InterpolantODEScheduler"),
         (dict(scheduler=InterpolantODEScheduler), "scheduler is a type"),
-        (dict(vae=torch.nn.Linear(1, 1)), "vae is a Linear; give an AutoencoderKL or AutoencoderTiny"),
+        (dict(vae=torch.nn.Linear(1, 1)), "vae is a Linear; give an autoencoder of diffusers, such as AutoencoderKL"),
         (dict(transformer=torch.nn.Linear(1, 1)), "transformer is a Linear; give a SiTTransformer2DModel"),
     ],
 )
