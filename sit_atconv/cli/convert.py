@@ -7,8 +7,9 @@ from ..utils.files import check_new_file, check_new_folder
 from ..utils.text import printable
 from .facts import print_facts
 
-# Options of `convert` for a checkpoint of AttNet, and for one of all others.
+# Options of `convert` for a checkpoint of AttNet, of an autoencoder, and for one of all others.
 ATTNET_OPTIONS = ("weights", "act_layer", "glu_norm_rule", "license")
+AUTOENCODER_OPTIONS = ("weights", "statistics")
 SIT_OPTIONS = (
     "weights",
     "vae",
@@ -27,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s CHECKPOINT OUTPUT [OPTIONS]\n       %(prog)s FOLDER OUTPUT.pt|.safetensors"
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=".pt or .safetensors; no code in it runs")
     command.add_argument("output", metavar="OUTPUT", help="the new folder, or the new file")
-    command.add_argument("--weights", choices=("ema", "model"), help="EMA or raw (default: EMA, if there is one)")
+    command.add_argument("--weights", choices=("ema", "model", "vae"), help="EMA, raw, or REPA-E's VAE (default: EMA)")
     command.add_argument(
         "--vae", help='VAE folder or Hub name; "none" for pixel models (default: SiT\'s VAE for 4 channels)'
     )
@@ -40,6 +41,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--act_layer", choices=("GELU", "SiLU"), help="activation of AttNet (default: GELU)")
     rules = ("rms", "variance")
     command.add_argument("--glu_norm_rule", choices=rules, help="RMSNorm of AttNet (default: rms)")
+    command.add_argument("--statistics", metavar="FILE", help="mean and std of a VAE's latents (default: none)")
     command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
 
 
@@ -56,7 +58,10 @@ def run(args: argparse.Namespace) -> None:
     if not Path(args.checkpoint).exists():
         raise ValueError(f"checkpoint={args.checkpoint!r} does not exist; correct the path")
     from ..convert import convert_checkpoint, export_checkpoint
-    from ..convert.attnet import convert_attnet, export_attnet, holds_attnet, is_attnet_folder
+    from ..convert.attnet import convert_attnet, export_attnet, is_attnet_folder
+    from ..convert.autoencoder import convert_autoencoder, is_autoencoder
+    from ..convert.untrusted import read_checkpoint
+    from ..models.attnet_names import is_attnet
     from ..sharing.folder import is_pipeline_folder, reading_folder
 
     options = {
@@ -74,14 +79,21 @@ def run(args: argparse.Namespace) -> None:
             state_dict = export_attnet(args.checkpoint, args.output)
         print(printable(f"{len(state_dict)} tensors under the reference's names in {args.output}"))
         return
-    attnet = holds_attnet(args.checkpoint)
-    if others := [name for name in given if name not in (ATTNET_OPTIONS if attnet else SIT_OPTIONS)]:
-        kind = "an AttNet" if attnet else "a SiT, ATConv, REPA or DiT model"
+    names = read_checkpoint(args.checkpoint, args.weights)[0]
+    attnet, autoencoder = is_attnet(names), is_autoencoder(names)
+    kind, known = "a SiT, ATConv, REPA or DiT model", SIT_OPTIONS
+    if attnet or autoencoder:
+        kind, known = ("an AttNet", ATTNET_OPTIONS) if attnet else ("an autoencoder", AUTOENCODER_OPTIONS)
+    if others := [name for name in given if name not in known]:
         raise ValueError(f"{', '.join(others)}: no option for {kind}, which {args.checkpoint} holds; leave them out")
     if attnet:
         print_facts(convert_attnet(args.checkpoint, args.output, **given))
         call = f'timm.create_model("local-dir:{args.output}", pretrained=True)'
         print(printable(f"written to {args.output}; load it in Python: import sit_atconv, timm; {call}"))
+        return
+    if autoencoder:
+        print_facts(convert_autoencoder(args.checkpoint, args.output, **given))
+        print(printable(f"written to {args.output}; give it to training and encoding as --vae {args.output}"))
         return
     reference = convert_checkpoint(args.checkpoint, args.output, **given)
     print_facts(reference.describe())

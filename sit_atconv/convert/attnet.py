@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from ..models.attnet_blocks import ACTIVATIONS, GLU_NORM_RULES
-from ..models.attnet_names import architecture, describe, is_attnet, read_arguments, to_ours, to_reference
+from ..models.attnet_names import architecture, describe, read_arguments, to_ours, to_reference
 from ..models.attnet_variants import VARIANTS
 from ..utils.bounded_text import load_json
 from ..utils.checks import check_choice
@@ -23,15 +23,6 @@ from .folder import new_folder
 from .untrusted import read_checkpoint
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # timm's names
-
-
-def holds_attnet(checkpoint: str | Path) -> bool:
-    """Whether a file holds weights of AttNet, under the reference's names or ours.
-
-    Raises:
-        ValueError: if the file cannot be read; see `read_checkpoint`.
-    """
-    return is_attnet(read_checkpoint(checkpoint)[0])
 
 
 def is_attnet_folder(folder: str | Path) -> bool:

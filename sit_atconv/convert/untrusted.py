@@ -16,7 +16,7 @@ from ..utils.bounded_text import load_json
 from ..utils.torch_files import CraftedFileError, read_torch_file
 
 # Names in training scripts' files; the first weights take precedence, and each has the first name that a file holds.
-WEIGHTS = {"ema": ("ema", "model_ema"), "model": ("model",)}
+WEIGHTS = {"ema": ("ema", "model_ema"), "model": ("model",), "vae": ("vae",)}
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MAX_DEPTH = 8  # of containers in options; deeper ones, such as one that contains itself, are cut off
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DistributedDataParallel and torch.compile
@@ -28,11 +28,11 @@ def read_checkpoint(file: str | Path, weights: str | None = None) -> tuple[dict[
     Args:
         file: a safetensors file; or a file of `torch.save` with a state dict, or with a training script's dictionary
             of "model", "ema" (or "model_ema"), "opt" and "args", any of which may be missing.
-        weights: "ema" or "model"; if None, the EMA takes precedence.
+        weights: "ema", "model" or "vae"; if None, they take precedence in this order.
 
     Returns:
         The state dict without the prefixes of DDP and torch.compile; the options ({} if there are none); and which
-        weights they are: "ema", "model", or "only" if the file holds a single set without a name.
+        weights they are: "ema", "model", "vae", or "only" if the file holds a single set without a name.
 
     Raises:
         ValueError: if the file is missing or damaged, holds objects that may run code (the error lists their names),

@@ -123,11 +123,15 @@ def check_teacher_vae(folder: str, vae_name: str | None, vae: VAE | None, field:
         )
     if own is None or vae is None or own == vae_name:
         return
-    teachers = load_vae(own)
-    same_scale = latent_statistics(teachers) == latent_statistics(vae)
-    difference = "VAE" if same_scale else "VAE, or other statistics of its latents,"
-    if not same_scale or tensors_sha256(teachers.state_dict()) != tensors_sha256(vae.state_dict()):
+    if not have_same_latents(load_vae(own), vae):
         raise ValueError(
-            f"{field}={folder!r} has another {difference} than vae={vae_name!r}, so that their latents differ; "
-            f"give --vae {folder}"
+            f"{field}={folder!r} has another VAE than vae={vae_name!r}, or other statistics of its latents, so that "
+            f"their latents differ; give --vae {folder}"
         )
+
+
+def have_same_latents(one: VAE, other: VAE) -> bool:
+    """Whether two VAEs have the same weights, and normalize their latents by the same numbers."""
+    if latent_statistics(one) != latent_statistics(other):
+        return False
+    return tensors_sha256(one.state_dict()) == tensors_sha256(other.state_dict())

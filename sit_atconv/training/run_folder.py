@@ -15,6 +15,7 @@ import yaml
 from accelerate import Accelerator
 
 from ..data import BROKEN_IMAGES_FILE, ImageDataset
+from ..models.latent_scaling import latent_statistics
 from ..models.vae import VAE
 from ..utils.environment import device_name, git_commit, package_versions
 from ..utils.files import (
@@ -93,6 +94,7 @@ def describe_data(dataset: ImageDataset, vae: VAE | None) -> dict[str, Any]:
         "channels": dataset.channels,
         "fingerprint": dataset.fingerprint(),
         "vae_sha256": None if vae is None else tensors_sha256(vae.state_dict()),
+        "vae_statistics": None if vae is None else latent_statistics(vae),
     }
 
 
@@ -108,7 +110,7 @@ def check_continues(config: CommonConfig, data: dict[str, Any], checkpoint: Path
         ValueError: naming what differs.
     """
     state = read_state(checkpoint)
-    saved = state["data"]
+    saved = {"vae_statistics": data.get("vae_statistics"), **state["data"]}  # earlier versions did not record them
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
         sources = ", ".join(f"{name}={getattr(config, name)!r}" for name in SOURCES if hasattr(config, name))
         raise ValueError(f"{sources}: {checkpoint} was trained on other data: {'; '.join(changed)}")

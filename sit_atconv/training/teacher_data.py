@@ -31,7 +31,7 @@ from ..utils.files import write_atomically
 from ..utils.hashing import file_sha256, tensors_sha256
 from ..utils.randomness import image_generator
 from ..utils.source_names import TEACHER, split_options
-from .fine_tuning import pretrained_classes
+from .fine_tuning import have_same_latents, pretrained_classes
 from .processes import on_main_process
 
 MANIFEST = "shards.json"
@@ -199,9 +199,7 @@ class TeacherDataset(ImageDataset):
 
     def check_training(self, vae: torch.nn.Module | None, horizontal_flip: bool) -> None:
         own = self.pipeline.vae
-        if (own is None) != (vae is None) or (
-            own is not None and vae is not None and tensors_sha256(own.state_dict()) != tensors_sha256(vae.state_dict())
-        ):
+        if (own is None) != (vae is None) or (own is not None and vae is not None and not have_same_latents(own, vae)):
             raise ValueError(f"data={self.source!r} is drawn with another VAE than that of the run; leave --vae out")
         if horizontal_flip and own is not None:
             raise ValueError(f"horizontal_flip=True: data={self.source!r} holds latents, which cannot be mirrored")

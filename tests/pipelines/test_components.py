@@ -84,7 +84,7 @@ def test_a_component_of_a_wrong_kind_is_refused_when_it_is_put_in_place(tiny_pip
     before = pipe.scheduler
     with pytest.raises(ValueError, match="scheduler is 'euler'; give a scheduler, such as InterpolantODEScheduler"):
         pipe.scheduler = "euler"
-    with pytest.raises(ValueError, match="vae is a Linear; give an AutoencoderKL"):
+    with pytest.raises(ValueError, match="vae is a Linear; give an autoencoder of diffusers"):
         pipe.vae = torch.nn.Linear(2, 2)
     assert pipe.scheduler is before and pipe.vae is None
 
