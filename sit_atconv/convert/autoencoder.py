@@ -5,6 +5,7 @@ with 1×1 convolutions in place of the linear layers of attention. The statistic
 """
 
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 NORM_GROUPS = 32  # of every group normalization in LDM's code
 SAMPLE_SIZE = 256  # of the published ones; the side above which diffusers works in tiles, if that is switched on
 # Names within an encoder or a decoder, as patterns of LDM's and what diffusers calls them.
-NAMES = (
+NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"mid\.block_([12])\.", lambda found: f"mid_block.resnets.{int(found[1]) - 1}."),
     (r"mid\.attn_1\.", "mid_block.attentions.0."),
     (r"norm_out\.", "conv_norm_out."),
@@ -112,7 +113,7 @@ def build_autoencoder(state_dict: dict[str, torch.Tensor]) -> AutoencoderKL:
     return vae.float().eval().requires_grad_(False)
 
 
-def _some(names) -> str:
+def _some(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

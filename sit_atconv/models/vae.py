@@ -28,7 +28,7 @@ from .weight_files import publication_rank, record_hashes, superseded_weights, v
 VAE: TypeAlias = ModelMixin  # an object of one of the classes in CODECS
 
 
-def vae_class(name: str, field: str = "vae") -> type:
+def vae_class(name: Any, field: str = "vae") -> Any:
     """Return the class of diffusers of this name.
 
     Raises:

@@ -45,7 +45,7 @@ def test_a_vae_without_statistics_is_refused(photos, tiny_transformer, tmp_path,
     arguments = ["--data", photos, "--vae", tmp_path / "vae", "--output_dir", tmp_path / "run", *ONE_STEP]
     assert "neither a scaling_factor nor latents_mean" in refused(capsys, train_sit.main, *arguments)
     assert not (tmp_path / "run").exists()
-    pipeline = SiTPipeline(tiny_transformer(), InterpolantODEScheduler(), vae)
+    pipeline = SiTPipeline(tiny_transformer(in_channels=4), InterpolantODEScheduler(), vae)
     with pytest.raises(ValueError, match="neither a scaling_factor nor latents_mean"):
         pipeline(0, num_inference_steps=1)
     with pytest.raises(ValueError, match="neither a scaling_factor nor latents_mean"):
