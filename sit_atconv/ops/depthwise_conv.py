@@ -94,8 +94,7 @@ def depthwise_conv(
         tokens: (B, N, C).
         kernels: (B, C, k²), one kernel per sample and channel, k odd. Their dtype may differ from that of the tokens.
         grid: (H, W) with H·W = N.
-        dilation: distance of neighbouring taps, in tokens. The Triton kernels have none, so GPUs use PyTorch's own
-            convolution if it is above 1.
+        dilation: distance of neighbouring taps, in tokens.
 
     Returns:
         (B, N, C), in the dtype of the tokens, or in autocast's dtype under autocast, as for other convolutions.
@@ -114,8 +113,8 @@ def depthwise_conv(
     # The meta device, on which operations are counted, does not support autocast.
     if device != "meta" and torch.is_autocast_enabled(device) and tokens.dtype in KERNEL_DTYPES:
         tokens = tokens.to(torch.get_autocast_dtype(device))
-    if device == "cuda" and dilation == 1 and triton is not None and tokens.dtype in KERNEL_DTYPES:
-        return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, H, W)
+    if device == "cuda" and triton is not None and tokens.dtype in KERNEL_DTYPES:
+        return torch.ops.sit_atconv.depthwise_conv_v3(tokens, kernels, H, W, dilation)
     kernels = kernels.to(tokens.dtype)
     if torch.compiler.is_compiling():
         return naive_depthwise_conv(tokens, kernels, grid, dilation)
@@ -130,7 +129,7 @@ def depthwise_conv(
 
 
 # PyTorch's registry is shared by the whole process, which may hold several copies of this code: each saved pipeline
-# folder carries one. The first copy registers the operators for all. So what `…_v2` takes and returns must never
+# folder carries one. The first copy registers the operators for all. So what `…_v3` takes and returns must never
 # change; a different operator needs the next version in its name.
-if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v2"):
+if triton is not None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v3"):
     register_depthwise_conv(planes_depthwise_conv)

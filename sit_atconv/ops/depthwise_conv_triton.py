@@ -1,10 +1,10 @@
 """Triton kernels of the per-sample depthwise convolution: its result, its gradients and its directional derivative.
 
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, C channels, K = k² taps j in row-major order
-over (dy, dx). Tokens are read and written in their own layout, (B, N, C): neighbouring lanes hold neighbouring
-channels, so every access is coalesced and nothing is transposed. One program computes a tile of the grid for a block of
-channels; its k² shifted reads of the tile hit the L1 cache, so each token is read from device memory about once. Sums
-are accumulated in float32.
+over (dy, dx), which lie `dilation` tokens apart. Tokens are read and written in their own layout, (B, N, C):
+neighbouring lanes hold neighbouring channels, so every access is coalesced and nothing is transposed. One program
+computes a tile of the grid for a block of channels; its k² shifted reads of the tile hit the L1 cache, so each token is
+read from device memory about once. Sums are accumulated in float32.
 
 This module can be imported without Triton; `triton` is then None. depthwise_conv_operator.py makes PyTorch operators of
 the functions at its end.
@@ -59,6 +59,7 @@ if triton is not None:
         kernels_stride_c,
         kernels_stride_j,
         SIZE: tl.constexpr,
+        DILATION: tl.constexpr,
         BLOCK_H: tl.constexpr,
         BLOCK_W: tl.constexpr,
         BLOCK_C: tl.constexpr,
@@ -69,8 +70,9 @@ if triton is not None:
         center = (b * height * width + h * width + w)[:, None] * channels + c[None, :]  # (P, BLOCK_C)
         kernels_ptr += b * kernels_stride_b + c * kernels_stride_c
         total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
-        for dy in range(-(SIZE // 2), SIZE // 2 + 1):  # not unrolled: 49 loads at once would not fit the registers
-            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+        for row in range(-(SIZE // 2), SIZE // 2 + 1):  # not unrolled: 49 loads at once would not fit the registers
+            for column in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                dy, dx = row * DILATION, column * DILATION
                 inside = (h + dy >= 0) & (h + dy < height) & (w + dx >= 0) & (w + dx < width)
                 shifted = tokens_ptr + center + (dy * width + dx) * channels
                 x = tl.load(shifted, mask=inside[:, None] & c_inside[None, :], other=0.0)
@@ -94,6 +96,7 @@ if triton is not None:
         kernels_stride_c,
         kernels_stride_j,
         SIZE: tl.constexpr,
+        DILATION: tl.constexpr,
         BLOCK_H: tl.constexpr,
         BLOCK_W: tl.constexpr,
         BLOCK_C: tl.constexpr,
@@ -107,8 +110,9 @@ if triton is not None:
         center = (b * height * width + h * width + w)[:, None] * channels + c[None, :]  # (P, BLOCK_C)
         taps = b * kernels_stride_b + c * kernels_stride_c
         total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
-        for dy in range(-(SIZE // 2), SIZE // 2 + 1):
-            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+        for row in range(-(SIZE // 2), SIZE // 2 + 1):
+            for column in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                dy, dx = row * DILATION, column * DILATION
                 inside = (h + dy >= 0) & (h + dy < height) & (w + dx >= 0) & (w + dx < width)
                 shifted = center + (dy * width + dx) * channels
                 mask = inside[:, None] & c_inside[None, :]
@@ -135,6 +139,7 @@ if triton is not None:
         kernels_stride_c,
         kernels_stride_j,
         SIZE: tl.constexpr,
+        DILATION: tl.constexpr,
         BLOCK_H: tl.constexpr,
         BLOCK_W: tl.constexpr,
         BLOCK_C: tl.constexpr,
@@ -153,8 +158,9 @@ if triton is not None:
         tiles = tl.cdiv(height, BLOCK_H) * tl.cdiv(width, BLOCK_W)
         partial_ptr += (b * tiles + tile) * SIZE * SIZE * channels + c
         total = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), dtype=tl.float32)
-        for dy in range(-(SIZE // 2), SIZE // 2 + 1):
-            for dx in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+        for row in range(-(SIZE // 2), SIZE // 2 + 1):
+            for column in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+                dy, dx = row * DILATION, column * DILATION
                 inside = (h - dy >= 0) & (h - dy < height) & (w - dx >= 0) & (w - dx < width)
                 shifted = grad_ptr + center - (dy * width + dx) * channels
                 grad = tl.load(shifted, mask=inside[:, None] & c_inside[None, :], other=0.0).to(tl.float32)
@@ -177,8 +183,8 @@ def choose_tile(batch: int, height: int, width: int, channels: int) -> tuple[int
 
 
 def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, batch: int, sizes: tuple) -> None:
-    """Run `kernel` on the tensors' device; sizes: (H, W, C, k, rows of a tile, columns of a tile)."""
-    height, width, channels, size, rows, columns = sizes
+    """Run `kernel` on the tensors' device; sizes: (H, W, C, k, dilation, rows of a tile, columns of a tile)."""
+    height, width, channels, size, dilation, rows, columns = sizes
     programs = batch * triton.cdiv(height, rows) * triton.cdiv(width, columns) * triton.cdiv(channels, BLOCK_C)
     with torch.cuda.device_of(tensors[0]):
         kernel[(programs,)](
@@ -188,6 +194,7 @@ def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, bat
             channels,
             *kernels.stride(),
             SIZE=size,
+            DILATION=dilation,
             BLOCK_H=rows,
             BLOCK_W=columns,
             BLOCK_C=BLOCK_C,
@@ -196,17 +203,18 @@ def launch(kernel, tensors: tuple[torch.Tensor, ...], kernels: torch.Tensor, bat
         )
 
 
-def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def triton_forward(tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int, dilation: int) -> torch.Tensor:
     """Convolve tokens (B, N, C) with kernels (B, C, k²) -> (B, N, C), in the dtype of `tokens`.
 
-    Non-contiguous tokens are copied. Kernels may have any strides and are read fastest if channels are adjacent.
+    The taps lie `dilation` tokens apart. Non-contiguous tokens are copied. Kernels may have any strides and are read
+    fastest if channels are adjacent.
     """
     tokens = tokens.contiguous()
     B, N, C = tokens.shape
     assert height * width == N, "or the kernel would read beyond the tokens"
     out = torch.empty_like(tokens)
     tile = choose_tile(B, height, width, C)
-    sizes = (height, width, C, kernel_side(kernels), *tile)
+    sizes = (height, width, C, kernel_side(kernels), dilation, *tile)
     launch(forward_kernel, (tokens, kernels, out), kernels, B, sizes)
     return out
 
@@ -218,6 +226,7 @@ def triton_tangent(
     kernels_tangent: torch.Tensor,
     height: int,
     width: int,
+    dilation: int,
 ) -> torch.Tensor:
     """conv(d_tokens, kernels) + conv(tokens, d_kernels) in one pass: (B, N, C), in the dtype of `tokens`.
 
@@ -230,13 +239,13 @@ def triton_tangent(
     B, N, C = tokens.shape
     assert height * width == N and tokens_tangent.shape == tokens.shape and kernels_tangent.shape == kernels.shape
     out = torch.empty_like(tokens)
-    sizes = (height, width, C, kernel_side(kernels), *choose_tile(B, height, width, C))
+    sizes = (height, width, C, kernel_side(kernels), dilation, *choose_tile(B, height, width, C))
     launch(tangent_kernel, (tokens, tokens_tangent, kernels, kernels_tangent, out), kernels, B, sizes)
     return out
 
 
 def triton_backward(
-    grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int
+    grad: torch.Tensor, tokens: torch.Tensor, kernels: torch.Tensor, height: int, width: int, dilation: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of tokens (B, N, C) and kernels (B, C, k²), each in its dtype, from the output's.
 
@@ -249,6 +258,6 @@ def triton_backward(
     tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
     grad_tokens = torch.empty_like(tokens)
     partial = torch.empty(B, tiles, K, C, dtype=torch.float32, device=tokens.device)
-    sizes = (height, width, C, kernel_side(kernels), rows, columns)
+    sizes = (height, width, C, kernel_side(kernels), dilation, rows, columns)
     launch(backward_kernel, (grad, tokens, kernels, grad_tokens, partial), kernels, B, sizes)
     return grad_tokens, partial.sum(1).to(kernels.dtype).transpose(1, 2)

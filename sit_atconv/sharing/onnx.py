@@ -43,7 +43,7 @@ def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
 
     A model of mean velocities has s (B,), the ends of the steps, as its fourth input.
     B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode and left as is.
-    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v2`, so it needs this package to run.
+    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v3`, so it needs this package to run.
     """
     p, config = transformer.config.patch_size, transformer.config
     batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))

@@ -108,8 +108,7 @@ def test_atconv_computed_as_on_a_gpu(derivative, tiny_transformer, assert_close,
     """The Triton operator, and pooling as a product."""
 
     def triton_conv(tokens, kernels, grid, dilation):
-        assert dilation == 1
-        return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, *grid)
+        return torch.ops.sit_atconv.depthwise_conv_v3(tokens, kernels, *grid, dilation)
 
     x, t, labels, dx, dt = draw(torch.float32, B=1)
     x, dx = x[..., :4, :6], dx[..., :4, :6]

@@ -37,8 +37,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def triton_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, *grid)
+def triton_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int], dilation: int = 1) -> torch.Tensor:
+    return torch.ops.sit_atconv.depthwise_conv_v3(tokens, kernels, *grid, dilation)
 
 
 def draw(B, grid, C, k, dtype=torch.float64, device="cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -140,6 +140,22 @@ def test_triton_kernels_for_random_shapes(B, grid, C, k, assert_close):
 
 
 @needs_triton
+@pytest.mark.parametrize(("grid", "k", "dilation"), [((6, 9), 3, 2), ((5, 4), 3, 4), ((3, 8), 5, 3)])
+def test_dilated_triton_kernels(grid, k, dilation, assert_close):
+    """Result, gradients and the derivative along tangents; also where taps lie beyond the grid on both sides."""
+    tokens, kernels, upstream = draw(2, grid, 3, k, torch.float32, DEVICE)
+    found = results(lambda *inputs: triton_conv(*inputs, dilation), tokens, kernels, upstream, grid)
+    doubles = [x.detach().double().requires_grad_() for x in (tokens, kernels)]
+    expected = results(lambda *inputs: naive_depthwise_conv(*inputs, dilation), *doubles, upstream.double(), grid)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, 2e-6)
+    x, w, dx, dw = (each.detach() for each in (tokens, kernels, upstream, kernels.flip(1)))
+    tangent = torch.func.jvp(lambda x, w: triton_conv(x, w, grid, dilation), (x, w), (dx, dw))[1]
+    by_rule = naive_depthwise_conv(dx, w, grid, dilation) + naive_depthwise_conv(x, dw, grid, dilation)
+    assert_close(tangent, by_rule, 2e-6)
+
+
+@needs_triton
 def test_triton_kernels_on_the_tiles_of_large_batches(monkeypatch, assert_close):
     """8×8 tokens, which small inputs are cut up from so that more programs run."""
     monkeypatch.setattr(depthwise_conv_triton, "ENOUGH_PROGRAMS", 1)
@@ -172,7 +188,7 @@ def test_triton_backward_is_deterministic_and_sums_its_tiles_in_float32(assert_c
     tokens = torch.full((1, 153, 2), 1 + 2.0**-10, dtype=torch.float16, device=DEVICE)
     kernels = torch.ones(1, 2, 9, device=DEVICE)
     first, second = (
-        depthwise_conv_triton.triton_backward(torch.ones_like(tokens), tokens, kernels, *grid) for _ in "ab"
+        depthwise_conv_triton.triton_backward(torch.ones_like(tokens), tokens, kernels, *grid, 1) for _ in "ab"
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.testing.assert_close(first[1][0, :, 4], torch.full((2,), 153 * (1 + 2.0**-10), device=DEVICE))
@@ -199,8 +215,8 @@ def test_operator_keeps_pytorchs_rules(transposed):
     if transposed:
         kernels = kernels.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     operators = torch.ops.sit_atconv
-    torch.library.opcheck(operators.depthwise_conv_v2.default, (tokens, kernels, 2, 3))
-    torch.library.opcheck(operators.depthwise_conv_backward_v2.default, (upstream, tokens, kernels, 2, 3))
+    torch.library.opcheck(operators.depthwise_conv_v3.default, (tokens, kernels, 2, 3, 1))
+    torch.library.opcheck(operators.depthwise_conv_backward_v3.default, (upstream, tokens, kernels, 2, 3, 2))
 
 
 @needs_triton
@@ -218,7 +234,7 @@ def test_operator_stays_whole_in_compiled_and_exported_programs(assert_close):
     sizes = {0: torch.export.Dim("batch")}
     tensors = tuple(x.detach() for x in inputs[:2])
     program = torch.export.export(Module(), tensors, dynamic_shapes=(sizes, sizes))
-    assert torch.ops.sit_atconv.depthwise_conv_v2.default in {node.target for node in program.graph.nodes}
+    assert torch.ops.sit_atconv.depthwise_conv_v3.default in {node.target for node in program.graph.nodes}
     assert_close(program.module()(*tensors), 2 * naive_depthwise_conv(*tensors, grid), 1e-5)
 
 
@@ -306,7 +322,7 @@ import sys
 sys.modules["triton"] = None  # importing it raises ImportError
 import torch
 import portable
-assert portable.triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v2")
+assert portable.triton is None and not hasattr(torch.ops.sit_atconv, "depthwise_conv_v3")
 assert "sit_atconv" not in sys.modules
 tokens, kernels = torch.randn(1, 6, 3), torch.randn(1, 3, 9)
 expected = portable.naive_depthwise_conv(tokens, kernels, (2, 3))
@@ -319,18 +335,18 @@ torch.testing.assert_close(portable.depthwise_conv(tokens, kernels, (2, 3)), exp
 @needs_triton
 def test_copies_of_the_code_share_the_operator(tmp_path, assert_close):
     """A portable folder brings the kernels again, in one file of its own; either copy still works after that."""
-    before = torch.ops.sit_atconv.depthwise_conv_v2.default
+    before = torch.ops.sit_atconv.depthwise_conv_v3.default
     path = tmp_path / "portable_copy.py"
     path.write_text(bundle_source("sit_atconv.models.transformer_sit"))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
-    assert torch.ops.sit_atconv.depthwise_conv_v2.default is before
+    assert torch.ops.sit_atconv.depthwise_conv_v3.default is before
     tokens, kernels, upstream = (x.detach() for x in draw(1, (2, 3), 4, 3, torch.float32, DEVICE))
     expected = naive_depthwise_conv(tokens, kernels, (2, 3))
     assert_close(triton_conv(tokens, kernels, (2, 3)), expected, 1e-6)
-    assert_close(copy.triton_forward(tokens, kernels, 2, 3), expected, 1e-6)
-    assert copy.triton_backward(upstream, tokens, kernels, 2, 3)[1].shape == kernels.shape
+    assert_close(copy.triton_forward(tokens, kernels, 2, 3, 1), expected, 1e-6)
+    assert copy.triton_backward(upstream, tokens, kernels, 2, 3, 1)[1].shape == kernels.shape
 
 
 @needs_triton

@@ -21,8 +21,10 @@ needs_triton = pytest.mark.skipif(depthwise_conv_triton.triton is None, reason="
 PATHS = [naive_depthwise_conv, planes_depthwise_conv, channels_last_depthwise_conv, depthwise_conv]
 
 
-def triton_conv(tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int] = GRID) -> torch.Tensor:
-    return torch.ops.sit_atconv.depthwise_conv_v2(tokens, kernels, *grid)
+def triton_conv(
+    tokens: torch.Tensor, kernels: torch.Tensor, grid: tuple[int, int] = GRID, dilation: int = 1
+) -> torch.Tensor:
+    return torch.ops.sit_atconv.depthwise_conv_v3(tokens, kernels, *grid, dilation)
 
 
 def draw(grid=GRID, C=3, k=3, dtype=torch.float64, B=2) -> tuple[torch.Tensor, ...]:
@@ -237,6 +239,6 @@ def test_a_derivative_without_a_rule_is_an_error():
 @needs_triton
 def test_the_tangent_keeps_pytorchs_rules():
     x, w, dx, dw = draw(C=2, dtype=torch.float32)
-    operator = torch.ops.sit_atconv.depthwise_conv_tangent_v2.default
-    torch.library.opcheck(operator, (x, dx, w, dw, *GRID))
-    torch.library.opcheck(operator, (x.requires_grad_(), dx, w, dw.requires_grad_(), *GRID))
+    operator = torch.ops.sit_atconv.depthwise_conv_tangent_v3.default
+    torch.library.opcheck(operator, (x, dx, w, dw, *GRID, 1))
+    torch.library.opcheck(operator, (x.requires_grad_(), dx, w, dw.requires_grad_(), *GRID, 2))
