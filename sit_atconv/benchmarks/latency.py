@@ -30,7 +30,7 @@ from .profiling import peak_memory, time_by_operation
 from .report import results_table, write_results
 from .roofline import copy_bandwidth, matrix_rate, roofline_ms
 from .settings import WITH_GRADIENTS, WITH_PROFILE, WITH_ROOFLINE, LatencyOptions, Setting
-from .timing import measure, quartiles, summarize
+from .timing import CLOCKS, measure, quartiles, summarize
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -188,7 +188,8 @@ def measure_calls(
 ) -> None:
     """Fill `measured`: times of all calls in turn, then each call's peak memory and profile."""
     with torch.inference_mode(setting.measurement not in WITH_GRADIENTS):
-        measure(calls, options.repeats, options.warmup, device, share.seconds, measured.times, deadline=share.end)
+        clock, end = CLOCKS[options.clock], share.end
+        measure(calls, options.repeats, options.warmup, device, share.seconds, measured.times, clock, end)
         for name, call in calls.items():
             drop_gradients(models)
             # CUDA graphs reserve their memory for good, so that it would count as nothing.

@@ -15,6 +15,7 @@ WITH_PROFILE = (*WITH_ROOFLINE, "sampling")
 DTYPES = ("float32", "bfloat16", "float16")  # names of torch
 DEVICES = ("auto", "cpu", "cuda")
 COMPILE = ("none", "blocks", "whole")
+CLOCK_NAMES = ("wall", "cpu")  # of timing.CLOCKS
 PIXELS_PER_LATENT = 8  # side of the image in pixels / side of its latents, as Stable Diffusion's VAE has it
 
 
@@ -130,6 +131,7 @@ class LatencyOptions:
         vae: the VAE of "sampling": a folder or a name on the Hub. If null, Stable Diffusion's architecture with random
             weights, which is as fast.
         threads: number of CPU threads within an operation. If null, PyTorch's choice.
+        clock: wall, or cpu for the processor time of this process, where other programs share a machine without a GPU.
         output: folder for the results, which must not exist. If null, runs/latency-DATE-TIME.
 
     Raises:
@@ -152,6 +154,7 @@ class LatencyOptions:
     sde_steps: int = 250
     vae: str | None = None
     threads: int | None = None
+    clock: str = "wall"
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +171,8 @@ class LatencyOptions:
             raise ValueError("cuda_graphs=True needs --device cuda and --compile blocks or whole")
         if self.minutes is None and self.device == "cuda" and self.is_built_in:
             self.minutes = 8.0
+        if self.clock == "cpu" and self.device == "cuda":
+            raise ValueError("clock='cpu' does not see the time of a GPU; choose wall, or --device cpu")
         if self.vae is not None and not any(setting.measurement == "sampling" for setting in self.plan):
             raise ValueError(
                 f"vae={self.vae!r} is for the measurement sampling, which is not planned; add it, or leave vae out"
@@ -175,6 +180,7 @@ class LatencyOptions:
 
     def _check_values(self) -> None:
         check_choice("device", self.device, DEVICES)
+        check_choice("clock", self.clock, CLOCK_NAMES)
         if self.compile is not None:
             check_choice("compile", self.compile, COMPILE)
         for name in ("warmup", "repeats", "steps", "sde_steps"):

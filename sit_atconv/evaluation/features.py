@@ -14,7 +14,6 @@ from .extractor import LITE0, Extractor, check_extractor, parse_extractor
 from .inception import build_inception
 from .resize import as_rgb, describe_resize, resize_clean
 from .sampling import flatten_pixels
-from .timm_features import build_timm
 
 
 def build_extractor(
@@ -36,6 +35,8 @@ def build_extractor(
     if kind == "pixels":
         return build_pixels(name)
     if kind in ("timm", LITE0):
+        from .timm_features import build_timm  # only for its models: timm takes a while to import
+
         return build_timm(name, target, size, weights, device, outputs)
     if kind == "torchscript":
         return build_torchscript(name, target, size, device)

@@ -8,12 +8,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models.timm_encoders import check_timm_model, normalization, read_timm_weights
 from ..models.transformer_sit import SiTTransformer2DModel
 
 HIDDEN = 2048  # width of the projector, as in the paper
@@ -112,6 +110,10 @@ class TargetEncoder:
         device: torch.device | str,
         spatial_norm: float | None = None,
     ):
+        import timm  # only where there is an encoder: it takes as long as the rest of this package
+
+        from ..models.timm_encoders import check_timm_model, normalization, read_timm_weights
+
         check_timm_model("repa", name, name)
         options: dict[str, Any] = {}
         if weights == "pretrained":

@@ -15,7 +15,6 @@ from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
 from .files import staged
-from .fonts import font_for, hidden_names
 from .picture_text import SETTINGS_KEY
 from .text import one_line
 
@@ -66,6 +65,8 @@ def grid_picture(images: torch.Tensor, columns: int, min_size: int = 32, names: 
     picture = Image.fromarray(pixels.numpy())
     if not any(names):
         return picture
+    from .fonts import font_for, hidden_names  # only for names: it needs matplotlib
+
     shown = [one_line(name) for name in names]
     shown = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown]
     hidden = set(hidden_names(shown))

@@ -1,13 +1,17 @@
 """Names of the classes of ImageNet-1k, in the order of its ids."""
 
 import functools
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from timm.data import ImageNetInfo
+SYNSET = re.compile("n[0-9]{8}")
 
 
 @functools.cache  # reading it takes 0.1 s
-def _imagenet() -> ImageNetInfo:
+def _imagenet() -> Any:
+    from timm.data import ImageNetInfo  # only where classes may be ImageNet's
+
     return ImageNetInfo("imagenet-1k")
 
 
@@ -19,6 +23,8 @@ def imagenet_labels() -> dict[int, str]:
 
 def name_synsets(classes: Sequence[str]) -> list[str]:
     """Replace ImageNet's folder names, such as n01440764, by class names; other names are returned as they are."""
+    if not classes or not all(SYNSET.fullmatch(name) for name in classes):
+        return list(classes)
     info = _imagenet()
     synsets = {info.index_to_label_name(i): i for i in range(info.num_classes())}
     if not set(classes) <= synsets.keys():
