@@ -4,7 +4,6 @@ N tokens, B batch, n GPUs, P parameters.
 """
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,12 +12,13 @@ from matplotlib.figure import Figure
 from ..models.costs import closed_form_macs, count_parameters, preset_config
 from ..models.presets import PRESETS
 from ..utils.bounded_text import read_json_object
-from ..utils.checks import check_choice, check_positive
+from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file, staged
 from ..utils.tables import markdown_table
 from .report import machine_title
 from .settings import PIXELS_PER_LATENT
 
+PAPER_MODELS = ["SiT-XL/2", "SiT-ATConv-XL/2"]
 GPUS = (8, 16, 64, 256, 1024)
 GPUS_IN_A_NODE = 8
 GRADIENT_BYTES = 4  # float32, as DistributedDataParallel reduces them
@@ -26,9 +26,9 @@ TRAINING_FLOPS = 6  # for each multiply-accumulate of a forward pass: 2 there, 4
 
 
 def draw_growth(
-    files: Sequence[str],
+    files: list[str],
     output: str,
-    presets: Sequence[str] = ("SiT-XL/2", "SiT-ATConv-XL/2"),
+    presets: list[str] = PAPER_MODELS,
     gpu_batch_size: int = 32,
     teraflops: float = 396.0,
     node_bandwidth: float = 450.0,
@@ -39,12 +39,13 @@ def draw_growth(
     Args:
         files: reports, latency.json, whose rows of "forward" are drawn together.
         output: a new picture.
-        presets: the models of the formula, at 256 px.
+        presets: models of the formula, at 256 px.
         gpu_batch_size: images of a training step on each GPU.
-        teraflops: rate at which a GPU trains, in 10¹² floating-point operations per second; 396 are 40 % of an H100's
+        teraflops: speed of a GPU in training. In 10¹² floating-point operations per second; 396 are 40 % of an H100's
             dense bfloat16.
-        node_bandwidth: gigabytes per second that a GPU sends within its node of 8, such as NVLink's 450.
-        network_bandwidth: the same where a ring passes through several nodes: 8 adapters of 400 Gbit/s carry 400.
+        node_bandwidth: GB/s in a node. What a GPU sends within its node of 8, such as NVLink's 450.
+        network_bandwidth: GB/s between nodes. The same where a ring passes through several nodes: 8 adapters of 400
+            Gbit/s carry 400.
 
     Returns:
         The formula's table in Markdown.
@@ -52,15 +53,17 @@ def draw_growth(
     Raises:
         ValueError: if a report cannot be used.
     """
-    check_new_file("output", output)
-    for name in ("gpu_batch_size", "teraflops", "node_bandwidth", "network_bandwidth"):
-        check_positive(name, locals()[name])
     for preset in presets:
         check_choice("preset", preset, PRESETS)
+    check_count("gpu_batch_size", gpu_batch_size)
+    check_positive("teraflops", teraflops)
+    check_positive("node_bandwidth", node_bandwidth)
+    check_positive("network_bandwidth", network_bandwidth)
+    check_new_file("output", output)
     reports = [read_report(file) for file in files]
     rows = [row for report in reports for row in report["results"] if is_drawn(row)]
     if not rows:
-        raise ValueError(f"files={list(files)} hold no row of the measurement forward; measure it with eval/latency.py")
+        raise ValueError(f"files={files} hold no row of the measurement forward; measure it with eval/latency.py")
     paper = {name: paper_steps(name, gpu_batch_size, teraflops, node_bandwidth, network_bandwidth) for name in presets}
     figure = growth_figure(rows, paper, machine_title(reports[0]["environment"]))
     with staged(Path(output)) as part:
