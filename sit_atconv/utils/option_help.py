@@ -16,7 +16,7 @@ class HelpAction(argparse._HelpAction):  # jsonargparse knows help by this class
     """--help lists the options, a line each; --help NAME says everything about one of them."""
 
     def __init__(self, option_strings: list[str], dest: str, **_: Any):
-        super().__init__(option_strings, dest, help="list the options, or with a name, explain that option")
+        super().__init__(option_strings, dest, help="list the options; --help NAME says more about one of them")
         self.nargs, self.metavar = "?", "NAME"
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -131,8 +131,4 @@ def format_options(parser: argparse.ArgumentParser) -> str:
         if actions:
             title = "Options" if group.title in ("options", "optional arguments") else group.title or "Options"
             lines += [f"{title[0].upper()}{title[1:]}:", *map(summary_line, actions), ""]
-    names = "--help NAME says more about one of them, such as --help"
-    examples = [each for each in options_of(parser) if each.option_strings and not isinstance(each, HelpAction)]
-    if examples:
-        lines.append(f"{names} {long_name(examples[-1])[2:]}.")
     return "\n".join(lines).rstrip() + "\n"
