@@ -26,7 +26,7 @@ def latent_shift(vae: Any) -> float:
 def latent_statistics(vae: Any) -> dict[str, Any]:
     """Return the numbers that normalize an autoencoder's latents, None for those that it does not have."""
     config = vae_config(vae)
-    numbers = {name: config.get(name) for name in STATISTICS} | {"shift_factor": latent_shift(vae)}
+    numbers: dict[str, Any] = {name: config.get(name) for name in STATISTICS} | {"shift_factor": latent_shift(vae)}
     if codec_of(vae).statistics == "weights" and not isinstance(vae, Mapping):
         return numbers | _batch_norm_statistics(vae)
     for name in ("latents_mean", "latents_std"):
