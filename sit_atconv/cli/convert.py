@@ -37,11 +37,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num_classes", metavar="N", type=int, help="shows whether there is a null class")
     command.add_argument("--sample_size", metavar="N", type=int, help="side of the latents (default: inferred, or 32)")
     command.add_argument("--path", metavar="PATH", help="linear, gvp or vp (default: as trained)")
-    command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score, data (default: as trained)")
+    command.add_argument("--prediction", metavar="WHAT", help="velocity, noise, score or data")
     command.add_argument("--act_layer", choices=("GELU", "SiLU"), help="activation of AttNet (default: GELU)")
     rules = ("rms", "variance")
     command.add_argument("--glu_norm_rule", choices=rules, help="RMSNorm of AttNet (default: rms)")
-    command.add_argument("--statistics", metavar="FILE", help="mean and std of a VAE's latents (default: none)")
+    command.add_argument("--statistics", metavar="FILE", help="mean and std of a VAE's latents")
     command.add_argument("--license", metavar="ID", help="license of the weights, for the card, such as mit")
 
 
@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> None:
         return
     names = read_checkpoint(args.checkpoint, args.weights)[0]
     attnet, autoencoder = is_attnet(names), is_autoencoder(names)
-    kind, known = "a SiT, ATConv, REPA or DiT model", SIT_OPTIONS
-    if attnet or autoencoder:
-        kind, known = ("an AttNet", ATTNET_OPTIONS) if attnet else ("an autoencoder", AUTOENCODER_OPTIONS)
+    kinds: dict[str, tuple[str, ...]] = {"an AttNet": ATTNET_OPTIONS, "an autoencoder": AUTOENCODER_OPTIONS}
+    kind = "an AttNet" if attnet else "an autoencoder" if autoencoder else "a SiT, ATConv, REPA or DiT model"
+    known = kinds.get(kind, SIT_OPTIONS)
     if others := [name for name in given if name not in known]:
         raise ValueError(f"{', '.join(others)}: no option for {kind}, which {args.checkpoint} holds; leave them out")
     if attnet:

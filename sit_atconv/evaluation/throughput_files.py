@@ -16,7 +16,14 @@ from PIL import Image
 
 from ..benchmarks.calls import VAE_CONFIG
 from ..data import FolderDataset, ImageDataset, open_dataset
-from ..data.latent_shards import begin_folder, count_shards, describe_encoding, finish_folder, write_shard
+from ..data.latent_shards import (
+    begin_folder,
+    count_shards,
+    describe_encoding,
+    describe_vae,
+    finish_folder,
+    write_shard,
+)
 from .throughput_options import ThroughputOptions
 
 CLASSES = ("a", "b")  # of made pictures and of images without classes alike
@@ -103,7 +110,8 @@ class BenchmarkFiles:
         if not folder.exists():
             images = FolderDataset(self.pictures(), self.options.image_size)
             small = VAE_CONFIG | {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "layers_per_block": 1}
-            settings = describe_encoding(images, AutoencoderKL(**small), "random", False, "float32", SHARD_SIZE)
+            vae = AutoencoderKL(**small)
+            settings = describe_encoding(images, vae, "random", False, "float32", SHARD_SIZE)
             begin_folder(folder, settings)
             generator = torch.Generator().manual_seed(0)
             for number in range(count_shards(settings)):
@@ -113,7 +121,9 @@ class BenchmarkFiles:
                 write_shard(
                     folder, number, {**tensors, "index": index, "label": torch.tensor(images.labels)[index]}, []
                 )
-            finish_folder(folder, settings)
+            channels = settings["latents"]["shape"][0]
+            statistics = {"mean": [0.0] * channels, "std": [2**0.5] * channels}  # mean + std·noise
+            finish_folder(folder, settings, describe_vae(vae, "random"), statistics)
         return folder
 
     def vae(self) -> str:
