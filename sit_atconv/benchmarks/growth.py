@@ -61,11 +61,11 @@ def draw_growth(
     check_positive("network_bandwidth", network_bandwidth)
     check_new_file("output", output)
     reports = [read_report(file) for file in files]
-    rows = [row for report in reports for row in report["results"] if is_drawn(row)]
-    if not rows:
+    groups = [rows for report in reports if (rows := [row for row in report["results"] if is_drawn(row)])]
+    if not groups:
         raise ValueError(f"files={files} hold no row of the measurement forward; measure it with eval/latency.py")
     paper = {name: paper_steps(name, gpu_batch_size, teraflops, node_bandwidth, network_bandwidth) for name in presets}
-    figure = growth_figure(rows, paper, machine_title(reports[0]["environment"]))
+    figure = growth_figure(groups, paper, machine_title(reports[0]["environment"]))
     with staged(Path(output)) as part:
         figure.savefig(part, dpi=120, format="png")
     return paper_table(paper)
@@ -148,26 +148,22 @@ def paper_table(paper: dict[str, list[dict]]) -> str:
     return markdown_table(header, rows)
 
 
-def growth_figure(rows: list[dict], paper: dict[str, list[dict]], machine: str = "") -> Figure:
+def growth_figure(groups: list[list[dict]], paper: dict[str, list[dict]], machine: str = "") -> Figure:
     """Time and memory against tokens and batch, and steps against GPUs.
 
     Args:
-        rows: rows of "forward". Those of the smallest batch make the curves against tokens, those of the image size
-            with the most batch sizes those against the batch.
+        groups: rows of "forward" of each report. A curve shows times of one report, since the machine may have been
+            busier during another: against tokens, the one with the most image sizes at one batch size, and against the
+            batch, the one with the most batch sizes at one image size.
         paper: the steps of `paper_steps`, by preset.
         machine: what the rows were measured on, for the title.
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     panels = figure.subplots(2, 3)
-    smallest = min(row["batch_size"] for row in rows)
-    by_tokens = [row for row in rows if row["batch_size"] == smallest]
-    batches: dict[int, set[int]] = {}
-    for row in rows:
-        batches.setdefault(row["image_size"], set()).add(row["batch_size"])
-    size = max(batches, key=lambda each: len(batches[each]))
-    by_batch = [row for row in rows if row["image_size"] == size]
+    batch, by_tokens = largest_sweep(groups, "batch_size", "image_size")
+    size, by_batch = largest_sweep(groups, "image_size", "batch_size")
     for column, label, kept, x_of in (
-        (0, f"tokens (batch {smallest})", by_tokens, tokens_of),
+        (0, f"tokens (batch {batch})", by_tokens, tokens_of),
         (1, f"batch ({size} px)", by_batch, lambda row: row["batch_size"]),
     ):
         draw_curves(panels[0][column], kept, x_of, lambda row: row["ms"][1], "forward pass, ms", label)
@@ -188,6 +184,16 @@ def growth_figure(rows: list[dict], paper: dict[str, list[dict]], machine: str =
     if machine:
         figure.suptitle(machine, fontsize="medium", parse_math=False)
     return figure
+
+
+def largest_sweep(groups: list[list[dict]], fixed: str, varied: str) -> tuple[int, list[dict]]:
+    """The rows of one report with one value of `fixed` that have the most values of `varied`, and that value."""
+    candidates = [
+        (value, [row for row in rows if row[fixed] == value])
+        for rows in groups
+        for value in sorted({row[fixed] for row in rows})
+    ]
+    return max(candidates, key=lambda found: len({row[varied] for row in found[1]}))
 
 
 def draw_curves(axes: Axes, rows: list[dict], x_of, y_of, y_label: str, x_label: str) -> None:

@@ -86,9 +86,10 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
     device, plan = torch.device(options.device), options.plan
     dtypes = dict.fromkeys(setting.dtype for setting in plan)
     report["environment"] = describe_machine(device)
+    clock = CLOCKS[options.clock]
     rates = report["rates"] = {
-        "flops_per_second": {name: matrix_rate(getattr(torch, name), device) for name in dtypes},
-        "bytes_per_second": copy_bandwidth(device),
+        "flops_per_second": {name: matrix_rate(getattr(torch, name), device, clock) for name in dtypes},
+        "bytes_per_second": copy_bandwidth(device, clock),
     }
     models: dict[str, SiTTransformer2DModel] = {}
     built = None

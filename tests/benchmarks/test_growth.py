@@ -15,9 +15,11 @@ def row(name: str, size: int, batch: int, ms: float) -> dict:
 ROWS = [row("SiT-Nano/2", 256, 1, 5.0), row("SiT-Nano/2", 128, 1, 2.0)]
 ROWS += [row("SiT-Nano/2", 256, 4, 20.0), row("SiT-ATConv-Nano/4", 256, 1, 3.0)]
 
+OTHER = [row("SiT-Nano/2", 256, 1, 50.0)]  # a report of a busier hour
+
 
 def test_curves_hold_what_was_measured():
-    figure = growth_figure(ROWS, {"a": paper_steps("SiT-XL/2", 32, 396, 450, 400)}, "a machine")
+    figure = growth_figure([ROWS, OTHER], {"a": paper_steps("SiT-XL/2", 32, 396, 450, 400)}, "a machine")
     for axes in figure.axes[0], figure.axes[3]:  # time and memory against tokens
         curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
         assert curves == {"SiT-Nano/2": ([64, 256], [2.0, 5.0]), "SiT-ATConv-Nano/4": ([64], [3.0])}
