@@ -191,7 +191,16 @@ class StepCallback:
 
     def _set_guidance_scale(self, scale: float) -> None:
         """Guide with another scale from now on; as in diffusers, a callback switches guidance off with 1 or less."""
-        guidance = dataclasses.replace(self.model_fn.guidance, scale=max(scale, 1.0))
+        guidance = self.model_fn.guidance
+        if scale <= 1:
+            guidance = dataclasses.replace(guidance, scale=1.0, guider=None)
+        elif guidance.guider is not None:
+            raise ValueError(
+                f"_guidance_scale={scale} in a callback: the guider of this call has a scale of its own; 1 or less "
+                "switches it off"
+            )
+        else:
+            guidance = dataclasses.replace(guidance, scale=scale)
         if guidance.is_active and not self.model_fn.can_guide:
             raise ValueError(
                 f"_guidance_scale={scale} in a callback: this call began without guidance; call the pipeline with a "

@@ -78,8 +78,11 @@ def images_from(images: Any, channels: int, field: str = "images") -> torch.Tens
         raise ValueError(f"{field} is a {kind}; give a tensor (B, C, H, W), an array (B, H, W, C), or pictures (PIL)")
     if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.numel():
         raise ValueError(f"{field} has shape {tuple(tensor.shape)}; a tensor must be (B, {channels}, H, W)")
+    if tensor.dtype == torch.bool:
+        tensor = tensor.float()
     if not tensor.is_floating_point():
-        raise ValueError(f"{field} is {tensor.dtype}; give floating-point numbers in [0, 1], such as {field} / 255")
+        remedy = f"{field} / 255" if tensor.max() > 1 else f"{field}.float()"
+        raise ValueError(f"{field} is {tensor.dtype}; give floating-point numbers in [0, 1], such as {remedy}")
     low, high = tensor.min().item(), tensor.max().item()
     if not 0 <= low <= high <= 1:  # NaN, too
         remedy = (

@@ -57,7 +57,7 @@ class LoraMixin(LoraBaseMixin):
         """Save an adapter, which `load_lora_weights` reads.
 
         Args:
-            save_directory: the folder.
+            save_directory: the folder, in which a file of the same name is replaced.
             transformer_lora_layers: the adapter's weights, as `peft.get_peft_model_state_dict(pipe.transformer)` gives.
             weight_name: name of the file. If None, pytorch_lora_weights.safetensors.
             transformer_lora_adapter_metadata: the adapter's settings, of which scale is lost without them if its alpha
@@ -65,12 +65,15 @@ class LoraMixin(LoraBaseMixin):
             **options: is_main_process and save_function, as in diffusers.
 
         Raises:
-            ValueError: if `safe_serialization=False`, since no pickles are written, or there are no weights.
+            ValueError: if `safe_serialization=False`, since no pickles are written, there are no weights, or the folder
+                is a file.
         """
         if not options.pop("safe_serialization", True):
             raise ValueError("safe_serialization=False would write pickles, which can run code; leave it out")
         if not transformer_lora_layers:
             raise ValueError("transformer_lora_layers is empty; give peft.get_peft_model_state_dict(pipe.transformer)")
+        if Path(save_directory).is_file():
+            raise ValueError(f"save_directory={str(save_directory)!r} is a file; give a folder")
         cls._save_lora_weights(
             save_directory,
             {PREFIX: transformer_lora_layers},

@@ -109,10 +109,11 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
         check_channels(self.transformer, self.vae, output_type)
         check_count("num_inference_steps", num_inference_steps, most=MAX_SOLVER_STEPS)
         guidance.check(self.transformer)
-        if guidance.guider is not None and getattr(self.scheduler, "is_adaptive", False):
+        has_times = getattr(self.scheduler, "network_times", None)  # not adaptive and multistep solvers
+        if guidance.guider is not None and has_times is not None and not has_times(int(num_inference_steps)):
             raise ValueError(
-                f"guider={type(guidance.guider).__name__} follows the steps of a solve, and solver="
-                f"{self.scheduler.config.solver!r} chooses its own for each image; use one such as 'midpoint'"
+                f"guider={type(guidance.guider).__name__} follows the network calls of a solve, which solver="
+                f"{self.scheduler.config.solver!r} does not know ahead; use one such as 'midpoint'"
             )
         check_sizes(height, width, self.vae_scale_factor, self.transformer.config.patch_size)
         check_vae_image_size(self.vae, height, width, field="height, width")

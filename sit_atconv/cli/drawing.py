@@ -33,7 +33,7 @@ class Drawn:
 
 
 def fit_to_memory(
-    pipeline: SiTPipeline, options: SamplingOptions, height: int | None, width: int | None
+    pipeline: SiTPipeline, options: SamplingOptions, height: int | None = None, width: int | None = None
 ) -> SamplingOptions:
     """Return the options with as many images at a time as the free memory holds, and say so if these are fewer.
 

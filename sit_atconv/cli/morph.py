@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING
 
 from ..sharing.folder import check_pipeline_name
 from ..utils.checks import check_count, check_device, check_seed
-from ..utils.files import check_new_file
 from ..utils.text import counted, printable
-from .sample import MIN_TILE, add_machine_options, add_sampling_options, describe, load, numbered, sampling_options
+from .sample import (
+    MIN_TILE,
+    add_machine_options,
+    add_sampling_options,
+    check_picture,
+    describe,
+    load,
+    numbered,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +49,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what cannot be used.
     """
-    check_output(args)
+    if args.out is None:
+        args.out = OUT if args.overwrite else numbered(OUT)
+    check_picture("out", args.out, args.overwrite)
     check_pipeline_name(args.folder)
     check_device("device", args.device)
     check_count("frames", args.frames)
@@ -55,12 +65,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"seeds={args.seeds[0]} and classes={args.classes[0]}: one image leads nowhere; add another")
     options = sampling_options(args, args.seeds[0])
     pipeline = load(args)
+    from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
     from ..utils.class_labels import labels_from_words
     from ..utils.image_grid import animate, grid_picture, save_grid
+    from .drawing import fit_to_memory
 
     labels = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels))
     options = options.resolve(pipeline)
     pipeline = options.configure(pipeline)
+    if isinstance(pipeline.scheduler, InterpolantSDEScheduler):
+        raise ValueError("an SDE draws noise at each step, other noise for each image on the way; give --sampler ode")
+    options = fit_to_memory(pipeline, options)
     classes, seeds = ([*each] * (points // len(each)) for each in (labels, args.seeds))  # one for each image
     images = draw_between(pipeline, classes, seeds, args.frames, options)
     if Path(args.out).suffix.lower() in ANIMATIONS:
@@ -70,22 +85,6 @@ def run(args: argparse.Namespace) -> None:
         rows = -(-len(images) // COLUMNS)
         save_grid(images, args.out, -(-len(images) // rows), MIN_TILE, settings=settings)
     print(printable(f"{counted(len(images), 'image')} in {args.out}"))
-
-
-def check_output(args: argparse.Namespace) -> None:
-    """Choose the output if none is given, and check it before anything slow is imported.
-
-    Raises:
-        ValueError: if the file exists and is not to be replaced, or has an ending that no picture has.
-    """
-    from PIL import Image
-
-    if args.out is None:
-        args.out = OUT if args.overwrite else numbered(OUT)
-    elif not args.overwrite:
-        check_new_file("out", args.out)
-    if Image.registered_extensions().get(Path(args.out).suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"out={args.out!r}: images cannot be written in this format; use .png, .gif or .webp")
 
 
 def draw_between(
@@ -119,7 +118,6 @@ def draw_between(
             guidance_scale=options.guidance_scale,
             guidance_interval=tuple(options.guidance_interval),
             num_inference_steps=options.num_inference_steps,
-            generator=[image_generator(options.seed, i) for i in indices],
             output_type="pt",
         ).images
         return Drawn(images.cpu())

@@ -85,10 +85,10 @@ def check_outputs(args: argparse.Namespace) -> None:
         args.out = Path(OUT).stem if args.separate else OUT
         if not args.overwrite:
             args.out = numbered(args.out)
-    elif not args.separate and not args.overwrite:
-        check_new_file("out", args.out, REPLACE)
-    elif Path(args.out).is_dir() != args.separate and Path(args.out).exists():
-        raise ValueError(f"out={args.out!r} is {'no' if args.separate else 'a'} folder; choose another name")
+    elif args.separate and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ValueError(f"out={args.out!r} is no folder; choose another name")
+    if not args.separate:
+        check_picture("out", args.out, args.overwrite)
     if args.animate is not None:
         if Path(args.animate).suffix.lower() not in (".gif", ".webp"):
             raise ValueError(f"animate={args.animate!r} must end in .gif or .webp")
@@ -96,10 +96,18 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise ValueError(f"animate={args.animate!r} is also the file of --out; name two files")
         if not args.overwrite:
             check_new_file("animate", args.animate, REPLACE)
+
+
+def check_picture(field: str, file: str, overwrite: bool) -> None:
+    """Raise ValueError if a picture cannot be written to a file, or one is there that is not to be replaced."""
     from PIL import Image
 
-    if not args.separate and Image.registered_extensions().get(Path(args.out).suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"out={args.out!r}: images cannot be written in this format; use .png")
+    if not overwrite:
+        check_new_file(field, file, REPLACE)
+    elif Path(file).is_dir():
+        raise ValueError(f"{field}={file!r} is a folder; choose another name")
+    if Image.registered_extensions().get(Path(file).suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{field}={file!r}: images cannot be written in this format; use .png")
 
 
 def numbered(name: str) -> str:

@@ -11,12 +11,12 @@ modulations are computed in the call. A scheduler of mean velocities lists steps
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..models.hooks import has_hooks
 from .callbacks import check_output
 
 MODULATION_BYTES = 2**30  # memory limit of the precomputed modulations; beyond it, they are computed call by call
@@ -81,7 +81,7 @@ class LabelledModel:
         Args:
             times: the times of the calls, as a scheduler's `network_times` lists them.
         """
-        if not times or _has_hooks(self.transformer):
+        if not times or has_hooks(self.transformer):
             return
         calls = [time if isinstance(time, tuple) else (time,) for time in times]
         keys = list(dict.fromkeys(tuple(map(time_key, call)) for call in calls))
@@ -137,17 +137,3 @@ def _on_device(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         # Filled in on the device: copying one number to a GPU makes the CPU wait for all queued work.
         return torch.full((len(x),), t.item(), device=x.device)
     return t
-
-
-def _has_diffusers_hooks(module: torch.nn.Module) -> bool:
-    """Whether a module has hooks of diffusers; an empty registry of them stays where a pipeline has looked for some."""
-    registry: Any = getattr(module, "_diffusers_hook", None)
-    return registry is not None and len(registry.hooks) > 0
-
-
-def _has_hooks(model: torch.nn.Module) -> bool:
-    """Whether hooks of accelerate, diffusers or PyTorch may move or gather weights whenever `forward` is called."""
-    return any(
-        hasattr(module, "_hf_hook") or _has_diffusers_hooks(module) or module._forward_pre_hooks
-        for module in model.modules()
-    )

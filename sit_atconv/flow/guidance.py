@@ -89,10 +89,12 @@ def check_guider(guider: Any, scale: float) -> None:
     """Raise ValueError unless this is None, or a guider of two predictions, with nothing else that scales."""
     if guider is None:
         return
-    if getattr(guider, "_input_predictions", None) != ["pred_cond", "pred_uncond"]:
+    prepares = getattr(type(guider), "prepare_models", None)  # AutoGuidance weakens the model itself
+    combines = getattr(guider, "_input_predictions", None) == ["pred_cond", "pred_uncond"]
+    if not combines or getattr(prepares, "__qualname__", "") != "BaseGuidance.prepare_models":
         raise ValueError(
             f"guider is a {type(guider).__name__}; give one of diffusers that combines two predictions, such as "
-            "AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance or TangentialClassifierFreeGuidance"
+            "AdaptiveProjectedGuidance or ClassifierFreeZeroStarGuidance, and a weaker model as guidance_model"
         )
     if scale != 1:
         raise ValueError(f"guidance_scale={scale}: the guider has a scale of its own; leave guidance_scale out")

@@ -14,6 +14,7 @@ from torch import nn
 from ..utils.checks import is_whole
 from .atconv import ATConv
 from .attention import SelfAttention
+from .hooks import has_hooks
 from .transformer_sit import SiTTransformer2DModel
 
 
@@ -39,9 +40,9 @@ def skip_blocks(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTrans
     """Return the model without these blocks, counted from 0; it shares the weights of the others.
 
     Raises:
-        ValueError: if there is no such block, or none would be left.
+        ValueError: if there is no such block, none would be left, or the model is offloaded or cached.
     """
-    check_blocks(model, blocks)
+    model = plain_model(model, blocks)
     if len(set(blocks)) == len(model.blocks):
         raise ValueError(f"blocks={list(blocks)} are all blocks of the model; leave some in")
     if model.config.step_conditioning == "decoupled":
@@ -55,9 +56,9 @@ def perturb_mixers(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTr
     """Return the model with these blocks, counted from 0, mixing no tokens; it shares all weights.
 
     Raises:
-        ValueError: if there is no such block.
+        ValueError: if there is no such block, or the model is offloaded or cached.
     """
-    check_blocks(model, blocks)
+    model = plain_model(model, blocks)
 
     def perturbed(block: nn.Module) -> nn.Module:
         view = _view(block)
@@ -67,16 +68,25 @@ def perturb_mixers(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTr
     return _with_blocks(model, [perturbed(block) if i in blocks else block for i, block in enumerate(model.blocks)])
 
 
-def check_blocks(model: SiTTransformer2DModel, blocks: Sequence[int]) -> None:
-    """Raise ValueError unless `blocks` are one or more blocks of the model."""
+def plain_model(model: Any, blocks: Sequence[int]) -> SiTTransformer2DModel:
+    """Return the model inside of torch.compile's wrapper, if there is one.
+
+    Raises:
+        ValueError: unless `blocks` are one or more of its blocks, and nothing else takes part in its calls.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if has_hooks(model):
+        raise ValueError("the model is offloaded or cached, and a copy calls its hooks; make the weaker model first")
     if not blocks or not all(is_whole(i) and 0 <= i < len(model.blocks) for i in blocks):
         raise ValueError(f"blocks={list(blocks)} must be numbers from 0 to {len(model.blocks) - 1}, at least one")
+    return model
 
 
 def _with_blocks(model: SiTTransformer2DModel, blocks: Sequence[nn.Module]) -> SiTTransformer2DModel:
     view = _view(model)
     view.blocks = nn.ModuleList(blocks)
-    return view.eval()
+    view.training = False  # not of its blocks, which are the model's own; the pipeline sees to them while it samples
+    return view
 
 
 def _view(module: Any) -> Any:

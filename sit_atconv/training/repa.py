@@ -57,11 +57,13 @@ class AlignedTransformer(nn.Module):
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projector: nn.Module = nn.Conv2d(dim, features, 3, padding=1)
-            if projector == "mlp":
-                widths = [dim, HIDDEN, HIDDEN, features]
-                layers = [nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
-                self.projector = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+            self.projector: nn.Module
+            if projector == "conv":
+                self.projector = nn.Conv2d(dim, features, 3, padding=1)
+            else:
+                self.projector = nn.Sequential(
+                    nn.Linear(dim, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, features)
+                )
         # A hook, because the transformer's own forward stays the paper's. It is registered once, since compiled blocks
         # do not notice hooks that come later.
         self._hidden: torch.Tensor | None = None

@@ -65,9 +65,13 @@ def test_batches_do_not_change_images(folder, assert_close):
         (["--classes", "0", "1", "2", "--seeds", "1", "2"], "seeds: 2 for 3 images; give one for all, or one for each"),
         (["--seeds", "1"], "seeds=1 and classes=0: one image leads nowhere; add another"),
         (["--frames", "0"], "frames=0 must be"),
-        (["--out", "a.mp4"], "images cannot be written in this format; use .png, .gif or .webp"),
+        (["--out", "a.mp4"], "images cannot be written in this format; use .png"),
         (["--seeds", "0", "-1"], "seeds=-1 must be"),
         (["--guidance_scale", "nan"], "guidance_scale"),
+        (
+            ["--sampler", "sde", "--steps", "2"],
+            "an SDE draws noise at each step, other noise for each image on the way",
+        ),
     ],
 )
 def test_mistakes(options, message, folder, capsys):
@@ -82,4 +86,8 @@ def test_nothing_is_overwritten_unasked(folder, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["morph-2.png", "morph.png"]
     with pytest.raises(SystemExit):
         main(["morph", folder, "--out", "morph.png"])
-    assert "exists" in capsys.readouterr().err
+    assert "or add --overwrite" in capsys.readouterr().err
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit):
+        main(["morph", folder, "--overwrite", "--out", "folder.png"])
+    assert "out='folder.png' is a folder; choose another name" in capsys.readouterr().err

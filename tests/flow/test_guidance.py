@@ -223,8 +223,30 @@ def test_guiders_that_do_not_fit(tiny_pipeline):
     pipe = tiny_pipeline()
     with pytest.raises(ValueError, match="guider is a PerturbedAttentionGuidance; give one of diffusers"):
         pipe([0], guider=guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0]))
+    with pytest.raises(ValueError, match="guider is a AutoGuidance"):  # it weakens the model by hooks
+        pipe([0], guider=guiders.AutoGuidance(2.0, auto_guidance_layers=[0], dropout=0.5))
     with pytest.raises(ValueError, match=r"guidance_scale=2\.0: the guider has a scale of its own"):
         pipe([0], guidance_scale=2.0, guider=guiders.ClassifierFreeGuidance(2.0))
-    adaptive = tiny_pipeline(InterpolantODEScheduler(solver="dopri5"))
-    with pytest.raises(ValueError, match="follows the steps of a solve, and solver='dopri5'"):
-        adaptive([0], guider=guiders.ClassifierFreeGuidance(2.0))
+    for solver in ("dopri5", "explicit_adams"):
+        other = tiny_pipeline(InterpolantODEScheduler(solver=solver))
+        with pytest.raises(ValueError, match=f"follows the network calls of a solve, which solver='{solver}'"):
+            other([0], guider=guiders.ClassifierFreeGuidance(2.0))
+
+
+def test_a_callback_switches_a_guider_off(tiny_pipeline, assert_close):
+    pipe = tiny_pipeline(InterpolantODEScheduler(solver="euler"))
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def callback(scale):
+        def set_scale(pipe, step, t, inputs):
+            pipe._guidance_scale = scale
+            return {}
+
+        return set_scale
+
+    options = dict(latents=x, num_inference_steps=2, output_type="latent")
+    cut = pipe([3], guider=guiders.ClassifierFreeGuidance(2.5), callback_on_step_end=callback(0.0), **options).images
+    expected = pipe([3], guidance_scale=2.5, callback_on_step_end=callback(0.0), **options).images
+    assert_close(cut, expected, 1e-5)
+    with pytest.raises(ValueError, match=r"_guidance_scale=2\.0 in a callback: the guider of this call has a scale"):
+        pipe([3], guider=guiders.ClassifierFreeGuidance(2.5), callback_on_step_end=callback(2.0), **options)

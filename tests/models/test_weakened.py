@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from sit_atconv.models.presets import MIXERS
 from sit_atconv.models.weakened import perturb_mixers, skip_blocks
@@ -79,3 +80,16 @@ def test_blocks_that_are_none(weaken, tiny_transformer):
             weaken(model, blocks)
     with pytest.raises(ValueError, match="are all blocks of the model"):
         skip_blocks(model, [0, 1])
+
+
+@pytest.mark.parametrize("weaken", [skip_blocks, perturb_mixers])
+def test_models_in_other_hands(weaken, tiny_transformer, assert_close):
+    """A compiled one is looked into; one with hooks is refused; one in training stays so, with all of its blocks."""
+    model = tiny_transformer()
+    assert_close(output(weaken(torch.compile(model), [1])), output(weaken(model, [1])), 0)
+    model.train()
+    weaken(model, [1])
+    assert all(module.training for module in model.modules())
+    add_hook_to_module(model, ModelHook())
+    with pytest.raises(ValueError, match="the model is offloaded or cached"):
+        weaken(model, [1])

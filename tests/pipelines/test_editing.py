@@ -139,6 +139,13 @@ def test_with_a_vae_pixels_are_kept_and_any_touched_latent_is_new(vae, tiny_pipe
     assert np.argwhere(differing).tolist() == [[3, 5]]
 
 
+@pytest.mark.parametrize("mask", [MASK.bool(), MASK.bool().permute(0, 2, 3, 1).numpy()], ids=["tensor", "array"])
+def test_a_mask_may_be_of_bool(mask, inpainting, assert_close):
+    options = dict(num_inference_steps=2, output_type="pt")
+    expected = inpainting(IMAGES, MASK, [0, 1], generator=seeded(), **options).images
+    assert_close(inpainting(IMAGES, mask, [0, 1], generator=seeded(), **options).images, expected, 0)
+
+
 def test_a_callback_may_replace_what_is_drawn(inpainting):
     def callback(pipe, step, t, inputs):
         return {"latents": torch.zeros_like(inputs["latents"])} if t == 1 else {}

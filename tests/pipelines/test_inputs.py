@@ -36,6 +36,7 @@ def test_pictures_are_converted_to_the_channels_of_the_model():
         (IMAGES * 2000 - 1000, "give what output_type='pt' returns"),
         (torch.full_like(IMAGES, torch.nan), r"lie in \[nan, nan\]"),
         ((IMAGES * 255).to(torch.uint8), "images is torch.uint8; .* images / 255"),
+        (torch.ones(1, 3, 4, 6, dtype=torch.uint8), r"images is torch.uint8; .* images\.float\(\)"),
         (IMAGES[0], r"images has shape \(3, 4, 6\)"),
         (IMAGES[:, :2], r"images has shape \(2, 2, 4, 6\); a tensor must be \(B, 3, H, W\)"),
         (IMAGES.numpy(), r"a tensor must be \(B, 3, H, W\)"),

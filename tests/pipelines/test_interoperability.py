@@ -203,6 +203,9 @@ def test_lora_that_cannot_be_read_or_written(pipe, tmp_path):
         pipe.load_lora_weights({}, use_safetensors=False)
     with pytest.raises(ValueError, match="transformer_lora_layers is empty"):
         pipe.save_lora_weights(tmp_path, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        pipe.save_lora_weights(tmp_path / "file", {"x": torch.ones(1)})
     with pytest.raises(ValueError, match="safe_serialization=False would write pickles"):
         pipe.save_lora_weights(tmp_path, {"x": torch.ones(1)}, safe_serialization=False)
 

@@ -126,3 +126,10 @@ def test_spatial_norm_takes_away_what_all_tokens_share():
 def test_options_that_cannot_be_used(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_the_projector_is_drawn_from_the_seed_alone(tiny_transformer):
+    projector = AlignedTransformer(tiny_transformer(), 1, 7, seed=4).projector
+    torch.manual_seed(4)
+    first = torch.nn.Linear(16, 2048)
+    assert torch.equal(projector[0].weight, first.weight)
