@@ -19,7 +19,8 @@ from sit_atconv.utils.text import printable
 def run(arguments: list[str]) -> None:
     """Reconstruct the images, print a table and write the report."""
     check_outputs_at_once(arguments, "output", "grid")
-    parser = OptionParser(prog="reconstruct.py", description=__doc__.splitlines()[0])
+    usage = "%(prog)s --vae VAE --data DATA [--OPTION VALUE ...]"
+    parser = OptionParser(prog="reconstruct.py", description=__doc__.splitlines()[0], usage=usage)
     parser.add_argument("--vae", type=str, required=True, help="an autoencoder: a folder, or a name on the Hub")
     parser.add_argument("--data", type=str, required=True, help="the images, as for train/train_sit.py")
     parser.add_argument("--image_size", type=int | None, help="side of the images in pixels")
@@ -29,7 +30,7 @@ def run(arguments: list[str]) -> None:
         "--device", type=str, default="auto", help="such as cpu or cuda; auto is the accelerator if there is one"
     )
     parser.add_argument("--output", type=str | None, help="a new JSON file for the report")
-    options = parser.parse_options(arguments)
+    options = parser.parse_options(arguments, switches=["trust_torchscript"])
     check_folder_or_name("vae", options["vae"])
     check_source("data", options["data"])
     check_device("device", options["device"])

@@ -121,3 +121,12 @@ def torchscript_program(name: str, weights: str | None) -> str | None:
     if kind == "torchscript":
         return target
     return weights if kind.startswith("inception") else None
+
+
+def check_trust(name: str, weights: str | None, trust_torchscript: bool) -> None:
+    """Raise ValueError if an extractor of this name and these weights runs a program that the user does not trust."""
+    if (program := torchscript_program(name, weights)) and not trust_torchscript:
+        raise ValueError(
+            f"trust_torchscript={trust_torchscript}: {program} is TorchScript, a program that runs here and "
+            "can read and write files; if you trust where it comes from, add --trust_torchscript true"
+        )

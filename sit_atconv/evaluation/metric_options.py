@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..utils.checks import MAX_WORKERS, check_choice, check_count, check_seed
-from .extractor import check_extractor, parse_extractor, torchscript_program
+from .extractor import check_extractor, check_trust, parse_extractor
 from .metrics import METRICS
 
 
@@ -107,11 +107,7 @@ class MetricOptions:
         check_seed("metric_seed", self.metric_seed)
         check_count("max_broken_images", self.max_broken_images, least=0)
         check_extractor(self.extractor, self.weights, self.outputs)
-        if (program := torchscript_program(self.extractor, self.weights)) and not self.trust_torchscript:
-            raise ValueError(
-                f"trust_torchscript={self.trust_torchscript}: {program} is TorchScript, a program that runs here and "
-                "can read and write files; if you trust where it comes from, add --trust_torchscript true"
-            )
+        check_trust(self.extractor, self.weights, self.trust_torchscript)
         if self.reference_extractor is not None:
             parse_extractor(self.reference_extractor)
 

@@ -22,7 +22,7 @@ from ..utils.files import check_new_file
 from ..utils.image_grid import save_grid
 from ..utils.randomness import image_generator
 from ..utils.tables import markdown_table
-from .extractor import Extractor, check_extractor
+from .extractor import Extractor, check_extractor, check_trust
 from .feature_statistics import FeatureStatistics
 from .features import build_extractor
 from .frechet import frechet_distance
@@ -44,7 +44,8 @@ def reconstruct(
     seed: int = 0,
     tiling: bool = False,
     extractor: str = "inception",
-    extractor_weights: str | None = None,
+    weights: str | None = None,
+    trust_torchscript: bool = False,
     grid: str | None = None,
     max_broken_images: int = 0,
 ) -> dict:
@@ -61,7 +62,8 @@ def reconstruct(
         seed: seed of these samples; image i depends on (seed, i) only.
         tiling: whether large images are encoded and decoded tile by tile, which needs less memory.
         extractor: the features of rFID: inception, inception-adm, pixels, dinov2, timm:NAME or torchscript:FILE.
-        extractor_weights: a file with the weights of the extractor. If None, they are fetched.
+        weights: a file with the weights of the extractor. If None, they are fetched.
+        trust_torchscript: allow a TorchScript file that you name, which is a program, as eval/fid.py does.
         grid: a new PNG file for the first originals, and their reconstructions below. If None, no picture is written.
         max_broken_images: number of images that may be left out because they cannot be read.
 
@@ -79,12 +81,13 @@ def reconstruct(
     check_seed("seed", seed)
     check_count("max_broken_images", max_broken_images, least=0)
     check_new_file("grid", grid)
-    check_extractor(extractor, extractor_weights)
+    check_extractor(extractor, weights)
+    check_trust(extractor, weights, trust_torchscript)
     check_images(vae, name, dataset)
     if tiling:
         enable_tiling(vae)
     count = len(dataset) if num_images is None else min(num_images, len(dataset))
-    measured = Measurements(build_extractor(extractor, extractor_weights, device))
+    measured = Measurements(build_extractor(extractor, weights, device))
     broken: list[str] = []
     for indices, images in batches(dataset, count, batch_size, broken, max_broken_images):
         originals = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, C, S, S)

@@ -19,6 +19,9 @@ def test_command_reports_on_an_autoencoder(photos, vae, tmp_path, capsys):
     assert content["command"].startswith("python eval/reconstruct.py --vae")
     with Image.open(grid) as picture:
         assert picture.width > picture.height
+    (tmp_path / "net.pt").write_bytes(b"")
+    script = ["--extractor", f"torchscript:{tmp_path / 'net.pt'}"]
+    assert "is TorchScript, a program that runs here" in refused(capsys, reconstruct.main, *images, *script)
     assert "exists" in refused(capsys, reconstruct.main, *images, "--output", report)
     assert "must be divisible by 2" in refused(capsys, reconstruct.main, *images, "--image_size", "15")
     assert "takes 3 channels" in refused(capsys, reconstruct.main, *images, "--data", "digits")
