@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models.latent_scaling import set_latent_statistics
@@ -179,7 +180,10 @@ def read_statistics(file: str | Path) -> tuple[list[float], list[float]]:
     file = Path(file)
     if not file.is_file():
         raise ValueError(f"statistics={str(file)!r} is not a file; name the one with mean and std of the latents")
-    content = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else read_torch_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"statistics={str(file)!r} cannot be read: {error}; fetch it again") from error
     held = content if isinstance(content, dict) else {}
     for mean, std in STATISTICS_NAMES:
         if isinstance(held.get(mean), torch.Tensor) and isinstance(held.get(std), torch.Tensor):

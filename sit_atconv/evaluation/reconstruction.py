@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data import BrokenImageError, ImageDataset
 from ..data.latent_shards import describe_vae
 from ..data.latent_statistics import channel_statistics, shard_moments
-from ..models.codecs import check_vae_image_size, vae_image_channels, vae_scale_factor
+from ..models.codecs import check_vae_image_size, codec_of, vae_image_channels, vae_scale_factor
 from ..models.latent_scaling import normalize_latents
 from ..models.vae import VAE, decode_own_latents, enable_tiling, posterior_moments
 from ..utils.checks import check_count, check_seed
@@ -84,6 +84,7 @@ def reconstruct(
     check_extractor(extractor, weights)
     check_trust(extractor, weights, trust_torchscript)
     check_images(vae, name, dataset)
+    kind = kind_of_latents(vae, seed if sample_posterior else None)
     if tiling:
         enable_tiling(vae)
     count = len(dataset) if num_images is None else min(num_images, len(dataset))
@@ -93,6 +94,8 @@ def reconstruct(
         originals = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, C, S, S)
         latents, others = encode_and_decode(vae, originals.to(device), indices if sample_posterior else None, seed)
         measured.update(latents, originals, others)
+    if count - len(broken) < 2:
+        raise ValueError(f"data={dataset.name!r}: {len(broken)} of {count} images are broken; a distance needs two")
     if grid is not None:
         save_grid(torch.cat(measured.shown), grid, len(measured.shown[0]), names=("original", "reconstruction"))
     return {
@@ -103,11 +106,24 @@ def reconstruct(
         "reference": dataset.name,
         "num_images": count - len(broken),
         "image_size": dataset.image_size,
-        "latents": f"samples of the posterior, seed {seed}" if sample_posterior else "means of the posterior",
+        "latents": kind,
         "extractor": {"name": extractor, "resize": measured.extractor.resize, "weights": measured.extractor.weights},
         "notes": notes_on_broken(dataset.name, broken),
         "versions": package_versions(),
     }
+
+
+def kind_of_latents(vae: VAE, seed: int | None) -> str:
+    """Which latents are decoded: samples with this seed, or without one the means, or the points.
+
+    Raises:
+        ValueError: if there is a seed, but no posterior.
+    """
+    if not codec_of(vae).has_posterior:
+        if seed is not None:
+            raise ValueError(f"sample_posterior=True: {type(vae).__name__} has no posterior to sample; leave it out")
+        return "single points"
+    return "means of the posterior" if seed is None else f"samples of the posterior, seed {seed}"
 
 
 def check_images(vae: VAE, name: str, dataset: ImageDataset) -> None:

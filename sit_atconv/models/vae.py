@@ -105,6 +105,11 @@ def enable_tiling(vae: VAE, least: int = 512) -> None:
     if getattr(vae, "tile_sample_min_size", least) < least:
         vae.tile_sample_min_size = least
         vae.tile_latent_min_size = least * _latent_patch(vae) // vae_scale_factor(vae)
+    for side in ("height", "width"):
+        size, stride = (getattr(vae, f"tile_sample_{name}_{side}", least) for name in ("min", "stride"))
+        if size < least:
+            setattr(vae, f"tile_sample_min_{side}", least)
+            setattr(vae, f"tile_sample_stride_{side}", stride * least // size)
 
 
 MAX_VAE_LAYERS = 256  # of each kind at each size

@@ -250,6 +250,11 @@ class LatentEncoder:
             shard.get("moments") or file_moments(self.folder / shard["file"]) for _, shard in sorted(shards.items())
         )
         if self.settings.get("normalization") == "channels":
+            if constant := [i for i, std in enumerate(statistics["std"]) if not std > 0]:
+                raise ValueError(
+                    f"output_dir={str(self.folder)!r}: channel {constant[0]} of the latents is the same in all images, "
+                    "and has no deviation to divide by; encode with --statistics vae into another folder"
+                )
             set_latent_statistics(self.vae, **statistics)
             save_vae(self.vae, self.folder / "vae")
         described = describe_vae(self.vae, self.settings["vae"]["name"])

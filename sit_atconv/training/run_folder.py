@@ -110,7 +110,10 @@ def check_continues(config: CommonConfig, data: dict[str, Any], checkpoint: Path
         ValueError: naming what differs.
     """
     state = read_state(checkpoint)
-    saved = {"vae_statistics": data.get("vae_statistics"), **state["data"]}  # earlier versions did not record them
+    saved = state["data"]
+    if "vae_statistics" not in saved and (statistics := data.get("vae_statistics")) is not None:
+        # Earlier versions did not record them, and knew none of single channels.
+        saved = saved | {"vae_statistics": statistics | {"latents_mean": None, "latents_std": None}}
     if changed := [f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in data.items() if saved.get(key) != value]:
         sources = ", ".join(f"{name}={getattr(config, name)!r}" for name in SOURCES if hasattr(config, name))
         raise ValueError(f"{sources}: {checkpoint} was trained on other data: {'; '.join(changed)}")

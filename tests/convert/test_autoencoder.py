@@ -142,6 +142,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert "one for each of 3 channels" in message(state, statistics=tmp_path / "stats.pt")
     torch.save({"var": torch.zeros(4)}, tmp_path / "stats.pt")
     assert "holds var; it needs tensors named mean and std" in message(state, statistics=tmp_path / "stats.pt")
+    (tmp_path / "stats.safetensors").write_bytes(b"damaged")
+    assert "stats.safetensors' cannot be read" in message(state, statistics=tmp_path / "stats.safetensors")
 
 
 def test_without_statistics_the_scale_is_unknown(tmp_path):

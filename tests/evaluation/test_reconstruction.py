@@ -90,3 +90,11 @@ def test_the_report_is_about_these_images(photos, tmp_path):
     vae.register_to_config(scaling_factor=None, latents_mean=None, latents_std=None)
     report = reconstruct(vae, "mine", dataset, CPU, extractor="pixels", num_images=2, sample_posterior=True)
     assert report["channels"][0]["normalized_std"] is None  # the scale is not known, the reconstruction is
+
+
+def test_without_a_posterior_latents_are_points(photos):
+    vae, dataset = tiny_codec("taesd"), open_dataset(photos, 16)
+    report = reconstruct(vae, "mine", dataset, CPU, extractor="pixels", num_images=2)
+    assert report["latents"] == "single points"
+    with pytest.raises(ValueError, match="sample_posterior=True: AutoencoderTiny has no posterior to sample"):
+        reconstruct(vae, "mine", dataset, CPU, extractor="pixels", num_images=2, sample_posterior=True)

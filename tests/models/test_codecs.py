@@ -125,9 +125,11 @@ def test_statistics_that_were_changed_are_found(tmp_path):
 
 
 def test_tiles_and_sizes():
-    for family in ("sd", "dc-ae"):
-        enable_tiling(vae := tiny_codec(family))
-        assert vae.use_tiling
+    for family in ("sd", "dc-ae", "qwen-image"):
+        enable_tiling(vae := tiny_codec(family), 1024)
+        sides = [getattr(vae, f"tile_sample_min_{name}", 1024) for name in ("size", "height", "width")]
+        assert vae.use_tiling and sides == [1024] * 3
+        assert getattr(vae, "tile_sample_stride_height", 768) < 1024
     check_vae_image_size({"encoder_input_size": 28, "encoder_patch_size": 14, "patch_size": 8}, 16, 16)
     with pytest.raises(ValueError, match=r"height=32: .* 16 × 16 pixels"):
         check_vae_image_size({"encoder_input_size": 28, "encoder_patch_size": 14, "patch_size": 8}, 32, field="height")

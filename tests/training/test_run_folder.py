@@ -6,9 +6,9 @@ import os
 import pytest
 import yaml
 
-from sit_atconv.training import sit_task, trainer
+from sit_atconv.training import run_folder, sit_task, trainer
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.run_folder import prepare_run_folder
+from sit_atconv.training.run_folder import check_continues, prepare_run_folder
 from sit_atconv.training.stored_config import load_config
 
 DECIDE_ON_THE_RESULT = {
@@ -173,3 +173,18 @@ def test_options_of_another_type_are_damage(tmp_path, name, value):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config) | {name: value}))
     with pytest.raises(ValueError, match=rf"^{name}=.* must be (text|names and values)"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("mean", [None, [0.1, 0.2]])
+def test_runs_of_earlier_versions_knew_no_statistics_of_channels(mean, tmp_path, monkeypatch):
+    """They continue if their VAE is normalized as it was, and not if it has statistics that nobody used."""
+    statistics = {"scaling_factor": 0.5, "shift_factor": 0.0, "latents_mean": mean, "latents_std": mean}
+    data = {"images": 3, "vae_statistics": statistics}
+    checkpoint = tmp_path / "step-00000001"
+    monkeypatch.setattr(run_folder, "read_state", lambda path: {"step": 1, "data": {"images": 3}})
+    config = TrainConfig(output_dir=str(tmp_path))
+    if mean is None:
+        check_continues(config, data, checkpoint)
+    else:
+        with pytest.raises(ValueError, match="was trained on other data: vae_statistics"):
+            check_continues(config, data, checkpoint)
