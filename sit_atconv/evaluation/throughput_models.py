@@ -15,6 +15,7 @@ from ..models.vae import load_vae, posterior_moments
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..training.encode import encode_latents
+from ..utils.environment import pick_device
 from .sample_folder import sample_to_folder
 from .sampling import generate, load_pipeline
 from .sampling_options import SamplingOptions
@@ -59,6 +60,8 @@ def sampling_calls(files: BenchmarkFiles, options: ThroughputOptions, device: to
 
 def encoding_calls(files: BenchmarkFiles, options: ThroughputOptions, device: torch.device) -> TimedCalls:
     """train/encode_latents.py from pictures to latents on disk, compared with the VAE alone on pixels in memory."""
+    if device.type != pick_device("auto").type:  # which the encoding takes
+        raise ValueError(f"device={options.device!r}: encode_latents.py takes {pick_device('auto')}; leave device out")
     folder = files.pictures_to_encode()
     images = FolderDataset(folder, options.image_size)
     vae = load_vae(files.vae()).to(device)

@@ -51,11 +51,23 @@ def free_memory(device: torch.device) -> int | None:
         return None
     lines = meminfo.read_text().splitlines()
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    limits = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current")]  # of a container
-    if all(file.is_file() for file in limits):
-        most, used = (file.read_text().strip() for file in limits)
-        available += [int(most) - int(used)] if most.isdigit() else []
-    return min(available, default=None)
+    limit = free_in_container(Path("/sys/fs/cgroup"))
+    return min([*available, *([] if limit is None else [limit])], default=None)
+
+
+def free_in_container(group: Path) -> int | None:
+    """Return how many bytes the limit of a control group (v2) leaves; None without one.
+
+    What the system keeps of files that were read counts as used there, but gives way when memory is needed.
+    """
+    files = [group / name for name in ("memory.max", "memory.current", "memory.stat")]
+    if not all(file.is_file() for file in files):
+        return None
+    most, used, statistics = (file.read_text().strip() for file in files)
+    if not most.isdigit():  # "max"
+        return None
+    entries = dict(line.split(maxsplit=1) for line in statistics.splitlines())
+    return int(most) - int(used) + int(entries.get("inactive_file", 0))
 
 
 def device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from sit_atconv.utils import environment
 from sit_atconv.utils.environment import (
     describe_environment,
     device_name,
+    free_in_container,
     git_commit,
     package_versions,
     pick_device,
@@ -80,3 +81,13 @@ def test_the_model_of_the_cpu_is_known():
     assert name and name == name.strip()
     if (cpuinfo := Path("/proc/cpuinfo")).exists() and "model name" in cpuinfo.read_text():
         assert f": {name}\n" in cpuinfo.read_text()
+
+
+def test_what_is_kept_of_files_is_free_memory(tmp_path):
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 200\nfile 700\ninactive_file 600\n")
+    assert free_in_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_in_container(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_in_container(tmp_path) is None
