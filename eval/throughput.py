@@ -14,9 +14,9 @@ Each measurement compares this toolkit with what its users would take otherwise,
     sampling   eval/sample.py, compared with the pipeline alone: what files and records cost
     encoding   train/encode_latents.py, compared with the VAE alone
 
-All take turns within every round, and ratios are taken within a round before their median. torch-fidelity, webdataset and
-datasets are left out and named if they are not installed: pip install 'sit-atconv[benchmarks]'. Writes every single time (throughput.json) and a Markdown
-table (throughput.md). Ctrl-C keeps every finished round.
+All take turns within every round, and ratios are taken within a round before their median. torch-fidelity, webdataset
+and datasets are left out and named if they are not installed: pip install 'sit-atconv[benchmarks]'. Writes every single
+time (throughput.json) and a Markdown table (throughput.md). Ctrl-C keeps every finished round.
 """
 
 import shlex
