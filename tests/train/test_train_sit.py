@@ -144,13 +144,10 @@ def test_resume_auto_starts_over_without_a_checkpoint(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_killed_saves_are_swept(tmp_path):
+    options = vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), "--mixed_precision", "no", *TINY]))
     (tmp_path / "run" / "checkpoints" / ".staging-step-00000001").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "config.yaml").write_text(
-        yaml.safe_dump(
-            vars(train_sit.parse_arguments(["--output_dir", str(tmp_path / "run"), "--mixed_precision", "no", *TINY]))
-        )
-    )
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(options))
     run(tmp_path / "run", "--resume", "auto", steps=2)
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
