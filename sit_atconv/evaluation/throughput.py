@@ -3,7 +3,6 @@
 In every round all calls of a measurement take turns, and ratios are taken within a round before their median.
 """
 
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from ..benchmarks.calls import TimedCalls
 from ..benchmarks.latency import describe_machine, uninterrupted
 from ..benchmarks.report import time_text
 from ..benchmarks.timing import CLOCKS, measure, quartiles, summarize
-from ..utils.environment import pick_device
+from ..utils.environment import installed_versions, pick_device
 from ..utils.files import write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import counted
@@ -69,7 +68,7 @@ def measure_all(options: ThroughputOptions, files: BenchmarkFiles, folder: Path,
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    report["environment"] = {**describe_machine(device), "versions": installed(PEERS)}
+    report["environment"] = {**describe_machine(device), "versions": installed_versions(PEERS)}
     report["pictures"] = describe_files(files)
     for name, images, timed in planned(options, files, device, report["missing"]):
         times: dict[str, list[float]] = {}
@@ -131,17 +130,6 @@ def rows_of(name: str, images: int, timed: TimedCalls, times: dict[str, list[flo
         }
         for call, summary in summarize(times, timed.baselines).items()
     ]
-
-
-def installed(names: tuple[str, ...]) -> dict[str, str | None]:
-    """The versions of packages; None for those that are not installed."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def write_results(folder: Path, report: dict) -> None:

@@ -126,27 +126,16 @@ def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
     """Build the loss that the objective asks for."""
     interpolant = Interpolant(config.path, config.prediction)
     if config.objective == "flow":
-        return InterpolantLoss(
-            interpolant,
-            config.weighting,
-            config.time_sampling,
-            config.time_shift,
-            time_mean=config.time_mean,
-            time_std=config.time_std,
-            sigma_floor=config.sigma_floor,
-        )
+        return InterpolantLoss(interpolant, config.weighting, sigma_floor=config.sigma_floor, **config.time_options)
     return MeanFlowLoss(
         interpolant,
         config.meanflow_tangent if config.teacher is None else "teacher",
         config.meanflow_derivative,
-        config.time_sampling,
-        config.time_shift,
-        config.meanflow_data_end_share,
-        config.meanflow_adaptive_power,
-        config.meanflow_guidance_scale,
-        config.meanflow_guidance_mix,
-        config.time_mean,
-        config.time_std,
+        data_end_share=config.meanflow_data_end_share,
+        adaptive_power=config.meanflow_adaptive_power,
+        guidance_scale=config.meanflow_guidance_scale,
+        guidance_mix=config.meanflow_guidance_mix,
+        **config.time_options,
     )
 
 

@@ -113,6 +113,11 @@ class ObjectiveConfig:
     time_std: float = 1.0
     sigma_floor: float = 0.0
 
+    @property
+    def time_options(self) -> dict[str, Any]:
+        """The distribution of the training times, as the losses take it."""
+        return {name: getattr(self, name) for name in ("time_sampling", "time_shift", "time_mean", "time_std")}
+
 
 @dataclass
 class OptimizerConfig:

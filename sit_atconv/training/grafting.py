@@ -142,14 +142,7 @@ def rank_blocks(
     """
     blocks = replaced_blocks(source.config, student.config.mixer)
     model = CallableMixers(student).to(accelerator.device).train()
-    loss_fn = InterpolantLoss(
-        Interpolant(config.path, config.prediction),
-        "none",
-        config.time_sampling,
-        config.time_shift,
-        time_mean=config.time_mean,
-        time_std=config.time_std,
-    )
+    loss_fn = InterpolantLoss(Interpolant(config.path, config.prediction), "none", **config.time_options)
     parts = (student.config.class_dropout_prob, vae, source, blocks, accelerator.autocast)
     regression = MixerRegression(loss_fn, model, *parts)
     shape = (student.config.in_channels, student.config.sample_size, student.config.sample_size)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -82,13 +83,18 @@ def device_name(device: torch.device) -> str:
 
 def package_versions() -> dict[str, str | None]:
     """Return the versions of Python, this package and those it depends on; None for one that is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "sit_atconv": __version__}
-    for package in PACKAGES:
+    build = {"torch": torch.__version__}  # with the build: CPU, CUDA 12.8…
+    return {"python": platform.python_version(), "sit_atconv": __version__} | installed_versions(PACKAGES) | build
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of packages; None for those that are not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
         try:
-            versions[package] = importlib.metadata.version(package)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    versions["torch"] = torch.__version__  # with the build: CPU, CUDA 12.8…
+            versions[name] = None
     return versions
 
 
