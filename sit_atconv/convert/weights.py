@@ -100,12 +100,13 @@ def restore_state_dict(
 def _check_known(config: Any, layout: str) -> None:
     """Raise ValueError if a model's configuration has what the reference models of this layout have not."""
     check_choice("layout", layout, LAYOUTS)
-    expected = LAYOUTS[layout] | {"kernel_pool": "strips", "kernel_dilation": 1, "channel_gate": False}
+    plain = {"kernel_pool": "strips", "kernel_dilation": 1, "channel_gate": False, "average_branch": False}
+    expected = LAYOUTS[layout] | plain
     mixers = mixer_per_block(config.mixer, config.num_layers)
     if "pooled_attention" in mixers:
         raise ValueError(f"mixer={config.mixer!r}: the reference's models have no pooled attention")
     if "atconv" not in mixers:
-        expected = {name: value for name, value in expected.items() if not name.startswith(("kernel_", "channel_"))}
+        expected = {name: value for name, value in expected.items() if name not in {*plain, "kernel_activation"}}
     if wrong := [f"{name}={config[name]!r}" for name, value in expected.items() if config[name] != value]:
         raise ValueError(f"{', '.join(wrong)}: the reference's models of the layout {layout!r} have no such thing")
 

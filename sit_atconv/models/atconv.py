@@ -42,6 +42,8 @@ class ATConv(nn.Module):
             groups with one of these distances each: detail and reach in one layer, at no multiplication more.
         channel_gate: scale each channel of the result by 2·sigmoid of a linear map of the pooled tokens' mean, which is
             1 in a fresh model.
+        average_branch: add to each channel a learned multiple of the projected tokens' mean over the image, as
+            attention of equal weights would (arXiv 2504.21292). The multiple is 0 in a fresh model.
 
     Raises:
         ValueError: for a width below 1, an even kernel size, an unknown activation, an unknown pooling, or a dilation
@@ -57,6 +59,7 @@ class ATConv(nn.Module):
         bias: bool = True,
         dilation: int | Sequence[int] = 1,
         channel_gate: bool = False,
+        average_branch: bool = False,
     ):
         super().__init__()
         check_count("dim", dim)
@@ -76,6 +79,7 @@ class ATConv(nn.Module):
         if self.channel_gate is not None:
             nn.init.zeros_(self.channel_gate.weight)
             nn.init.zeros_(self.channel_gate.bias)
+        self.average = nn.Parameter(torch.zeros(dim)) if average_branch else None
 
     def extra_repr(self) -> str:
         return (
@@ -118,6 +122,8 @@ class ATConv(nn.Module):
         values = self.value_proj(tokens)
         context = self.pool(tokens, grid)  # (B, k², C)
         y = self._convolve(values, self._kernels_of(context), grid)
+        if self.average is not None:
+            y = y + self.average * values.mean(1, keepdim=True)  # (B, 1, C)
         if self.channel_gate is not None:
             y = y * (2 * torch.sigmoid(self.channel_gate(context.mean(1, keepdim=True))))  # (B, 1, C)
         return self.out_proj(y)

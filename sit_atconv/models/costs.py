@@ -44,7 +44,7 @@ def count_parameters(config: Mapping) -> int:
     C, hidden = config["in_channels"], int(model_width(config) * config["mlp_ratio"])
     attention = 4 * (D**2 + D)
     gate = D**2 + D if config.get("channel_gate") else 0
-    atconv = 3 * (D**2 + D) + k**4 + k**2 + D + gate
+    atconv = 3 * (D**2 + D) + k**4 + k**2 + D + gate + (D if config.get("average_branch") else 0)
     mixers = {"attention": attention, "pooled_attention": attention, "atconv": atconv}
     rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D  # modulation, MLP
     blocks = sum(mixers[name] + rest for name in mixer_per_block(config["mixer"], config["num_layers"]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..utils.checks import check_choice
+from .costs import model_width
 from .presets import mixer_per_block, replaced_blocks
 from .transformer_sit import SiTTransformer2DModel
 
@@ -43,7 +44,8 @@ def graft(
         trained: the trained model, which is left as it is.
         mixer: the mixers of the new model, as its constructor takes them.
         init: "values" starts the new mixers with the projections of the attention that they replace, see
-            `kept_projections`; "fresh" starts all of their weights anew.
+            `kept_projections`, and an average branch as attention of equal weights; "fresh" starts all of their weights
+            anew.
         **arguments: how the new mixers are made, such as kernel_size.
 
     Raises:
@@ -63,5 +65,7 @@ def graft(
         for i, prefix in zip(replaced, dropped, strict=True):
             attention = {name.removeprefix(prefix): value for name, value in old.items() if name.startswith(prefix)}
             weights |= {prefix + name: value for name, value in kept_projections(names[i], attention).items()}
+            if names[i] == "atconv" and model.config.average_branch:
+                weights[f"{prefix}average"] = torch.ones(model_width(model.config))
     model.load_state_dict(model.state_dict() | weights)
     return model if model.dtype == trained.dtype else model.to(trained.dtype)

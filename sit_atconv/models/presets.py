@@ -63,6 +63,7 @@ def preset_name(config: Mapping) -> str | None:
         "attention_pool": 16,
         "kernel_dilation": 1,
         "channel_gate": False,
+        "average_branch": False,
     }
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"

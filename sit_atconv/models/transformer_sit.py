@@ -44,6 +44,7 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
             config["kernel_pool"],
             dilation=config["kernel_dilation"],
             channel_gate=config["channel_gate"],
+            average_branch=config["average_branch"],
         )
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
@@ -65,7 +66,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         mixer: "atconv", "attention", "pooled_attention" (`PooledAttention`), one of `MIXER_CYCLES`, which alternate
             them: "hybrid" (attention in blocks 0, 2, 4…) and "pooled_hybrid" (pooled attention in 1, 4, 7…); or a list,
             one per block.
-        kernel_size, kernel_activation, kernel_pool, kernel_dilation, channel_gate: see `ATConv`.
+        kernel_size, kernel_activation, kernel_pool, kernel_dilation, channel_gate, average_branch: see `ATConv`.
         position_embedding: "sincos" or "none". If None, "sincos" if at least one block is attention, else "none".
         qk_norm: normalise the queries and keys of attention per head, as REPA can (arXiv 2410.06940).
         timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
@@ -115,6 +116,7 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         attention_pool: int = 16,
         kernel_dilation: int | list[int] = 1,
         channel_gate: bool = False,
+        average_branch: bool = False,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):

@@ -16,6 +16,7 @@ MIXER_ARGUMENTS = (
     "kernel_pool",
     "kernel_dilation",
     "channel_gate",
+    "average_branch",
     "attention_pool",
 )
 AUTO = "auto:"

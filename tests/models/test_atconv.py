@@ -119,6 +119,17 @@ def test_the_channel_gate_scales_channels_by_the_mean_of_the_image(assert_close)
     assert_close(gated(tokens, grid), gated.out_proj(values * scale[:, None]), 1e-6)
 
 
+def test_the_average_branch_adds_the_mean_of_the_image(assert_close):
+    grid, plain, branched = (3, 5), ATConv(4), ATConv(4, average_branch=True)
+    tokens = torch.randn(2, 15, 4, generator=torch.Generator().manual_seed(1))
+    branched.load_state_dict(plain.state_dict(), strict=False)
+    assert_close(branched(tokens, grid), plain(tokens, grid), 1e-6)  # a fresh branch changes nothing
+    values = randomised(branched).value_proj(tokens)
+    result = naive_depthwise_conv(values, branched.kernels(tokens, grid), grid)
+    mean = torch.stack([image.sum(0) / 15 for image in values])[:, None]
+    assert_close(branched(tokens, grid), branched.out_proj(result + branched.average * mean), 1e-6)
+
+
 def test_parity(parity_model, assert_close):
     model, reference = parity_model("atconv")
     atconv = model.blocks[0].mixer

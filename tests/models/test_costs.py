@@ -55,8 +55,9 @@ def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):
     assert closed_form_activation_bytes(preset_config(name), sample_size) == activation_bytes(model)
 
 
-def test_a_channel_gate_is_counted():
-    model = build("SiT-ATConv-Nano/2", 16, num_classes=10, channel_gate=True, kernel_dilation=[1, 2])
+def test_the_options_of_atconv_are_counted():
+    options = dict(channel_gate=True, kernel_dilation=[1, 2], average_branch=True)
+    model = build("SiT-ATConv-Nano/2", 16, num_classes=10, **options)
     assert count_parameters(model.config) == sum(p.numel() for p in model.parameters())
     assert closed_form_macs(model.config, 16, 16) == count_macs(model, 16, 16)
 

@@ -57,6 +57,19 @@ def test_a_block_that_does_not_mix_is_the_same_after_the_graft():
     torch.testing.assert_close(predict(grafted), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_average_branch_starts_as_attention_of_equal_weights():
+    trained = trained_model()
+    for block in trained.blocks:
+        for parameter in (block.mixer.qkv.weight, block.mixer.qkv.bias):
+            torch.nn.init.zeros_(parameter[:32])  # queries and keys: every token attends to all alike
+    grafted = graft(trained, "atconv", average_branch=True)
+    assert torch.equal(graft(trained, "atconv", "fresh", average_branch=True).blocks[0].mixer.average, torch.zeros(16))
+    for block in grafted.blocks:
+        for parameter in (block.mixer.kernel_gen.weight, block.mixer.kernel_gen.bias):
+            torch.nn.init.zeros_(parameter)  # a convolution that passes nothing on
+    torch.testing.assert_close(predict(grafted), predict(trained), rtol=1e-4, atol=1e-5)
+
+
 def test_pooled_attention_computes_the_same_on_its_own_grid():
     trained = trained_model(qk_norm=True)
     grafted = graft(trained, "pooled_attention", attention_pool=4)
