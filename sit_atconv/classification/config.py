@@ -6,7 +6,8 @@ As for SiT, constructing it reads nothing from the disk and imports nothing that
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..training.config import AverageConfig, CommonConfig, OptimizerConfig, PrecisionConfig, RunConfig
+from ..training.config import AverageConfig, CommonConfig, PrecisionConfig, RunConfig
+from ..training.optimizer_options import OptimizerConfig
 from ..utils.checks import check_choice, check_count, check_non_negative, check_share
 from ..utils.source_names import source_name
 

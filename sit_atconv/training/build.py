@@ -71,6 +71,11 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     Raises:
         ValueError: naming what in the configuration or the data cannot be used.
     """
+    if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "optimizer=muon: its updates need whole matrices, which FSDP shards; use DDP, as in "
+            "train/configs/accelerate/ddp_8gpus.yaml, or adamw"
+        )
     dataset = open_data(config, accelerator)
     dataset.check_output("output_dir", config.run_folder)
     if len(dataset) < config.batch_size:

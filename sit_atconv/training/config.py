@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS, check_sigma_floor, check_time_options
 from ..models.presets import MIXER_NAMES, PRESETS, check_preset
 from ..utils.checks import (
     MAX_SOLVER_STEPS,
@@ -19,13 +18,13 @@ from ..utils.checks import (
     check_float32,
     check_given,
     check_non_negative,
-    check_positive,
-    check_seed,
 )
 from ..utils.source_names import source_name
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 from .model_arguments import check_model
+from .objective_options import ObjectiveConfig, check_objective_options
+from .optimizer_options import OptimizerConfig, SiTOptimizerConfig, check_optimizer
 from .repa_options import RepaConfig, check_repa
 from .teacher_options import MIXER_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
@@ -83,72 +82,6 @@ class ModelConfig:
     preset: str | None = None
     mixer: str | list[str] | None = None
     model: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ObjectiveConfig:
-    """Objective
-
-    Args:
-        objective: flow, the prediction at each time; or meanflow, the mean velocities of steps, for sampling in one to
-            four network calls. The path is then linear and the prediction velocity.
-        path: the interpolant between noise and data: linear, gvp or vp.
-        prediction: what the network predicts: velocity, score, noise or data.
-        weighting: weighting of the loss over time: none, velocity or likelihood.
-        time_sampling: distribution of the training times: uniform or logit-normal.
-        time_shift: factor by which the odds of the training times are shifted towards noise; 1 leaves them unchanged.
-        time_mean: mean of the logit of logit-normal times; below 0, more of them are near noise.
-        time_std: standard deviation of that logit.
-        sigma_floor: the least noise level by which weighting velocity divides the error of data prediction, such as
-            0.05; 0 for none.
-    """
-
-    objective: Literal["flow", "meanflow"] = "flow"
-    path: Literal["linear", "gvp", "vp"] = "linear"
-    prediction: Literal["velocity", "score", "noise", "data"] = "velocity"
-    weighting: str = "none"
-    time_sampling: str = "uniform"
-    time_shift: float = 1.0
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    sigma_floor: float = 0.0
-
-    @property
-    def time_options(self) -> dict[str, Any]:
-        """The distribution of the training times, as the losses take it."""
-        return {name: getattr(self, name) for name in ("time_sampling", "time_shift", "time_mean", "time_std")}
-
-
-@dataclass
-class OptimizerConfig:
-    """Optimizer
-
-    Args:
-        max_steps: number of optimizer updates in the whole run.
-        batch_size: number of images per update, over all processes and accumulation steps.
-        gradient_accumulation_steps: number of parts in which a process works through its images of an update, to save
-            memory.
-        learning_rate: learning rate of AdamW after the warm-up.
-        lr_warmup_steps: number of updates over which the learning rate grows linearly from 0.
-        lr_schedule: learning rate after the warm-up: constant, or a cosine that reaches 0 at max_steps.
-        weight_decay: weight decay of AdamW.
-        max_grad_norm: norm to which gradients are clipped. If null, they are left as they are. The norm is always
-            logged.
-        max_skipped_steps: number of skipped steps in a row after which the run stops. A step is skipped if its loss or
-            gradient is not finite. With fp16, a few are skipped at the start, while the loss scale is adjusted.
-        seed: seed of everything random in the run.
-    """
-
-    max_steps: int = 1600
-    batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-3
-    lr_warmup_steps: int = 100
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
-    max_skipped_steps: int = 20
-    seed: int = 0
 
 
 @dataclass
@@ -245,7 +178,7 @@ GROUPS = (
     RepaConfig,
     TeacherConfig,
     MeanFlowConfig,
-    OptimizerConfig,
+    SiTOptimizerConfig,
     AverageConfig,
     PrecisionConfig,
     RunConfig,
@@ -278,16 +211,8 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
         for name, off in (("mixed_precision", "no"), ("log_with", "none")):
             if getattr(self, name) is False:
                 setattr(self, name, off)
-        for name in (
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "max_skipped_steps",
-            "ema_snapshot_every",
-        ):
+        check_optimizer(vars(self))
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "ema_snapshot_every"):
             check_count(name, getattr(self, name))
         if self.keep_every is not None:
             check_count("keep_every", self.keep_every)
@@ -295,15 +220,7 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
             check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if self.log_with is not None:
             check_choice("log_with", self.log_with, (*TRACKERS, "none"))
-        check_seed("seed", self.seed)
-        check_positive("learning_rate", self.learning_rate)
-        if self.max_grad_norm is not None:
-            check_positive("max_grad_norm", self.max_grad_norm)
-        check_non_negative("weight_decay", self.weight_decay)
-        for name in ("learning_rate", "weight_decay"):
-            check_float32(name, getattr(self, name))
-        for name in ("lr_warmup_steps", "max_broken_images"):
-            check_count(name, getattr(self, name), least=0)
+        check_count("max_broken_images", self.max_broken_images, least=0)
         check_count("num_workers", self.num_workers, least=0, most=MAX_WORKERS)
         profile_weights(self.ema_decays, self.ema_stds)
 
@@ -322,7 +239,15 @@ class CommonConfig(RunConfig, PrecisionConfig, AverageConfig, OptimizerConfig):
 @dataclass
 # dataclasses collect the fields from the last base to the first, so this is the order of `GROUPS`
 class TrainConfig(
-    LoggingConfig, CommonConfig, MeanFlowConfig, TeacherConfig, RepaConfig, ObjectiveConfig, ModelConfig, DataConfig
+    LoggingConfig,
+    CommonConfig,
+    SiTOptimizerConfig,
+    MeanFlowConfig,
+    TeacherConfig,
+    RepaConfig,
+    ObjectiveConfig,
+    ModelConfig,
+    DataConfig,
 ):
     """Train SiT on images. The defaults are the built-in recipe: handwritten digits, in about 5 minutes on 2 cores.
 
@@ -374,16 +299,11 @@ class TrainConfig(
         check_choice("objective", self.objective, ("flow", "meanflow"))
         check_mean_flow(vars(self))
         check_teacher(vars(self))
-        check_choice("weighting", self.weighting, WEIGHTINGS)
-        check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
-        check_time_options(self.time_sampling, self.time_mean, self.time_std)
-        check_sigma_floor(self.sigma_floor, self.path, self.prediction, self.weighting)
+        check_objective_options(vars(self))
         check_repa(vars(self))
         check_count("sample_every", self.sample_every)
         check_count("sample_steps", self.sample_steps, most=MAX_SOLVER_STEPS)
         if self.image_size is not None:
             check_count("image_size", self.image_size)
-        check_positive("time_shift", self.time_shift)
-        check_float32("time_shift", self.time_shift)
         check_non_negative("sample_guidance_scale", self.sample_guidance_scale)
         check_float32("sample_guidance_scale", self.sample_guidance_scale)

@@ -1,6 +1,8 @@
-"""The optimizer of a run: AdamW, its learning rate at each step, and updates that can be masked on the GPU."""
+"""The optimizer of a run, its learning rate at each step, and updates that can be masked on the GPU."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +32,71 @@ def learning_rate(config: CommonConfig, step: int, stage: int = 0) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def build_optimizer(config: CommonConfig, module: nn.Module) -> torch.optim.AdamW:
-    """AdamW over all parameters of a module; fused, because `masked_step` relies on that kernel."""
-    return torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+def build_optimizer(
+    config: CommonConfig, module: nn.Module, matrices: Sequence[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over all parameters of a module; fused, because `masked_step` relies on that kernel.
+
+    Args:
+        config: the configuration of the run.
+        module: what is trained.
+        matrices: its parameters (out, in) that Muon updates. If None, AdamW updates all of them.
+    """
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if matrices is None:
+        return torch.optim.AdamW(module.parameters(), fused=True, **options)
+    chosen = set(map(id, matrices))
+    return MuonWithAdamW(matrices, [p for p in module.parameters() if id(p) not in chosen], **options)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for matrices, and AdamW for other parameters, as one optimizer.
+
+    An update of Muon is the momentum with all its singular values set to about 1, scaled so that its root mean square
+    is that of AdamW's updates (arXiv 2502.16982): both take one learning rate.
+
+    Args:
+        matrices: parameters (out, in).
+        others: all other parameters.
+        lr: learning rate.
+        weight_decay: weight decay, decoupled from the gradient.
+
+    Attributes:
+        grad_scale, found_inf: as PyTorch's fused optimizers take them; if `found_inf` is 1, a step changes nothing.
+    """
+
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+
+    def __init__(
+        self, matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], lr: float, weight_decay: float
+    ):
+        options = {"lr": lr, "weight_decay": weight_decay}
+        self._muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options)
+        self._adamw = torch.optim.AdamW(others, fused=True, **options)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Make an update, or none if `found_inf` is 1, without waiting for the GPU; `closure` must be None."""
+        assert closure is None and self.grad_scale is None  # gradients have been computed and unscaled
+        for part, group in zip((self._muon, self._adamw), self.param_groups, strict=True):
+            part.state, part.param_groups = self.state, [group]  # loading a state has replaced them
+        self._adamw.found_inf = self.found_inf
+        self._adamw.step()
+        if self.found_inf is None:
+            self._muon.step()
+            return
+        # Muon has no flag: a masked gradient is the momentum, which leaves that as it is, and weights are put back.
+        keep = self.found_inf.bool()
+        weights = [weight for weight in self.param_groups[0]["params"] if weight.grad is not None]
+        before = [weight.clone() for weight in weights]
+        for weight in weights:
+            momentum = self.state[weight].get("momentum_buffer", torch.zeros_like(weight))
+            weight.grad = torch.where(keep, momentum, weight.grad)
+        self._muon.step()
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(torch.where(keep, old, weight))
 
 
 def set_sharded_precision(accelerator: Accelerator) -> None:
@@ -47,9 +111,9 @@ def set_sharded_precision(accelerator: Accelerator) -> None:
 
 
 def masked_step(optimizer: AcceleratedOptimizer, applied: torch.Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Make AdamW's update if `applied` is 1, and none if it is 0, without waiting for the GPU.
+    """Make an update if `applied` is 1, and none if it is 0, without waiting for the GPU.
 
-    This is how fused kernels skip overflows of fp16. The gradients must have been unscaled.
+    This is how AdamW's fused kernels skip overflows of fp16. The gradients must have been unscaled.
 
     Args:
         optimizer: the prepared optimizer.

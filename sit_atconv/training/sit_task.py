@@ -85,8 +85,11 @@ class SiTTask(Task):
         has_vae, has_steps = self.components.vae is not None, config.objective == "meanflow"
         return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps)
 
-    def build_optimizer(self) -> torch.optim.AdamW:
-        return build_optimizer(self.config, self.trained)
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        blocks = self.components.transformer.blocks
+        is_muon = self.config.optimizer == "muon"
+        matrices = [weight for weight in blocks.parameters() if weight.ndim == 2] if is_muon else None
+        return build_optimizer(self.config, self.trained, matrices)
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step, self.config.graft_steps)

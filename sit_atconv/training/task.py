@@ -91,8 +91,8 @@ class Task(ABC):
         return self.dataset.epoch_order(generator)
 
     @abstractmethod
-    def build_optimizer(self) -> torch.optim.AdamW:
-        """The optimizer of all trained parameters, fused, as `masked_step` needs it."""
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of all trained parameters, which takes `found_inf` as fused ones do, for `masked_step`."""
 
     @abstractmethod
     def learning_rate(self, step: int) -> float:

@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.optimizer import learning_rate, masked_step
+from sit_atconv.training.optimizer import MuonWithAdamW, learning_rate, masked_step
 
 
 def test_learning_rate_is_a_function_of_the_step():
@@ -31,3 +31,38 @@ def test_fp16_skips_the_step_whose_gradient_overflows():
         assert scaler.get_scale() == scale
         assert torch.equal(parameter, before) == (factor != 1.0)
     assert optimizer.optimizer.state[parameter]["step"] == 1
+
+
+def test_muon_updates_matrices_orthogonally_and_the_rest_as_adamw_does():
+    """With the root mean square of an update of AdamW, 0.2 × the learning rate."""
+    matrix, bias = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((6, 4), (6,)))
+    alone = torch.nn.Parameter(bias.detach().clone())
+    generator = torch.Generator().manual_seed(0)
+    optimizer, adamw = MuonWithAdamW([matrix], [bias], 0.1, 0.0), torch.optim.AdamW([alone], lr=0.1, weight_decay=0.0)
+    for _ in range(3):
+        before = matrix.detach().clone()
+        matrix.grad, bias.grad = torch.randn(6, 4, generator=generator), torch.randn(6, generator=generator)
+        alone.grad = bias.grad.clone()
+        optimizer.step()
+        adamw.step()
+        update = (before - matrix.detach()) / 0.1
+        assert torch.linalg.svdvals(update).allclose(torch.full((4,), 0.2 * 6**0.5), rtol=0.35)
+    torch.testing.assert_close(bias, alone)
+
+
+def test_a_masked_step_of_muon_changes_nothing_and_the_next_is_as_without_it():
+    def steps(gradients: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        layer = torch.nn.Linear(4, 6)
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+        optimizer = Accelerator(cpu=True).prepare(MuonWithAdamW([layer.weight], [layer.bias], 0.1, 0.01))
+        for gradient in gradients:
+            layer.weight.grad, layer.bias.grad = gradient.clone(), gradient[:, 0].clone()
+            masked_step(optimizer, gradient.isfinite().all().float(), None)
+        states = optimizer.optimizer.state
+        return layer.weight, layer.bias, states[layer.weight]["momentum_buffer"], states[layer.bias]["exp_avg"]
+
+    good, bad = [torch.randn(6, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)], torch.ones(6, 4)
+    bad[2, 1] = float("nan")
+    for one, other in zip(steps([bad, good[0], bad, good[1]]), steps(good), strict=True):
+        assert torch.equal(one, other)

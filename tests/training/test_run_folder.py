@@ -23,6 +23,7 @@ DECIDE_ON_THE_RESULT = {
     "weighting",
     "time_sampling",
     "time_shift",
+    "optimizer",
     "batch_size",
     "learning_rate",
     "lr_warmup_steps",
