@@ -9,6 +9,7 @@ modulations are computed in the call. A scheduler of mean velocities lists steps
 """
 
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..models.caching import FEW_CACHED_CALLS
 from ..models.hooks import has_hooks
 from .callbacks import check_output
 
@@ -81,6 +83,12 @@ class LabelledModel:
         Args:
             times: the times of the calls, as a scheduler's `network_times` lists them.
         """
+        if self._is_cached and 0 < len(times) <= FEW_CACHED_CALLS:
+            warnings.warn(
+                f"a cache spoils the images of a solve of {len(times)} network calls, because neighbouring calls "
+                "differ too much; call transformer.disable_cache(), and take fewer steps if that is too slow",
+                stacklevel=2,
+            )
         if not times or has_hooks(self.transformer):
             return
         calls = [time if isinstance(time, tuple) else (time,) for time in times]

@@ -5,16 +5,39 @@ grid of pooled tokens.
 """
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
+from torch.autograd import forward_ad
 
 from ..ops.linear import Linear
 from ..ops.pooling import pool_tokens
 from ..utils.checks import check_count
 
 
-class SelfAttention(nn.Module):
+class DispatchedAttention:
+    """softmax(q·kᵀ/√head_dim)·v by the attention backend of diffusers that was chosen, for one layer or for all.
+
+    `transformer.set_attention_backend(name)` sets that of each layer; without one, `attention_backend(name)` and the
+    environment variable DIFFUSERS_ATTN_BACKEND apply. PyTorch's choice, "native", is the default. The forward-mode
+    derivative is always computed by the definition, because no fused kernel has a rule for it.
+    """
+
+    _attention_backend: AttentionBackendName | None = None  # diffusers sets it
+    _parallel_config = None
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attend from q (B, N, heads, head_dim) to k and v (B, M, heads, head_dim) -> like q."""
+        backend = self._attention_backend
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            backend = AttentionBackendName._NATIVE_MATH
+        return dispatch_attention_fn(q, k, v, backend=backend)
+
+
+class SelfAttention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention, the baseline mixer: tokens (B, N, D) -> (B, N, D)."""
+
+    _supports_qkv_fusion = False  # queries, keys and values are one layer already
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
@@ -23,15 +46,16 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.out_proj = Linear(dim, dim)
+        self.processor = DispatchedAttention()
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        q, k, v = qkv.unbind(2)  # each (B, N, heads, head_dim)
+        y = self.processor(self.q_norm(q), self.k_norm(k), v)
+        return self.out_proj(y.flatten(2))
 
 
-class PooledAttention(nn.Module):
+class PooledAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention from every token to the means of m×m tiles: tokens (B, N, D) -> (B, N, D).
 
     The whole image is in view at a cost that grows linearly with the number of tokens, because the number of tiles does
@@ -47,6 +71,8 @@ class PooledAttention(nn.Module):
         pool: m.
     """
 
+    _supports_qkv_fusion = False  # keys and values are one layer already, and queries see other tokens
+
     def __init__(self, dim: int, num_heads: int, qk_norm: bool = False, pool: int = 16):
         super().__init__()
         check_count("attention_pool", pool)
@@ -57,6 +83,7 @@ class PooledAttention(nn.Module):
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.out_proj = Linear(dim, dim)
+        self.processor = DispatchedAttention()
 
     def extra_repr(self) -> str:
         return f"pool={self.pool}"
@@ -64,8 +91,8 @@ class PooledAttention(nn.Module):
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         is_tiled = grid != (self.pool, self.pool)
         pooled = pool_tokens(tokens, grid, self.pool, "grid") if is_tiled else tokens  # (B, m², D)
-        q = self.q_proj(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, head_dim)
+        q = self.q_proj(tokens).unflatten(2, (self.num_heads, -1))  # (B, N, heads, head_dim)
         kv = self.kv_proj(pooled).unflatten(2, (2, self.num_heads, -1))  # (B, m², 2, heads, head_dim)
-        k, v = kv.permute(2, 0, 3, 1, 4)  # each (B, heads, m², head_dim)
-        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        k, v = kv.unbind(2)  # each (B, m², heads, head_dim)
+        y = self.processor(self.q_norm(q), self.k_norm(k), v)
+        return self.out_proj(y.flatten(2))

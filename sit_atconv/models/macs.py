@@ -83,7 +83,9 @@ class _CountAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        return _FlashAttention.apply(*args[:3], self.operations)
+        names = ("query", "key", "value")
+        operands = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return _FlashAttention.apply(*(operands[name] for name in names), self.operations)
 
 
 class _Operations(TorchDispatchMode):

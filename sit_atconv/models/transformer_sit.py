@@ -10,9 +10,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -23,6 +22,7 @@ from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
 from .attention import PooledAttention, SelfAttention
+from .caching import BlockCacheMixin
 from .embeddings import add_position_embedding, check_labels, embed_times
 from .loading import StrictModelMixin
 from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
@@ -49,7 +49,9 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
 
-class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+class SiTTransformer2DModel(
+    StrictModelMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, BlockCacheMixin
+):
     """SiT with ATConv, self-attention, or both as its mixers, the layers that mix tokens.
 
     Args:
@@ -88,6 +90,8 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
     _supports_gradient_checkpointing = True
     _no_split_modules = ["SiTBlock"]  # noqa: RUF012
     _repeated_blocks = ["SiTBlock"]  # noqa: RUF012
+    # Few weights whose rounding to 8 bits costs most (docs/weights.md); layers of adaLN are many, and cost least.
+    _skip_layerwise_casting_patterns = ("patch_embed", "time_embed", "span_embed", "norm", "kernel_gen", "^proj_out$")
 
     @register_to_config
     def __init__(
@@ -185,17 +189,6 @@ class SiTTransformer2DModel(StrictModelMixin, ModelMixin, ConfigMixin, PeftAdapt
         if self.config.class_dropout_prob == 0:
             raise ValueError("class_dropout_prob=0: this model has no null class, so it cannot be guided")
         return self.config.num_classes
-
-    def enable_cache(self, config) -> None:
-        """Let blocks reuse what they computed in earlier network calls, as one of diffusers' caches decides.
-
-        The pipeline forgets it before each solve.
-
-        Args:
-            config: such as `diffusers.FirstBlockCacheConfig(threshold=0.1)`.
-        """
-        TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
-        super().enable_cache(config)
 
     def draw_class_dropout(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw which labels to drop: (B,) bool on the CPU, for `forward(class_dropout=…)`."""

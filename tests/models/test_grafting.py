@@ -51,7 +51,9 @@ def test_a_block_that_does_not_mix_is_the_same_after_the_graft():
         torch.nn.init.constant_(mixer.inhibition, -100.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: attention(q, k, v, self_alone)
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda **options: attention(**{**options, "attn_mask": self_alone}),
         )
         expected = predict(trained)
     torch.testing.assert_close(predict(grafted), expected, rtol=1e-4, atol=1e-5)

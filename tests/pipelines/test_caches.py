@@ -1,18 +1,29 @@
 """diffusers' caches, which reuse what blocks computed in earlier network calls, with every mixer."""
 
+import warnings
+
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 
 from sit_atconv import InterpolantODEScheduler, SiTPipeline, SiTTransformer2DModel
+from sit_atconv.models.caching import FEW_CACHED_CALLS, TAYLOR_LAYERS
 
 STEPS = 6
 MIXTURE = ["atconv", "attention", "pooled_attention", "atconv"]
 TAYLOR = dict(cache_interval=2, disable_cache_before_step=3, taylor_factors_dtype=torch.float32)
 CONFIGS = {
     "first block": FirstBlockCacheConfig(threshold=100.0),
-    "Taylor": TaylorSeerCacheConfig(**TAYLOR, cache_identifiers=[r"blocks\.\d+\.(mixer|mlp)"]),
+    "magnitudes": MagCacheConfig(mag_ratios=[1.0] * STEPS, num_inference_steps=STEPS, retention_ratio=0.0),
+    "Taylor": TaylorSeerCacheConfig(**TAYLOR, cache_identifiers=TAYLOR_LAYERS),
 }
+pytestmark = pytest.mark.filterwarnings("ignore:a cache spoils")
 
 
 @pytest.fixture
@@ -94,3 +105,34 @@ def test_first_block_cache_computes_the_other_blocks_once_for_each_number_of_row
     calls, _ = count_calls(pipe, 3)
     draw(pipe)
     assert len(calls) == 2  # with guidance and without
+
+
+@pytest.mark.parametrize("config", [FasterCacheConfig(), PyramidAttentionBroadcastConfig(), object()])
+def test_caches_of_other_kinds_are_refused(pipe, config):
+    with pytest.raises(ValueError, match=f"config={type(config).__name__} is not for the blocks of this model"):
+        pipe.transformer.enable_cache(config)
+    assert not pipe.transformer.is_cache_enabled
+
+
+def test_a_cache_that_finds_no_layer_is_refused(pipe):
+    with pytest.raises(ValueError, match="names no layer of this model; give cache_identifiers=") as error:
+        pipe.transformer.enable_cache(TaylorSeerCacheConfig(**TAYLOR))
+    assert not pipe.transformer.is_cache_enabled
+    layers = eval(str(error.value).partition("cache_identifiers=")[2])
+    pipe.transformer.enable_cache(TaylorSeerCacheConfig(**TAYLOR, cache_identifiers=layers))
+    assert pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.filterwarnings("default:a cache spoils")
+def test_few_calls_with_a_cache_are_warned_of(pipe):
+    def warned(steps: int) -> bool:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe([0], num_inference_steps=steps, output_type="latent")
+        return any("a cache spoils the images of a solve of" in str(warning.message) for warning in caught)
+
+    assert not warned(FEW_CACHED_CALLS)
+    pipe.transformer.enable_cache(CONFIGS["first block"])
+    assert warned(FEW_CACHED_CALLS) and not warned(FEW_CACHED_CALLS + 1)
+    pipe.scheduler = InterpolantODEScheduler(solver="midpoint")  # of two calls per step
+    assert warned(FEW_CACHED_CALLS // 2) and not warned(FEW_CACHED_CALLS // 2 + 1)

@@ -128,6 +128,12 @@ def test_from_pipe_shares_the_components(pipe):
 def test_layerwise_casting(pipe, folder):
     loaded = SiTPipeline.from_pretrained(folder)
     loaded.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    exact = {name for name, weight in loaded.transformer.named_parameters() if weight.dtype == torch.float32}
+    layers = {"patch_embed", "time_embed.linear_1", "time_embed.linear_2", "blocks.1.mixer.kernel_gen", "proj_out"}
+    assert exact == {
+        "blocks.1.mixer.inhibition",
+        *(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")),
+    }
     assert loaded.transformer.blocks[0].mlp.fc1.weight.dtype == torch.float8_e4m3fn
     torch.testing.assert_close(draw(loaded), draw(pipe), rtol=0, atol=0.3)
 

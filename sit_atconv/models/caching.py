@@ -1,0 +1,40 @@
+"""diffusers' caches for models of `SiTBlock`s: blocks reuse what they computed in earlier network calls."""
+
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.cache_utils import CacheMixin
+
+from .hooks import has_diffusers_hooks
+from .sit_block import SiTBlock
+
+# Others keep a single state for all numbers of rows, skip attention alone, or are made for text or video.
+BLOCK_CACHES = ("FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
+TAYLOR_LAYERS = [r"blocks\.\d+\.(mixer|mlp)"]
+# With few network calls neighbouring ones differ too much: fewer calls without a cache are better (docs/samplers.md).
+FEW_CACHED_CALLS = 20
+
+
+class BlockCacheMixin(CacheMixin):
+    """Those caches that work with every mixer, whatever the number of rows in a call."""
+
+    def enable_cache(self, config) -> None:
+        """Let blocks reuse what they computed in earlier network calls, as one of diffusers' caches decides.
+
+        The pipeline forgets it before each solve.
+
+        Args:
+            config: a `FirstBlockCacheConfig`, `MagCacheConfig` or `TaylorSeerCacheConfig` of diffusers, such as
+                `FirstBlockCacheConfig(threshold=0.05)`.
+
+        Raises:
+            ValueError: for another kind of cache, or one that finds no layer to apply to.
+        """
+        if (name := type(config).__name__) not in BLOCK_CACHES:
+            raise ValueError(
+                f"config={name} is not for the blocks of this model; use {', '.join(BLOCK_CACHES[:-1])} or "
+                f"{BLOCK_CACHES[-1]}"
+            )
+        TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
+        if not any(has_diffusers_hooks(module) for module in self.modules()):  # type: ignore[attr-defined]
+            self.disable_cache()
+            raise ValueError(f"config={name} names no layer of this model; give cache_identifiers={TAYLOR_LAYERS!r}")
