@@ -85,8 +85,9 @@ class LabelledModel:
         """
         if self._is_cached and 0 < len(times) <= FEW_CACHED_CALLS:
             warnings.warn(
-                f"a cache spoils the images of a solve of {len(times)} network calls, because neighbouring calls "
-                "differ too much; call transformer.disable_cache(), and take fewer steps if that is too slow",
+                f"a cache spoils the images of a solve of {len(times)} network calls and saves little, because "
+                "neighbouring calls differ too much; call transformer.disable_cache(), and take fewer steps if that is "
+                "too slow",
                 stacklevel=2,
             )
         if not times or has_hooks(self.transformer):

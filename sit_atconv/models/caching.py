@@ -9,7 +9,7 @@ from .sit_block import SiTBlock
 # Others keep a single state for all numbers of rows, skip attention alone, or are made for text or video.
 BLOCK_CACHES = ("FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
 TAYLOR_LAYERS = [r"blocks\.\d+\.(mixer|mlp)"]
-# With few network calls neighbouring ones differ too much: fewer calls without a cache are better (docs/samplers.md).
+# With few network calls neighbouring ones differ too much for a cache to gain much (docs/samplers.md).
 FEW_CACHED_CALLS = 20
 
 
