@@ -4,7 +4,8 @@
         --output_dir PHOTOS-latents --flip true
     accelerate launch train/train_sit.py --config train/configs/folder_latents.yaml --data PHOTOS-latents
 
-The mean and standard deviation of the posterior are stored, so that each epoch draws new samples from it. Processes
+The mean and standard deviation of the posterior are stored, so that each epoch draws new samples from it, and with
+--targets also the features of an encoder, for training with --repa. Processes
 divide the shards among themselves. If they are interrupted, the same command encodes the shards that are missing.
 """
 

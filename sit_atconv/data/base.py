@@ -34,6 +34,8 @@ class ImageDataset(Dataset):
         labels: (len,) class id of each image.
         channels: channels of the images, 1 or 3.
         image_size: side S of the images in pixels.
+        is_encoded: whether items are what the transformer takes, which no VAE has yet to encode.
+        targets: what is said of the features that are stored beside latents, for REPA; None if there are none.
     """
 
     name: str
@@ -42,6 +44,8 @@ class ImageDataset(Dataset):
     labels: np.ndarray
     channels: int
     image_size: int
+    is_encoded: bool = False
+    targets: dict | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,6 +116,14 @@ class ImageDataset(Dataset):
         """
         x = self.tensor(index, flip)
         return {"x": x} if posterior is None else {"x": x, "posterior": posterior}
+
+    def target_features(self, index: int, flip: bool) -> torch.Tensor:
+        """The features (N, Z) float16 that are stored beside the latents of an image, mirrored if `flip`.
+
+        Raises:
+            ValueError: if none are stored.
+        """
+        raise ValueError(f"data={self.source!r} holds no features")
 
     def check_pixels(self, needed_by: str) -> None:
         """Raise ValueError if there are only precomputed latents; `needed_by` begins the message."""

@@ -1,14 +1,16 @@
 """The format of a folder of precomputed latents, and how it is written.
 
-    shard-00000.safetensors …   mean, std (n, c, s, s), the same for the mirrored images, label (n,), index (n,)
+    shard-00000.safetensors …   mean, std (n, c, s, s), the same for the mirrored images, label (n,), index (n,);
+                                if there are targets, these (n, N, Z) float16, and those of the mirrored images
     vae/                        if latents are normalized by their own statistics: the VAE, which holds them
     manifest.json               written last: a folder with a manifest is complete
 
 Until the folder is complete, it holds `encoding.json`, the settings of the encoding, in place of the manifest, and a
 small JSON file about each shard. All files are staged and renamed, so every visible file is whole.
 
-n images of a shard, c latent channels, s latent side. Mean and standard deviation are the VAE's own, neither shifted
-nor scaled. latent_statistics.py computes those of each channel over all images, which the manifest holds, too.
+n images of a shard, c latent channels, s latent side; N tokens, Z features of an encoder. Mean and standard deviation
+are the VAE's own, neither shifted nor scaled. latent_statistics.py computes those of each channel over all images,
+which the manifest holds, too.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Precomputed latents as training reads them. latent_shards.py describes the format of their folder.
 
-c latent channels, s latent side.
+c latent channels, s latent side; N tokens, Z features of an encoder.
 """
 
 import json
@@ -27,7 +27,7 @@ USUAL_STD, USUAL_MEAN = (0.4, 2.5), 2.0
 THREADS = 8  # that hash shards at the same time
 
 # What a manifest must hold, and each of its shards.
-FIELDS = {
+FIELDS: dict[str, type] = {
     "name": str,
     "source": str,
     "classes": list,
@@ -37,6 +37,7 @@ FIELDS = {
     "latents": dict,
     "shards": list,
 }
+TARGETS_FIELDS: dict[str, type] = {"encoder": str, "weights": str, "sha256": str, "grid": list, "features": int}
 
 
 class LatentsDataset(ImageDataset):
@@ -49,6 +50,8 @@ class LatentsDataset(ImageDataset):
     Raises:
         ValueError: if the folder is not complete or does not match its manifest, or for another image size.
     """
+
+    is_encoded = True
 
     def __init__(self, folder: str | Path, image_size: int | None = None):
         folder = Path(folder)
@@ -63,6 +66,7 @@ class LatentsDataset(ImageDataset):
         self.classes = manifest["classes"]
         self.image_size = manifest["image_size"]
         self.channels = manifest["channels"]
+        self.targets = manifest.get("targets")
         self._folder = folder
         self._open: dict[int, Any] = {}
         sizes = [shard["images"] for shard in manifest["shards"]]
@@ -120,13 +124,18 @@ class LatentsDataset(ImageDataset):
 
     def latents(self, index: int, flip: bool, noise: torch.Tensor) -> torch.Tensor:
         """Draw a sample of the posterior with this noise, shifted and scaled for the transformer: float32 (c, s, s)."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        shard, row = self._shard(number), int(index - self._starts[number])
-        suffix = "_flipped" if flip else ""
-        latents = shard.get_slice(f"mean{suffix}")[row].float()
+        latents = self._stored("mean", index, flip).float()
         if self.manifest["latents"]["std"]:
-            latents = latents + shard.get_slice(f"std{suffix}")[row].float() * noise
+            latents = latents + self._stored("std", index, flip).float() * noise
         return normalize_latents(self.manifest["vae"], latents)
+
+    def target_features(self, index: int, flip: bool) -> torch.Tensor:
+        return super().target_features(index, flip) if self.targets is None else self._stored("targets", index, flip)
+
+    def _stored(self, name: str, index: int, flip: bool) -> torch.Tensor:
+        """What the shards hold of one image, of the mirrored one if `flip`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._shard(number).get_slice(f"{name}{'_flipped' if flip else ''}")[int(index - self._starts[number])]
 
     def training_tensors(
         self, index: int, flip: bool, posterior: torch.Tensor | None = None
@@ -221,6 +230,8 @@ def read_manifest(folder: Path) -> dict:
         raise ValueError(f"{source}: {MANIFEST} is damaged: {error}") from error
     if not all(isinstance(name, str) for name in manifest["classes"]):
         raise ValueError(f"{source}: {MANIFEST} is damaged: classes are no names; copy the folder again")
+    if manifest.get("targets") is not None:
+        check_fields(manifest["targets"], TARGETS_FIELDS, f"{source}: {MANIFEST}, targets")
     for shard in manifest["shards"]:
         check_fields(shard, SHARD_FIELDS, f"{source}: {MANIFEST}, shards")
         check_shard(folder, shard, source)

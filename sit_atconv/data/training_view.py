@@ -81,6 +81,7 @@ class TrainingView(View):
         label: class id
         noise: (c, s, s), x_0
         time: one standard normal number, for `InterpolantLoss.time_from_normal`
+        targets: (N, Z) float16, the stored features of the image; only of the first `target_samples`
         end_time: another one, for `MeanFlowLoss.times_from_normal`; only with `steps`
         position: number of the sample in the run
         dropout: one uniform number in [0, 1]; the label is dropped if it is below the model's class dropout probability
@@ -95,6 +96,7 @@ class TrainingView(View):
         noise_shape: (c, s, s).
         posterior: whether there is a VAE, so that each sample needs noise for its posterior.
         steps: whether steps of the flow are trained, so that each sample needs a second time.
+        target_samples: number of first samples of the run that come with the features that are stored beside latents.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class TrainingView(View):
         noise_shape: tuple[int, ...],
         posterior: bool = False,
         steps: bool = False,
+        target_samples: float = 0,
     ):
         super().__init__(dataset, seed)
         self.horizontal_flip = horizontal_flip
         self.noise_shape = tuple(noise_shape)
         self.posterior = posterior
         self.steps = steps
+        self.target_samples = target_samples
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, position = key
@@ -119,6 +123,8 @@ class TrainingView(View):
         index, tensors, broken = self.read(
             index, position, lambda each: self.dataset.training_tensors(each, flip, posterior)
         )
+        if position < self.target_samples:
+            tensors["targets"] = self.dataset.target_features(index, flip)
         end_time = {"end_time": draw(self.seed, Stream.END_TIME, position)} if self.steps else {}
         return tensors | {
             **end_time,

@@ -26,7 +26,8 @@ from .mean_flow import MeanFlowObjective
 from .mixer_regression import CallableMixers, MixerRegression, StagedObjective
 from .objective import Objective
 from .processes import one_process_first
-from .repa import AlignedTransformer, TargetEncoder
+from .repa import AlignedTransformer, TargetEncoder, Targets
+from .repa_targets import check_stored_targets
 from .teacher_data import SampledWhenRead, TeacherDataset, is_teacher_data
 
 
@@ -36,11 +37,12 @@ class Components:
 
     Args:
         dataset: the training images or precomputed latents.
-        vae: the VAE; None if the model is trained on pixels.
+        vae: the VAE; None if the model is trained on pixels. It is on the CPU if the data are latents already, and then
+            serves grids of samples and the pipeline.
         transformer: the model that is kept after training.
         trained: the module whose parameters are trained: the transformer, or an `AlignedTransformer` with REPA.
         loss_fn: the interpolant and its loss.
-        encoder: the encoder whose features are predicted; None without REPA.
+        targets: the features that are predicted; None without REPA.
         teacher: the transformer whose outputs are learnt; None without one.
         graft: what a graft replaces; None without one.
     """
@@ -50,7 +52,7 @@ class Components:
     transformer: SiTTransformer2DModel
     trained: nn.Module
     loss_fn: InterpolantLoss | MeanFlowLoss
-    encoder: TargetEncoder | None
+    targets: Targets | None
     teacher: SiTTransformer2DModel | None = None
     graft: Graft | None = None
 
@@ -80,9 +82,10 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     dataset.check_output("output_dir", config.run_folder)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of data={config.data!r}")
-    vae = None if config.vae is None else load_vae(config.vae).to(accelerator.device)
+    vae = None if config.vae is None else load_vae(config.vae)
     if vae is not None:
         check_latent_statistics(vae)
+        vae.to("cpu" if dataset.is_encoded else accelerator.device)
     dataset.check_training(vae, config.horizontal_flip)
     graft = prepare_graft(config, dataset, vae, accelerator)
     transformer = build_transformer(config, dataset, vae, None if graft is None else graft.mixer)
@@ -105,14 +108,28 @@ def build_components(config: TrainConfig, accelerator: Accelerator) -> Component
     if config.repa is None:
         trained = CallableMixers(transformer) if config.graft_steps else transformer
         return Components(dataset, vae, transformer, trained, loss_fn, None, teacher, graft)
-    dataset.check_pixels(f"repa={config.repa!r} compares features with those of images, but")
+    aligned, targets = build_alignment(config, config.repa, dataset, transformer, accelerator)
+    return Components(dataset, vae, transformer, aligned, loss_fn, targets, teacher, graft)
+
+
+def build_alignment(
+    config: TrainConfig, repa: str, dataset: ImageDataset, transformer: SiTTransformer2DModel, accelerator: Accelerator
+) -> tuple[AlignedTransformer, Targets]:
+    """Build the projector of a transformer, and what it is compared with; no encoder if its features are stored.
+
+    Raises:
+        ValueError: if the data are no images, and hold no features or others.
+    """
     side = transformer.config.sample_size // transformer.config.patch_size
-    encoder = TargetEncoder(
-        config.repa, config.repa_weights, (side, side), accelerator.device, config.repa_spatial_norm
-    )
-    projector = config.repa_projector
-    aligned = AlignedTransformer(transformer, config.repa_depth, encoder.features, config.seed, projector)
-    return Components(dataset, vae, transformer, aligned, loss_fn, encoder, teacher, graft)
+    encoder = None
+    if dataset.is_encoded:
+        features = check_stored_targets(dataset, repa, config.repa_weights, (side, side))["features"]
+    else:
+        encoder = TargetEncoder(repa, config.repa_weights, (side, side), accelerator.device)
+        features = encoder.features
+    depth, projector = config.repa_depth, config.repa_projector
+    aligned = AlignedTransformer(transformer, depth, features, config.seed, projector)
+    return aligned, Targets(encoder, config.repa_spatial_norm)
 
 
 def open_data(config: TrainConfig, accelerator: Accelerator) -> ImageDataset:
@@ -153,8 +170,7 @@ def build_objective(
         ValueError: for MeanFlow and the steps of a graft with sharded weights.
     """
     objective = build_whole_objective(config, components, model, accelerator)
-    if config.repa_steps is not None:
-        objective.aligned_samples = config.repa_steps * config.batch_size
+    objective.aligned_samples = config.aligned_samples(config.batch_size)
     if not config.graft_steps:
         return objective
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -179,7 +195,7 @@ def build_whole_objective(
         ValueError: for MeanFlow with sharded weights.
     """
     transformer, loss_fn = components.transformer, components.loss_fn
-    parts = (model, transformer.config.class_dropout_prob, components.vae, components.encoder)
+    parts = (model, transformer.config.class_dropout_prob, components.vae, components.targets)
     if isinstance(loss_fn, InterpolantLoss):
         if components.teacher is None:
             return Objective(loss_fn, *parts)

@@ -14,7 +14,7 @@ from ..flow.distillation import DistillationLoss
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
 from .objective import Objective
-from .repa import TargetEncoder
+from .repa import Targets
 from .target_network import TargetNetwork
 
 
@@ -26,7 +26,7 @@ class DistillationObjective(Objective):
         model: as for `Objective`.
         class_dropout_prob: as for `Objective`.
         vae: as for `Objective`.
-        encoder: as for `Objective`.
+        targets: as for `Objective`.
         teacher: the trained transformer.
         autocast: makes the context of the run's precision.
     """
@@ -37,11 +37,11 @@ class DistillationObjective(Objective):
         model: nn.Module,
         class_dropout_prob: float,
         vae: VAE | None,
-        encoder: TargetEncoder | None,
+        targets: Targets | None,
         teacher: SiTTransformer2DModel,
         autocast: Callable[[], AbstractContextManager],
     ):
-        super().__init__(distillation.flow, model, class_dropout_prob, vae, encoder)
+        super().__init__(distillation.flow, model, class_dropout_prob, vae, targets)
         self.distillation = distillation
         self.teacher = teacher
         self.autocast = autocast

@@ -3,9 +3,10 @@
 Each process encodes its own shards. A process may be killed at any moment: the next run encodes the shards that are
 missing.
 
-B images of a batch, C channels, S image side in pixels; c latent channels, s latent side.
+B images of a batch, C channels, S image side in pixels; c latent channels, s latent side; N tokens, Z features.
 """
 
+import math
 import shutil
 import signal
 import sys
@@ -43,7 +44,12 @@ from ..utils.source_names import check_folder_or_name, check_source
 from ..utils.text import counted, one_line, printable
 from .batches import dead_worker, start_workers
 from .processes import join_processes, on_main_process, one_process_first
+from .repa import TargetEncoder
+from .repa_options import check_targets
+from .repa_targets import describe_targets, encode_targets, open_target_encoder
 from .signals import end_workers
+
+SHARD_SIZE, SHARD_SIZE_WITH_TARGETS = 4096, 512
 
 
 def encode_latents(
@@ -53,11 +59,14 @@ def encode_latents(
     image_size: int | None = None,
     flip: bool = False,
     dtype: str = "float32",
-    shard_size: int = 4096,
+    shard_size: int | None = None,
     batch_size: int = 32,
     num_workers: int = 2,
     max_broken_images: int = 10,
     statistics: str = "vae",
+    targets: str | None = None,
+    targets_weights: str = "pretrained",
+    targets_patch_size: int = 2,
 ) -> dict | None:
     """Encode all images of a data set.
 
@@ -69,7 +78,8 @@ def encode_latents(
         image_size: side of the images in pixels.
         flip: whether to also encode the mirrored images, for training with --horizontal_flip true.
         dtype: type of the stored latents: float32, float16 or bfloat16. The last two round, and halve the size.
-        shard_size: number of images per file.
+        shard_size: number of images per file, which a process holds in memory. Defaults to 4096, and to 512 with
+            targets, which are larger.
         batch_size: number of images that each process passes through the VAE at a time.
         num_workers: number of worker processes that read images, for each process that encodes.
         max_broken_images: number of images that may be broken. They are left out and listed; if there are more, the
@@ -77,6 +87,9 @@ def encode_latents(
         statistics: what normalizes the latents: "vae", the numbers that the VAE comes with; or "channels", mean and
             standard deviation of each channel over these images, with which a copy of the VAE is then saved in
             output_dir/vae, so that output_dir is the VAE to train with.
+        targets: timm:NAME, a model of timm whose features are stored beside the latents, for training with --repa NAME.
+        targets_weights: weights of that model: pretrained, random or a file.
+        targets_patch_size: patch size of the transformer that will be trained: features are stored for its tokens.
 
     Returns:
         The manifest on the main process; None on the others, or if the folder was complete already.
@@ -86,34 +99,45 @@ def encode_latents(
     """
     check_choice("dtype", dtype, ("float32", "float16", "bfloat16"))  # as in DTYPES; these checks run before PyTorch
     check_choice("statistics", statistics, ("vae", "channels"))
-    check_count("shard_size", shard_size)
+    check_count("shard_size", SHARD_SIZE if shard_size is None else shard_size)
     check_count("batch_size", batch_size)
     check_count("num_workers", num_workers, least=0, most=MAX_WORKERS)
     check_count("max_broken_images", max_broken_images, least=0)
     check_source("data", data)
     check_folder_or_name("vae", vae)
+    check_targets(targets, targets_weights, targets_patch_size)
     accelerator = join_processes()
     dataset = one_process_first(accelerator, lambda: open_dataset(data, image_size))
     dataset.check_pixels("images are needed for encoding, but")
     dataset.check_output("output_dir", Path(output_dir))
     model = load_vae(vae).to(accelerator.device)
+    shard_size = shard_size or (SHARD_SIZE if targets is None else SHARD_SIZE_WITH_TARGETS)
     settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size, statistics)
+    encoder = None
+    if targets is not None:
+        side = settings["latents"]["shape"][-1]
+        encoder = open_target_encoder(targets, targets_weights, side, targets_patch_size, accelerator.device)
+    settings["targets"] = None if encoder is None else describe_targets(encoder, targets, targets_weights)
     folder = Path(output_dir)
-    with ExitStack() as stack:
-
-        def begin() -> bool:
-            """Lock the folder, unless it holds something else or is complete; return whether it is complete."""
-            if not check_folder(folder, settings):
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(folder_lock(folder))
-            return begin_folder(folder, settings)
-
-        if on_main_process(accelerator, begin):
+    with ExitStack() as lock:
+        if on_main_process(accelerator, lambda: take_folder(folder, settings, lock)):
             accelerator.print(printable(f"{folder} is complete; nothing is left to do"))
             return None
         return LatentEncoder(
-            accelerator, dataset, model, settings, folder, batch_size, num_workers, max_broken_images
+            accelerator, dataset, model, settings, folder, batch_size, num_workers, max_broken_images, encoder
         ).run()
+
+
+def take_folder(folder: Path, settings: dict, lock: ExitStack) -> bool:
+    """Lock the folder, unless it holds something else or is complete; return whether it is complete.
+
+    Raises:
+        ValueError: as `check_folder`, or if another process is writing to it.
+    """
+    if not check_folder(folder, settings):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.enter_context(folder_lock(folder))
+    return begin_folder(folder, settings)
 
 
 @dataclass
@@ -129,6 +153,7 @@ class LatentEncoder:
         batch_size: number of images that each process passes through the VAE at a time.
         num_workers: number of worker processes that read images, for each process.
         max_broken_images: how many broken images are tolerated.
+        encoder: the encoder whose features are stored, too; None for none.
     """
 
     accelerator: Accelerator
@@ -139,6 +164,7 @@ class LatentEncoder:
     batch_size: int
     num_workers: int
     max_broken_images: int
+    encoder: TargetEncoder | None = None
 
     def run(self) -> dict | None:
         """Encode what is missing; return the manifest on the main process, None on the others.
@@ -206,7 +232,7 @@ class LatentEncoder:
                 if read := [(index, pixels) for index, pixels, _ in items if pixels is not None]:
                     indices, images = zip(*read, strict=True)
                     pixels = torch.stack(images).to(self.accelerator.device)  # (B, C, S, S)
-                    shard.add(indices, encode_batch(self.vae, pixels, self.settings))
+                    shard.add(indices, encode_batch(self.vae, pixels, self.settings, self.encoder))
                 progress.update(len(wanted))
                 last, size = wanted[-1], self.settings["shard_size"]
                 if (last + 1) % size == 0 or last + 1 == len(self.dataset):
@@ -319,20 +345,27 @@ def shard_batches(shards: list[int], settings: dict, batch_size: int) -> Iterato
 
 
 @torch.no_grad()
-def encode_batch(vae: torch.nn.Module, pixels: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
-    """Encode pixels (B, C, S, S); return the tensors (B, c, s, s) of a shard, on the CPU."""
+def encode_batch(
+    vae: torch.nn.Module, pixels: torch.Tensor, settings: dict, encoder: TargetEncoder | None = None
+) -> dict[str, torch.Tensor]:
+    """Encode pixels (B, C, S, S); return the tensors (B, c, s, s) and targets (B, N, Z) of a shard, on the CPU."""
     dtype = DTYPES[settings["latents"]["dtype"]]
     tensors = {}
     for suffix in ("", "_flipped") if settings["latents"]["flip"] else ("",):
-        mean, std = posterior_moments(vae, pixels.flip(-1) if suffix else pixels)
+        pixels = pixels.flip(-1) if suffix else pixels
+        mean, std = posterior_moments(vae, pixels)
         tensors[f"mean{suffix}"] = mean.to("cpu", dtype)
         if std is not None:
             tensors[f"std{suffix}"] = std.to("cpu", dtype)
+        if encoder is not None:
+            tensors[f"targets{suffix}"] = encode_targets(encoder, pixels)
     return tensors
 
 
 def latents_bytes(settings: dict) -> int:
-    """Return the size of one image's latents in bytes."""
-    latents = settings["latents"]
-    c, h, w = latents["shape"]
-    return c * h * w * DTYPES[latents["dtype"]].itemsize * (1 + latents["std"]) * (1 + latents["flip"])
+    """Return the size of one image's latents in bytes, and of its targets."""
+    latents, targets = settings["latents"], settings["targets"]
+    size = math.prod(latents["shape"]) * DTYPES[latents["dtype"]].itemsize * (1 + latents["std"])
+    if targets is not None:
+        size += math.prod(targets["grid"]) * targets["features"] * torch.float16.itemsize
+    return size * (1 + latents["flip"])

@@ -14,7 +14,7 @@ from ..flow.mean_flow import MeanFlowLoss, is_span_at
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import VAE
 from .objective import Losses, Objective
-from .repa import TargetEncoder
+from .repa import Targets
 from .target_network import TargetNetwork
 
 
@@ -26,7 +26,7 @@ class MeanFlowObjective(Objective):
         model: as for `Objective`.
         class_dropout_prob: as for `Objective`.
         vae: as for `Objective`.
-        encoder: as for `Objective`.
+        targets: as for `Objective`.
         network: the transformer inside of the model, without wrappers.
         teacher: the trained transformer; None without a teacher.
         share: share of the samples that are spans.
@@ -42,14 +42,14 @@ class MeanFlowObjective(Objective):
         model: nn.Module,
         class_dropout_prob: float,
         vae: VAE | None,
-        encoder: TargetEncoder | None,
+        targets: Targets | None,
         network: SiTTransformer2DModel,
         teacher: SiTTransformer2DModel | None,
         share: float,
         unguided_samples: int,
         autocast: Callable[[], AbstractContextManager],
     ):
-        super().__init__(loss_fn, model, class_dropout_prob, vae, encoder)  # type: ignore[arg-type]
+        super().__init__(loss_fn, model, class_dropout_prob, vae, targets)  # type: ignore[arg-type]
         self.network = network
         self.teacher = teacher
         self.share = share

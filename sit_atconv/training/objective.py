@@ -13,7 +13,7 @@ from torch import nn
 from ..flow.callbacks import ModelFn
 from ..flow.losses import InterpolantLoss
 from ..models.vae import VAE, encode
-from .repa import TargetEncoder, alignment_loss
+from .repa import Targets, alignment_loss
 
 
 class Losses(NamedTuple):
@@ -37,10 +37,10 @@ class Objective:
 
     Args:
         loss_fn: the interpolant and its loss.
-        model: the transformer, or an `AlignedTransformer` if there is an encoder.
+        model: the transformer, or an `AlignedTransformer` if there are targets.
         class_dropout_prob: probability that a label is replaced by the null class.
         vae: encodes pixels; None if the model is trained on pixels.
-        encoder: the target of the alignment; None without REPA.
+        targets: the targets of the alignment; None without REPA.
 
     Attributes:
         aligned_samples: number of first samples of the run that are aligned; infinite unless it is set.
@@ -54,13 +54,13 @@ class Objective:
         model: nn.Module,
         class_dropout_prob: float,
         vae: VAE | None = None,
-        encoder: TargetEncoder | None = None,
+        targets: Targets | None = None,
     ):
         self.loss_fn = loss_fn
         self.model = model
         self.class_dropout_prob = class_dropout_prob
         self.vae = vae
-        self.encoder = encoder
+        self.targets = targets
 
     def losses(self, batch: dict[str, torch.Tensor]) -> Losses:
         """Compute the losses of a batch, whose tensors are on the CPU or on the device of the model."""
@@ -98,11 +98,11 @@ class Objective:
 
     def alignment(self, output: Any, batch: dict[str, torch.Tensor], diffusion: torch.Tensor) -> torch.Tensor:
         """The alignment loss (B,) of the model's output for a batch; 0, like `diffusion`, without REPA."""
-        if self.encoder is None:
+        if self.targets is None:
             return torch.zeros_like(diffusion)
         if not batch["aligned"]:
             return 0 * output.projected.float().mean((1, 2))  # DDP wants a gradient of every layer, if only of 0
-        return alignment_loss(output.projected, self.encoder(batch["x"]))
+        return alignment_loss(output.projected, self.targets(batch))
 
     def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch to the device of the model; "aligned", whether its samples are, stays on the CPU."""

@@ -1,10 +1,13 @@
 """Representation alignment (REPA, arXiv 2410.06940): early blocks learn to predict an encoder's features.
 
+repa_targets.py holds the features that are stored beside latents.
+
 B images of C channels and size S × S as the transformer takes them, N = H·W tokens of its grid, D its width, Z features
 of the encoder.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,11 +97,11 @@ class TargetEncoder:
             gives exactly these tokens (224 pixels for 16 × 16 at patch size 14, as in the paper); the features of other
             models are resized to them.
         device: device of the model.
-        spatial_norm: share of the mean over the image that is taken from each feature, before all are divided by their
-            standard deviation over the image (iREPA, arXiv 2512.10794). If None, features are left as they are.
+        fields: the options that give `name` and `weights`, for messages.
 
     Attributes:
         features: Z.
+        input_size: (height, width) in pixels that images are resized to.
 
     Raises:
         ValueError: if timm does not know the name, or if the weights cannot be loaded.
@@ -110,19 +113,19 @@ class TargetEncoder:
         weights: str,
         grid: tuple[int, int],
         device: torch.device | str,
-        spatial_norm: float | None = None,
+        fields: tuple[str, str] = ("repa", "repa_weights"),
     ):
         import timm  # only where there is an encoder: it takes as long as the rest of this package
 
         from ..models.timm_encoders import check_timm_model, normalization, read_timm_weights
 
-        check_timm_model("repa", name, name)
+        check_timm_model(fields[0], name, name)
         options: dict[str, Any] = {}
         if weights == "pretrained":
             options["pretrained"] = True
         elif weights != "random":
             if not Path(weights).is_file():
-                raise ValueError(f"repa_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")
+                raise ValueError(f"{fields[1]}={weights!r} is neither a file nor 'pretrained' nor 'random'")
             options |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
         try:
             if "pretrained_cfg_overlay" in options:
@@ -137,10 +140,9 @@ class TargetEncoder:
                 torch.manual_seed(0)
                 model = timm.create_model(name, num_classes=0, **options)
         except Exception as error:  # whatever the Hub, the file or the model's code raises
-            raise ValueError(f"repa={name!r}, repa_weights={weights!r} cannot be loaded: {error}") from error
+            raise ValueError(f"{fields[0]}={name!r}, {fields[1]}={weights!r} cannot be loaded: {error}") from error
         self.model = model.eval().requires_grad_(False).to(device)
         self.grid = grid
-        self.spatial_norm = spatial_norm
         self.mean, self.std = normalization(model, device)
         self.features = model.num_features
 
@@ -158,7 +160,26 @@ class TargetEncoder:
             z = z.permute(0, 3, 1, 2)  # channels last, as in Swin
         if z.shape[2:] != self.grid:
             z = F.interpolate(z.float(), self.grid, mode="bilinear", antialias=True, align_corners=False)
-        z = z.flatten(2).mT.float()
+        return z.flatten(2).mT.float()
+
+
+class Targets:
+    """What the projected tokens of a batch are compared with: an encoder's features of its images, or stored ones.
+
+    Args:
+        encoder: looks at the images. If None, the batch holds their features, as `TrainingView` reads them.
+        spatial_norm: share of the mean over the image that is taken from each feature, before all are divided by their
+            standard deviation over the image (iREPA, arXiv 2512.10794). If None, features are left as they are.
+    """
+
+    def __init__(self, encoder: TargetEncoder | None, spatial_norm: float | None = None):
+        self.encoder = encoder
+        self.spatial_norm = spatial_norm
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The targets (B, N, Z) float32 of a batch."""
+        z = batch["targets"].float() if self.encoder is None else self.encoder(batch["x"])
         if self.spatial_norm is not None:
             z = z - self.spatial_norm * z.mean(1, keepdim=True)
             z = z / (z.std(1, keepdim=True) + 1e-6)

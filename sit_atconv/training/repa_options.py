@@ -1,13 +1,17 @@
-"""The options of a run whose blocks learn an encoder's features besides (REPA)."""
+"""The options of a run whose blocks learn an encoder's features besides (REPA), and of storing these features."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from ..models.timm_names import check_timm_name
 from ..utils.checks import check_choice, check_count, check_float32, check_positive
 
 PROJECTORS = ("mlp", "conv")
+ENCODER = "timm:"  # of which the option `targets` of encode_latents.py names a model
 
 
 @dataclass
@@ -16,7 +20,8 @@ class RepaConfig:
 
     Args:
         repa: a timm model whose features an early block learns to predict (REPA), such as
-            vit_base_patch14_dinov2.lvd142m. If null, no representation is aligned.
+            vit_base_patch14_dinov2.lvd142m. If null, no representation is aligned. With precomputed latents, its
+            features are those that encode_latents.py --targets has stored beside them.
         repa_weights: weights of the timm model: pretrained, random or a file.
         repa_coefficient: weight of the alignment loss relative to the diffusion loss.
         repa_depth: number of the block whose output is aligned, counted from 1.
@@ -34,6 +39,12 @@ class RepaConfig:
     repa_projector: Literal["mlp", "conv"] = "mlp"
     repa_spatial_norm: float | None = None
     repa_steps: int | None = None
+
+    def aligned_samples(self, batch_size: int) -> float:
+        """Number of first samples of the run that are aligned: infinite if all are, 0 without a model to align with."""
+        if self.repa is None:
+            return 0
+        return math.inf if self.repa_steps is None else self.repa_steps * batch_size
 
 
 def check_repa(options: Mapping[str, Any]) -> None:
@@ -56,3 +67,21 @@ def check_repa(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{given[0]}={options[given[0]]!r} needs a model to align with; also give --repa, or leave it out"
         )
+
+
+def check_targets(targets: str | None, weights: str, patch_size: int) -> None:
+    """Check the options of features that are stored beside latents, as `encode_latents` takes them.
+
+    Raises:
+        ValueError: for an encoder that is no model of timm, weights that are not there, or options without an encoder.
+    """
+    check_count("targets_patch_size", patch_size)
+    if targets is None:
+        if weights != "pretrained":
+            raise ValueError(f"targets_weights={weights!r} are those of an encoder; also give --targets {ENCODER}NAME")
+        return
+    if not targets.startswith(ENCODER):
+        raise ValueError(f"targets={targets!r} must be {ENCODER}NAME, such as {ENCODER}vit_base_patch14_dinov2.lvd142m")
+    check_timm_name("targets", targets, targets.removeprefix(ENCODER))
+    if weights not in ("pretrained", "random") and not Path(weights).is_file():
+        raise ValueError(f"targets_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")

@@ -83,7 +83,8 @@ class SiTTask(Task):
         config, model = self.config, self.components.transformer.config
         shape = (model.in_channels, model.sample_size, model.sample_size)
         has_vae, has_steps = self.components.vae is not None, config.objective == "meanflow"
-        return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps)
+        stored = config.aligned_samples(config.batch_size) if self.dataset.targets is not None else 0
+        return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps, stored)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         blocks = self.components.transformer.blocks
@@ -129,9 +130,13 @@ class SiTTask(Task):
     def validate(self, step: int, averages: WeightAverages) -> None:
         """Draw the sample grid with the first average of the weights."""
         parts = self.components
+        if parts.vae is not None:
+            parts.vae.to(self.accelerator.device)
         with averages.in_place_of(parts.transformer):
             pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
             images = sample_grid(self.config, pipeline, self.accelerator)
+        if parts.vae is not None and parts.dataset.is_encoded:
+            parts.vae.to("cpu")  # training does not need it
         if self.accelerator.is_main_process:
             names = [name.split(",")[0] for name in name_synsets(parts.dataset.classes)[: len(images) // GRID_COLUMNS]]
             save_grid(images, self.sample_file(step), GRID_COLUMNS, MIN_TILE, names)

@@ -56,6 +56,8 @@ class TeacherDataset(ImageDataset):
         ValueError: if an option is unknown or out of range, the size is another one, or classes have no names.
     """
 
+    is_encoded = True
+
     def __init__(self, source: str, folder: str, image_size: int | None = None):
         place, options = split_options(source)
         where = f"data={source!r}"

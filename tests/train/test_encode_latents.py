@@ -9,6 +9,7 @@ import time
 import encode_latents
 import numpy as np
 import pytest
+import timm
 import torch
 import train_sit
 from accelerate.state import AcceleratorState
@@ -16,11 +17,11 @@ from command_runs import refused
 from diffusers import AutoencoderKL
 from latents_stand_in import contents, options
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sit_atconv import SiTPipeline
 from sit_atconv.data import open_dataset
-from sit_atconv.training import build, encode
+from sit_atconv.training import build, encode, repa
 from sit_atconv.training.loop import train
 from sit_atconv.utils.hashing import file_sha256
 
@@ -98,6 +99,42 @@ def test_training_from_latents(latents, photos, vae, tmp_path):
     pipeline = SiTPipeline.from_pretrained(pipelines[0])
     assert pipeline.labels == {"cat": 0, "dog": 1}
     assert pipeline("dog", num_inference_steps=2).images[0].size == (16, 16)
+
+
+@pytest.mark.slow
+def test_training_from_latents_and_targets_is_that_which_computes_both(photos, vae, tmp_path, monkeypatch):
+    """Without the encoder, whose features are rounded to half precision."""
+    vit, cache = tmp_path / "vit.safetensors", tmp_path / "cache"
+    torch.manual_seed(5)
+    save_file(timm.create_model("test_vit.r160_in1k", num_classes=0).state_dict(), vit)
+    targets = dict(targets="timm:test_vit.r160_in1k", targets_weights=str(vit))
+    encode.encode_latents(**options(photos, vae, cache, **targets))
+
+    def trained(folder, data, *others):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = [*TINY, "--output_dir", str(tmp_path / folder), "--vae", str(vae), "--data", str(data), *others]
+        arguments += ["--repa", "test_vit.r160_in1k", "--repa_weights", str(vit), "--repa_depth", "1"]
+        arguments += ["--repa_projector", "conv", "--repa_spatial_norm", "0.6", "--repa_steps", "3"]
+        train(train_sit.parse_arguments([*arguments, "--horizontal_flip", "true"]))
+        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        checkpoint = tmp_path / folder / "checkpoints" / "step-00000004"
+        return lines, {name: load_file(checkpoint / f"{name}.safetensors") for name in ("model", "projector")}
+
+    whole_lines, whole = trained("images", photos, "--image_size", "16")
+
+    def no_encoder(*_):
+        raise AssertionError("the encoder is not needed")
+
+    monkeypatch.setattr(repa.TargetEncoder, "__init__", no_encoder)
+    monkeypatch.setattr(AutoencoderKL, "encode", no_encoder)
+    lines, cached = trained("cached", cache)
+    for one, other in zip(lines, whole_lines, strict=True):
+        assert one["alignment_loss"] == pytest.approx(other["alignment_loss"], abs=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    for name, tensors in whole.items():
+        for key, value in tensors.items():
+            torch.testing.assert_close(cached[name][key], value, rtol=1e-3, atol=1e-4)
+    assert lines[0]["alignment_loss"] != 0
 
 
 def test_training_refuses_latents_that_do_not_match(latents, photos, vae, tmp_path, capsys):

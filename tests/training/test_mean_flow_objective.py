@@ -10,7 +10,7 @@ from sit_atconv.flow.interpolants import Interpolant
 from sit_atconv.flow.mean_flow import MeanFlowLoss
 from sit_atconv.training.mean_flow import MeanFlowObjective, TargetNetwork
 from sit_atconv.training.objective import Objective
-from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, Targets, alignment_loss
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def digits_model(tiny_transformer, **overrides):
     return tiny_transformer(**arguments | overrides).train()
 
 
-def objective(model, loss_fn=None, share=0.5, unguided=0, teacher=None, trained=None, encoder=None):
+def objective(model, loss_fn=None, share=0.5, unguided=0, teacher=None, trained=None, targets=None):
     loss_fn = loss_fn or MeanFlowLoss(Interpolant())
     return MeanFlowObjective(
-        loss_fn, trained or model, 0.3, None, encoder, model, teacher, share, unguided, nullcontext
+        loss_fn, trained or model, 0.3, None, targets, model, teacher, share, unguided, nullcontext
     )
 
 
@@ -118,7 +118,7 @@ def test_alignment(tiny_transformer, batch):
     model = digits_model(tiny_transformer)
     encoder = TargetEncoder("test_vit.r160_in1k", "random", (4, 4), "cpu")
     aligned = AlignedTransformer(model, 1, encoder.features)
-    losses = objective(model, trained=aligned, encoder=encoder).losses(batch)
+    losses = objective(model, trained=aligned, targets=Targets(encoder)).losses(batch)
     x_t = Interpolant().interpolate(batch["noise"], batch["x"], losses.t)
     is_span = torch.tensor([False, True] * 4)
     _, s = MeanFlowLoss(Interpolant()).times_from_normal(batch["time"], batch["end_time"], is_span)

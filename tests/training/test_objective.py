@@ -6,7 +6,7 @@ from sit_atconv.flow.interpolants import Interpolant
 from sit_atconv.flow.losses import InterpolantLoss
 from sit_atconv.models.vae import encode
 from sit_atconv.training.objective import Objective
-from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, Targets, alignment_loss
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_alignment_compares_the_projected_tokens_with_the_encoder(tiny_transform
     encoder = TargetEncoder("test_vit.r160_in1k", "random", (4, 4), "cpu")
     model = AlignedTransformer(tiny_transformer(), 1, encoder.features)
     loss_fn = InterpolantLoss(Interpolant())
-    losses = Objective(loss_fn, model, 0.0, encoder=encoder).losses(batch)
+    losses = Objective(loss_fn, model, 0.0, targets=Targets(encoder)).losses(batch)
     x_t = loss_fn.interpolant.interpolate(batch["noise"], batch["x"], losses.t)
     output = model(x_t, losses.t, batch["label"], class_dropout=torch.zeros(3, dtype=torch.bool))
     torch.testing.assert_close(losses.alignment, alignment_loss(output.projected, encoder(batch["x"])))
@@ -65,11 +65,11 @@ def test_alignment_compares_the_projected_tokens_with_the_encoder(tiny_transform
 def test_alignment_ends_with_the_samples_that_it_is_for(tiny_transformer, batch):
     """The encoder is not asked any more, and the projector still has a gradient, of 0, as DDP needs it."""
 
-    def encoder(images):
+    def targets(batch):
         raise AssertionError("the alignment has ended")
 
     model = AlignedTransformer(tiny_transformer(), 1, 5)
-    objective = Objective(InterpolantLoss(Interpolant()), model, 0.0, encoder=encoder)
+    objective = Objective(InterpolantLoss(Interpolant()), model, 0.0, targets=targets)
     objective.aligned_samples = int(batch["position"][0]) + 1
     with pytest.raises(AssertionError, match="the alignment has ended"):
         objective.losses(batch)

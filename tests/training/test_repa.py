@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, alignment_loss
+from sit_atconv.training.repa import AlignedTransformer, TargetEncoder, Targets, alignment_loss
 
 CPU = torch.device("cpu")
 VIT = "test_vit.r160_in1k"  # a tiny one, patch 16
@@ -102,14 +102,16 @@ def test_a_convolution_sees_the_neighbours_of_a_token(tiny_transformer):
 
 
 def test_spatial_norm_takes_away_what_all_tokens_share():
-    plain, whole, part = (TargetEncoder(VIT, "random", (4, 4), CPU, share) for share in (None, 1.0, 0.5))
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    z = plain(images)
+    encoder = TargetEncoder(VIT, "random", (4, 4), CPU)
+    plain, whole, part = (Targets(encoder, share) for share in (None, 1.0, 0.5))
+    batch = {"x": torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1}
+    z = plain(batch)
+    assert torch.equal(z, encoder(batch["x"]))
     torch.testing.assert_close(
-        whole(images), (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True), rtol=1e-4, atol=1e-4
+        whole(batch), (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True), rtol=1e-4, atol=1e-4
     )
-    torch.testing.assert_close(part(images).mean(1), 0.5 * z.mean(1) / z.std(1), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(part(images).std(1), torch.ones(2, plain.features), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(part(batch).mean(1), 0.5 * z.mean(1) / z.std(1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(part(batch).std(1), torch.ones(2, encoder.features), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
