@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch.nn.functional import adaptive_max_pool2d
 
@@ -104,7 +103,7 @@ class SiTImg2ImgPipeline(SiTPipeline):
         steps, start_time = self.part_of_solve(int(planned), strength)
         data = self._encode(images)  # (B, C, h, w)
         if latents is None:
-            latents = randn_tensor(data.shape, generator=generator, device=data.device, dtype=torch.float32)
+            latents = self.draw_noise(tuple(data.shape), generator)
         noise = latents_from(latents, tuple(data.shape)).to(data)
 
         def noisy(t: float) -> torch.Tensor:

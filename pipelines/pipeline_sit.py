@@ -164,7 +164,8 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
             height, width: size of the image in pixels. If None, the size of the training images.
             generator: random generator of the noise. With a list of one per image, each image depends on its own
                 generator and label alone, not on the rest of the batch.
-            latents: the initial noise, (B, C, h, w), a tensor or an array. If None, it is drawn with `generator`.
+            latents: the initial noise, (B, C, h, w), a tensor or an array, of the scheduler's `noise_scale`. If None,
+                `draw_noise` draws it with `generator`.
             output_type: "pil", "np" (B, height, width, channels) in [0, 1], "pt" (B, channels, height, width) in
                 [0, 1], or "latent" (the solver's result, float32).
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
@@ -193,8 +194,7 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
         num_tokens = shape[2] * shape[3] // self.transformer.config.patch_size**2
         scheduler = checked_solver(self.scheduler, steps, num_tokens)
         if latents is None:
-            device = self._execution_device
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = self.draw_noise(shape, generator)
         latents = latents_from(latents, shape)
         latents = self._sample(scheduler, labels, latents, guidance, steps, generator, callback_on_step_end)
         images = self._decode(latents, output_type)
@@ -246,6 +246,13 @@ class SiTPipeline(CallStateMixin, ComponentsMixin, LoraMixin, FolderPipeline):
             latents = solve_finite(self.scheduler, model_fn, latents, steps, reverse=True)
         self.maybe_free_model_hooks()
         return latents
+
+    def draw_noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """Draw the noise from which sampling begins: `shape` float32, of the scheduler's `noise_scale`."""
+        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        return self.scheduler.config.get("noise_scale", 1.0) * noise
 
     def _guided_model(self, labels: list[int] | torch.Tensor, guidance: Guidance) -> GuidedModel:
         return GuidedModel(self.transformer, torch.as_tensor(labels, device=self._execution_device), guidance)

@@ -100,7 +100,6 @@ def draw_between(
         options: guidance, solver steps and batch size.
     """
     import torch
-    from diffusers.utils.torch_utils import randn_tensor
 
     from ..pipelines.mixing import frames_between
     from ..utils.randomness import image_generator
@@ -108,7 +107,7 @@ def draw_between(
 
     config = pipeline.transformer.config
     shape = (1, config.in_channels, config.sample_size, config.sample_size)
-    noises = torch.cat([randn_tensor(shape, generator=image_generator(seed, 0)) for seed in seeds])
+    noises = torch.cat([pipeline.draw_noise(shape, image_generator(seed, 0)).cpu() for seed in seeds])
     weights, latents = frames_between(noises, labels, config.num_classes, frames)
 
     def draw_batch(indices: range) -> Drawn:

@@ -250,6 +250,8 @@ def _reference_options(folder: Path, transformer: SiTTransformer2DModel, layout:
     # diffusers' schedulers have no such options: they follow the linear path, and the model predicts the velocity.
     path, prediction = scheduler.get("path", "linear"), scheduler.get("prediction", "velocity")
     check_choice("prediction", prediction, REFERENCE_PREDICTIONS)
+    if (scale := scheduler.get("noise_scale", 1)) != 1:
+        raise ValueError(f"noise_scale={scale}: models of the reference know noise of scale 1 only; keep the folder")
     labels = read_json(folder / "model_index.json").get("id2label") or {}
     names = [labels.get(str(i)) for i in range(config.num_classes)]
     return {

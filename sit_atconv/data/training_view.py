@@ -79,7 +79,7 @@ class TrainingView(View):
         x: float32 pixels (C, S, S) in [−1, 1], or precomputed latents (c, s, s) as the transformer takes them
         posterior: (c, s, s), noise for the VAE's posterior; only if `x` are pixels that the VAE has yet to encode
         label: class id
-        noise: (c, s, s), x_0
+        noise: (c, s, s), x_0, of standard deviation `noise_scale`
         time: one standard normal number, for `InterpolantLoss.time_from_normal`
         targets: (N, Z) float16, the stored features of the image; only of the first `target_samples`
         end_time: another one, for `MeanFlowLoss.times_from_normal`; only with `steps`
@@ -97,6 +97,7 @@ class TrainingView(View):
         posterior: whether there is a VAE, so that each sample needs noise for its posterior.
         steps: whether steps of the flow are trained, so that each sample needs a second time.
         target_samples: number of first samples of the run that come with the features that are stored beside latents.
+        noise_scale: standard deviation of the noise.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class TrainingView(View):
         posterior: bool = False,
         steps: bool = False,
         target_samples: float = 0,
+        noise_scale: float = 1.0,
     ):
         super().__init__(dataset, seed)
         self.horizontal_flip = horizontal_flip
@@ -115,6 +117,7 @@ class TrainingView(View):
         self.posterior = posterior
         self.steps = steps
         self.target_samples = target_samples
+        self.noise_scale = noise_scale
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, position = key
@@ -130,7 +133,7 @@ class TrainingView(View):
             **end_time,
             "position": position,
             "label": int(self.dataset.labels[index]),
-            "noise": draw(self.seed, Stream.NOISE, position, self.noise_shape),
+            "noise": self.noise_scale * draw(self.seed, Stream.NOISE, position, self.noise_shape),
             "time": draw(self.seed, Stream.TIME, position),
             "dropout": torch.special.ndtr(draw(self.seed, Stream.CLASS_DROPOUT, position)),
             "broken": broken,

@@ -98,7 +98,7 @@ def draw(pipeline: DiffusionPipeline, choices: Choices) -> Drawing:
     shape = pipeline.latents_shape(1, height, width)
     # Drawn on the CPU, as the pipeline does it, so that the noise does not depend on the device.
     generator = image_generator(choices.seed, 0)
-    noise = torch.randn(shape, generator=generator)
+    noise = pipeline.draw_noise(shape, generator).cpu()
     frames = [Frame(0.0, noise)]
 
     def keep(_pipeline: Any, _step: int, t: float, tensors: dict) -> dict:

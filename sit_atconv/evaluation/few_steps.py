@@ -119,14 +119,15 @@ def few_step_samplers(pipeline: SiTPipeline, budgets: Sequence[int]) -> Iterator
 
     A model of mean velocities has one; a flow has several. Numbers of calls that a sampler cannot make are left out.
     """
-    config = {name: pipeline.scheduler.config.get(name) for name in ("path", "prediction", "train_eps", "sample_eps")}
+    names = ("path", "prediction", "train_eps", "sample_eps", "noise_scale")
+    config = {name: pipeline.scheduler.config[name] for name in names if name in pipeline.scheduler.config}
     schedulers: dict[str, Any] = {}
     if isinstance(pipeline.scheduler, MeanFlowScheduler):
         schedulers[MEAN_FLOW] = pipeline.scheduler
     else:
         for name, solver in FLOW_SOLVERS.items():
             schedulers[name] = InterpolantODEScheduler.from_config(config, solver=solver)
-        if config["path"] == "linear":
+        if config["path"] == "linear" and config.get("noise_scale", 1) == 1:  # diffusers' schedulers know no others
             scheduler_class, options = DIFFUSERS["DPMSolverMultistep"]
             schedulers["DPM-Solver++"] = scheduler_class(**options)
             schedulers["DPM-Solver++"].register_to_config(path=config["path"], prediction=config["prediction"])

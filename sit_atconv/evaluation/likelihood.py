@@ -71,7 +71,8 @@ def log_likelihood(
     state = torch.cat([x_1.flatten(1), torch.zeros_like(x_1.flatten(1)[:, :1])], dim=1)
     state = scheduler.integrate(joint_velocity, state, num_inference_steps, reverse=True)
     latents, collected = state[:, :-1], state[:, -1]  # collected: the integral of the divergence from t=1 to t=0
-    log_noise = -0.5 * latents.square().sum(1) - 0.5 * dims * math.log(2 * math.pi)
+    variance = scheduler.interpolant.noise_scale**2
+    log_noise = -0.5 * latents.square().sum(1) / variance - 0.5 * dims * math.log(2 * math.pi * variance)
     return log_noise + collected, latents.view_as(x_1)
 
 

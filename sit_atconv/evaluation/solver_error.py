@@ -106,6 +106,8 @@ def samplers(config: dict, budgets: list[int] | tuple[int, ...]) -> Iterator[tup
     for solver in ADAPTIVE:
         for rtol in TOLERANCES:
             yield solver, InterpolantODEScheduler.from_config(config, solver=solver, rtol=rtol, atol=rtol / 10), None
+    if config.get("noise_scale", 1) != 1:
+        return  # diffusers' schedulers know noise of scale 1 only
     for name, (scheduler_class, options) in DIFFUSERS.items():
         scheduler = scheduler_class(**options)
         scheduler.register_to_config(path=config["path"], prediction=config["prediction"])

@@ -194,7 +194,7 @@ def velocity_errors(
     """
     model, interpolant = pipeline.transformer, pipeline.scheduler.interpolant
     noise = [torch.randn(x_1.shape[1:], generator=image_generator(seed, row)) for row in rows]
-    x_0 = torch.stack(noise).to(x_1.device)
+    x_0 = interpolant.noise_scale * torch.stack(noise).to(x_1.device)
     t = torch.from_numpy(time).float().to(x_1.device)
     x_t = interpolant.interpolate(x_0, x_1, t)
     output = model(x_t.to(model.dtype), t, labels, return_dict=False)[0].float()

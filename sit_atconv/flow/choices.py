@@ -37,6 +37,17 @@ def check_sigma_floor(sigma_floor: float, path: str, prediction: str, weighting:
         )
 
 
+def check_noise_scale(noise_scale: float, prediction: str) -> None:
+    """Raise ValueError unless the noise of a path can have this standard deviation; see `Interpolant`."""
+    check_positive("noise_scale", noise_scale)
+    check_float32("noise_scale", noise_scale)
+    if noise_scale != 1 and prediction == "score":
+        raise ValueError(
+            f"noise_scale={noise_scale}: prediction=score is that of noise of scale 1; use velocity, noise or data, "
+            "or leave it out"
+        )
+
+
 def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
     """Raise ValueError unless guidance can have this scale, time interval and number of channels; see `Guidance`."""
     check_non_negative("guidance_scale", scale)

@@ -1,9 +1,10 @@
 """Stochastic interpolants (arXiv 2303.08797, 2401.08740): a path from noise to data, and what a network predicts on it.
 
-x_0 noise, x_1 data, t in [0, 1] with t=0 noise, t=1 data.
-    x_t = alpha(t)·x_1 + sigma(t)·x_0,   velocity = d_alpha(t)·x_1 + d_sigma(t)·x_0,   score = −x_0 / sigma(t)
-Coefficients have the shape of t: () or (B,). Any two of x_t, velocity, score, noise and data determine the others; the
-conversions below are written so that they stay finite wherever the quantity itself is.
+x_0 noise of standard deviation s, x_1 data, t in [0, 1] with t=0 noise, t=1 data.
+    x_t = alpha(t)·x_1 + sigma(t)·x_0,   velocity = d_alpha(t)·x_1 + d_sigma(t)·x_0,   score = −x_0 / (sigma(t)·s²)
+s is 1 unless `noise_scale` says otherwise. Coefficients have the shape of t: () or (B,). Any two of x_t, velocity,
+score, noise and data determine the others; the conversions below are written so that they stay finite wherever the
+quantity itself is.
 """
 
 import math
@@ -11,6 +12,7 @@ import math
 import torch
 
 from ..utils.checks import check_choice, check_positive
+from .choices import check_noise_scale
 from .paths import PATHS
 
 PREDICTIONS = ("velocity", "score", "noise", "data")
@@ -23,16 +25,20 @@ class Interpolant:
     Args:
         path: "linear", "gvp" or "vp".
         prediction: "velocity", "score", "noise" or "data".
+        noise_scale: standard deviation of the noise x_0. A larger one suits larger images, whose pixels resemble their
+            neighbours (JiT, arXiv 2511.13720). Not for score prediction.
 
     Raises:
-        ValueError: if the path or the prediction is unknown.
+        ValueError: if the path or the prediction is unknown, or the noise cannot have this scale.
     """
 
-    def __init__(self, path: str = "linear", prediction: str = "velocity"):
+    def __init__(self, path: str = "linear", prediction: str = "velocity", noise_scale: float = 1.0):
         check_choice("path", path, PATHS)
         check_choice("prediction", prediction, PREDICTIONS)
+        check_noise_scale(noise_scale, prediction)
         self.path = path
         self.prediction = prediction
+        self.noise_scale = noise_scale
         self._path = PATHS[path]()
 
     def alpha(self, t: torch.Tensor) -> torch.Tensor:
@@ -91,12 +97,13 @@ class Interpolant:
         if self.prediction == "score":
             return model_output
         t = expand_like(t, x_t)
-        path = self._path
+        path, variance = self._path, self.noise_scale**2
         if self.prediction == "velocity":
-            return (path.d_alpha(t) * x_t - path.alpha(t) * model_output) / path.sigma_determinant(t)
+            scale = path.sigma_determinant(t) * variance
+            return (path.d_alpha(t) * x_t - path.alpha(t) * model_output) / scale
         if self.prediction == "noise":
-            return -model_output / path.sigma(t)
-        return (path.alpha(t) * model_output - x_t) / path.sigma(t) ** 2
+            return -model_output / (path.sigma(t) * variance)
+        return (path.alpha(t) * model_output - x_t) / (path.sigma(t) ** 2 * variance)
 
     def to_noise(self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The expected noise E[x_0 | x_t]."""

@@ -91,7 +91,7 @@ class InterpolantLoss:
         Args:
             model_fn: (x_t, t) -> the network's raw output, like x_t.
             x_1: data.
-            x_0: noise, like x_1. If None, drawn from a standard normal distribution.
+            x_0: noise, like x_1. If None, drawn from a normal distribution with the interpolant's `noise_scale`.
             t: times (B,). If None, drawn by `sample_time`.
             generator: random generator of the times and the noise.
 
@@ -103,7 +103,8 @@ class InterpolantLoss:
             t = self.sample_time(len(x_1), generator).to(x_1.device)
         if x_0 is None:
             device = generator.device if generator is not None else x_1.device
-            x_0 = torch.randn(x_1.shape, generator=generator, device=device).to(x_1.device)
+            noise = torch.randn(x_1.shape, generator=generator, device=device).to(x_1.device)
+            x_0 = self.interpolant.noise_scale * noise
         x_t = self.interpolant.interpolate(x_0, x_1, t)
         return self.of_output(model_fn(x_t, t), x_0, x_1, t)
 
@@ -141,4 +142,4 @@ class InterpolantLoss:
         if interpolant.prediction == "data":
             error = error * interpolant.alpha(t) / sigma  # the error of the noise that the predicted data implies
         w = interpolant.diffusion(t, "sbdm")
-        return error * (w / sigma if self.weighting == "velocity" else w.sqrt() / sigma)
+        return error * (w / sigma if self.weighting == "velocity" else w.sqrt() / (sigma * interpolant.noise_scale))

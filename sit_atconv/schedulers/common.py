@@ -27,10 +27,11 @@ class InterpolantSchedulerOutput(BaseOutput):
 class InterpolantScheduler(SchedulerMixin, ConfigMixin):
     """Base class of the schedulers for interpolant models: configuration, timesteps and checks."""
 
-    init_noise_sigma = 1.0
     solvers: tuple[str, ...] = ()  # the names that `solver` accepts
 
-    def _initialize(self, path: str, prediction: str, train_eps: float | None, sample_eps: float | None) -> None:
+    def _initialize(
+        self, path: str, prediction: str, noise_scale: float, train_eps: float | None, sample_eps: float | None
+    ) -> None:
         """Check the arguments that all schedulers share, and set what follows from them."""
         # diffusers records arguments given by position as defaults, which from_config would then forget.
         defaults = inspect.signature(type(self).__init__).parameters
@@ -38,7 +39,7 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
             name for name in self.config.get("_use_default_values", []) if self.config[name] == defaults[name].default
         ]
         self.register_to_config(_use_default_values=unchanged, **plain_numbers(self.config))
-        self.interpolant = Interpolant(path, prediction)
+        self.interpolant = Interpolant(path, prediction, noise_scale)
         check_eps("train_eps", train_eps)
         check_eps("sample_eps", sample_eps)
         self.sample_eps = self.interpolant.default_eps(training=False) if sample_eps is None else sample_eps
@@ -84,6 +85,11 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """Return the sample as it is, since the network takes x_t unscaled."""
         return sample
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the noise from which a solve begins, as diffusers calls it."""
+        return self.interpolant.noise_scale
 
     @property
     def num_model_calls(self) -> int:

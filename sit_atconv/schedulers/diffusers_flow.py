@@ -54,7 +54,8 @@ class DiffusersFlowScheduler:
 
     Raises:
         ValueError: if the scheduler is not set up for flow matching, draws random numbers without a generator, or the
-            path is not linear. The grid itself is judged once the number of steps is known: see `solve`.
+            path is not linear, or the noise not of scale 1. The grid itself is judged once the number of steps is
+            known: see `solve`.
     """
 
     is_adaptive = False
@@ -67,6 +68,11 @@ class DiffusersFlowScheduler:
         if self.interpolant.path != "linear":
             raise ValueError(
                 f"path={self.interpolant.path!r}: diffusers' flow schedulers support the linear path only; use "
+                f"InterpolantODEScheduler.from_config(pipe.scheduler.config) in place of {name}"
+            )
+        if (scale := config.get("noise_scale", 1)) != 1:
+            raise ValueError(
+                f"noise_scale={scale}: diffusers' flow schedulers know noise of scale 1 only; use "
                 f"InterpolantODEScheduler.from_config(pipe.scheduler.config) in place of {name}"
             )
         if config.get("stochastic_sampling"):

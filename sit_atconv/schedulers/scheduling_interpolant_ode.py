@@ -29,6 +29,7 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         train_eps: time that training cut from the ends of [0, 1]; recorded in the config, not used.
         sample_eps: time that sampling cuts from each end of [0, 1] at which the prediction is not finite. If None, the
             default of SiT.
+        noise_scale: standard deviation of the noise that the model was trained with, from which a solve begins.
 
     Raises:
         ValueError: if a choice is unknown, a tolerance is not positive, or sample_eps is 0 though a cut is needed.
@@ -46,8 +47,9 @@ class InterpolantODEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         atol: float = 1e-6,
         train_eps: float | None = None,
         sample_eps: float | None = None,
+        noise_scale: float = 1.0,
     ):
-        self._initialize(path, prediction, train_eps, sample_eps)
+        self._initialize(path, prediction, noise_scale, train_eps, sample_eps)
         check_choice("solver", solver, self.solvers)
         check_positive("rtol", rtol)
         check_positive("atol", atol)

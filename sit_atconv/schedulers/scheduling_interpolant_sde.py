@@ -38,6 +38,8 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         train_eps: time that training cut from the ends of [0, 1]; recorded in the config, not used.
         sample_eps: time that sampling cuts from each end of [0, 1] at which the prediction is not finite. If None, the
             default of SiT.
+        noise_scale: standard deviation of the noise that the model was trained with, from which a solve begins.
+            The noise of the steps has the same scale.
 
     Raises:
         ValueError: if a choice is unknown, a number is out of range, or last_step is "none" though w·score is infinite
@@ -58,8 +60,9 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         last_step_size: float = 0.04,
         train_eps: float | None = None,
         sample_eps: float | None = None,
+        noise_scale: float = 1.0,
     ):
-        self._initialize(path, prediction, train_eps, sample_eps)
+        self._initialize(path, prediction, noise_scale, train_eps, sample_eps)
         check_choice("solver", solver, self.solvers)
         check_choice("diffusion_form", diffusion_form, DIFFUSION_FORMS)
         check_positive("diffusion_norm", diffusion_norm)
@@ -119,8 +122,9 @@ class InterpolantSDEScheduler(InterpolantScheduler, SchedulerMixin):  # diffuser
         return velocity + self._diffusion(t) * self.interpolant.to_score(model_output, x, t)
 
     def _diffusion(self, t: torch.Tensor) -> torch.Tensor:
-        """w(t)."""
-        return self.interpolant.diffusion(t, self.config.diffusion_form, self.config.diffusion_norm)
+        """w(t), in the units of the noise."""
+        variance = self.interpolant.noise_scale**2
+        return variance * self.interpolant.diffusion(t, self.config.diffusion_form, self.config.diffusion_norm)
 
     def _noise(
         self,

@@ -26,6 +26,7 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
         path: the path that the model was trained on, always "linear"; kept for other schedulers, which sample such a
             model as a flow.
         prediction: always "velocity", for the same reason.
+        noise_scale: standard deviation of the noise that the model was trained with, from which a solve begins.
 
     Raises:
         ValueError: for another path or prediction.
@@ -35,8 +36,8 @@ class MeanFlowScheduler(InterpolantScheduler, SchedulerMixin):  # diffusers look
     default_num_inference_steps = 2
 
     @register_to_config
-    def __init__(self, path: str = "linear", prediction: str = "velocity"):
-        self._initialize(path, prediction, None, None)
+    def __init__(self, path: str = "linear", prediction: str = "velocity", noise_scale: float = 1.0):
+        self._initialize(path, prediction, noise_scale, None, None)
         if (path, prediction) != ("linear", "velocity"):
             raise ValueError(
                 f"path={path!r}, prediction={prediction!r}: MeanFlowScheduler samples models of the linear path with "

@@ -112,6 +112,8 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
     if (scale := model.get("trained_guidance_scale", 1)) != 1:
         guided = f"guidance of scale {scale:g} is built in, and no other is applied"
     options = ", ".join(f"{key} {scheduler[key]}" for key in ("path", "prediction", "solver") if key in scheduler)
+    if (scale := scheduler.get("noise_scale", 1)) != 1:
+        options += f", noise_scale {scale:g}"
     names = len(index.get("id2label") or {})
     return {
         "parameters": f"{sum(map(math.prod, stored_parameters(folder).values())) / 1e6:.2f} M",

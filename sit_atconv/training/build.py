@@ -146,7 +146,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> ImageDataset:
 
 def build_loss(config: TrainConfig) -> InterpolantLoss | MeanFlowLoss:
     """Build the loss that the objective asks for."""
-    interpolant = Interpolant(config.path, config.prediction)
+    interpolant = Interpolant(**config.path_options)
     if config.objective == "flow":
         return InterpolantLoss(interpolant, config.weighting, sigma_floor=config.sigma_floor, **config.time_options)
     return MeanFlowLoss(
@@ -223,5 +223,5 @@ def build_pipeline(
 ) -> SiTPipeline:
     """Build the pipeline that samples what a run trains."""
     scheduler_class = MeanFlowScheduler if config.objective == "meanflow" else InterpolantODEScheduler
-    scheduler = scheduler_class(path=config.path, prediction=config.prediction)
+    scheduler = scheduler_class(**config.path_options)
     return SiTPipeline(transformer, scheduler, vae, id2label=dict(enumerate(name_synsets(classes))))

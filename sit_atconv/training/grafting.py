@@ -142,11 +142,13 @@ def rank_blocks(
     """
     blocks = replaced_blocks(source.config, student.config.mixer)
     model = CallableMixers(student).to(accelerator.device).train()
-    loss_fn = InterpolantLoss(Interpolant(config.path, config.prediction), "none", **config.time_options)
+    loss_fn = InterpolantLoss(Interpolant(**config.path_options), "none", **config.time_options)
     parts = (student.config.class_dropout_prob, vae, source, blocks, accelerator.autocast)
     regression = MixerRegression(loss_fn, model, *parts)
     shape = (student.config.in_channels, student.config.sample_size, student.config.sample_size)
-    view = TrainingView(dataset, config.seed, config.horizontal_flip, shape, vae is not None)
+    view = TrainingView(
+        dataset, config.seed, config.horizontal_flip, shape, vae is not None, noise_scale=config.noise_scale
+    )
     size = config.batch_size // (accelerator.num_processes * config.gradient_accumulation_steps)
     order = TrainingOrder(len(dataset), size, config.seed, 0, RANKING_STEPS, 0, 1, dataset.epoch_order)
     mixers = [p for i in blocks for p in mixer_of(student, i).parameters()]

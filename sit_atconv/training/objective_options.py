@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS, check_sigma_floor, check_time_options
+from ..flow.choices import TIME_SAMPLINGS, WEIGHTINGS, check_noise_scale, check_sigma_floor, check_time_options
 from ..utils.checks import check_choice, check_float32, check_positive
 
 
@@ -17,6 +17,8 @@ class ObjectiveConfig:
             four network calls. The path is then linear and the prediction velocity.
         path: the interpolant between noise and data: linear, gvp or vp.
         prediction: what the network predicts: velocity, score, noise or data.
+        noise_scale: standard deviation of the noise, such as 2 for images of 512 × 512 pixels (JiT). The pipeline keeps
+            it. Not for score prediction.
         weighting: weighting of the loss over time: none, velocity or likelihood.
         time_sampling: distribution of the training times: uniform or logit-normal.
         time_shift: factor by which the odds of the training times are shifted towards noise; 1 leaves them unchanged.
@@ -29,12 +31,18 @@ class ObjectiveConfig:
     objective: Literal["flow", "meanflow"] = "flow"
     path: Literal["linear", "gvp", "vp"] = "linear"
     prediction: Literal["velocity", "score", "noise", "data"] = "velocity"
+    noise_scale: float = 1.0
     weighting: str = "none"
     time_sampling: str = "uniform"
     time_shift: float = 1.0
     time_mean: float = 0.0
     time_std: float = 1.0
     sigma_floor: float = 0.0
+
+    @property
+    def path_options(self) -> dict[str, Any]:
+        """Path, prediction and scale of the noise, as `Interpolant` and the schedulers take them."""
+        return {name: getattr(self, name) for name in ("path", "prediction", "noise_scale")}
 
     @property
     def time_options(self) -> dict[str, Any]:
@@ -48,6 +56,7 @@ def check_objective_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for a value out of range, or an option that would have no effect.
     """
+    check_noise_scale(options["noise_scale"], options["prediction"])
     check_choice("weighting", options["weighting"], WEIGHTINGS)
     check_choice("time_sampling", options["time_sampling"], TIME_SAMPLINGS)
     check_time_options(options["time_sampling"], options["time_mean"], options["time_std"])

@@ -27,7 +27,7 @@ def check_references(config: CommonConfig) -> None:
     if isinstance(config, TrainConfig):
         for name in ("init_from", "teacher"):
             if (folder := getattr(config, name)) is not None:
-                check_objective(folder, config.path, config.prediction, name)
+                check_objective(folder, config.path, config.prediction, name, config.noise_scale)
         if config.init_from is not None:
             check_changes(config.init_from, config.mixer, config.model)
         if config.vae is not None:
@@ -38,22 +38,25 @@ def check_references(config: CommonConfig) -> None:
     check_services(config)
 
 
-def check_objective(folder: str, path: str, prediction: str, field: str = "init_from") -> None:
-    """Check that a folder is a pipeline folder and that its model was trained with this path and prediction.
+def check_objective(
+    folder: str, path: str, prediction: str, field: str = "init_from", noise_scale: float = 1.0
+) -> None:
+    """Check that a folder is a pipeline folder and that its model was trained with this path, prediction and noise.
 
     Raises:
         ValueError: if the folder in the option `field` holds no transformer, or its scheduler names another path or
-            prediction.
+            prediction, or noise of another scale.
     """
     if not (Path(folder) / "transformer" / "config.json").is_file():
         raise ValueError(f"{field}={folder!r} is not a pipeline folder: it has no transformer/config.json")
     scheduler = Path(folder) / "scheduler" / "scheduler_config.json"
     trained = read_json_object(scheduler) if scheduler.is_file() else {}
-    for name, value in (("path", path), ("prediction", prediction)):
-        if trained.get(name, value) != value:
+    found = trained | {"noise_scale": trained.get("noise_scale", 1.0)}  # earlier folders do not name it
+    for name, value in (("path", path), ("prediction", prediction), ("noise_scale", noise_scale)):
+        if found.get(name, value) != value:
             raise ValueError(
-                f"{name}={value}: the model in {field}={folder!r} was trained with {trained[name]}; "
-                f"give --{name} {trained[name]}"
+                f"{name}={value}: the model in {field}={folder!r} was trained with {found[name]}; "
+                f"give --{name} {found[name]}"
             )
 
 

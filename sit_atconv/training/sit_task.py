@@ -84,7 +84,8 @@ class SiTTask(Task):
         shape = (model.in_channels, model.sample_size, model.sample_size)
         has_vae, has_steps = self.components.vae is not None, config.objective == "meanflow"
         stored = config.aligned_samples(config.batch_size) if self.dataset.targets is not None else 0
-        return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps, stored)
+        scale = config.noise_scale
+        return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps, stored, scale)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         blocks = self.components.transformer.blocks

@@ -102,6 +102,13 @@ def test_broken_images_are_replaced_by_position():
         assert torch.equal(batch["x"], torch.stack([item["x"] for item in items]))
 
 
+def test_noise_has_its_scale_and_nothing_else_changes():
+    plain, wide = (TrainingView(DigitsDataset(), 0, True, (1, 8, 8), noise_scale=scale)[5, 70] for scale in (1.0, 2.0))
+    assert torch.equal(wide.pop("noise"), 2 * plain.pop("noise"))
+    for name, value in plain.items():
+        assert torch.equal(torch.as_tensor(wide[name]), torch.as_tensor(value)), name
+
+
 def test_a_data_set_without_a_readable_image_is_given_up():
     class Unreadable(DigitsDataset):
         def image(self, index):

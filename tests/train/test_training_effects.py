@@ -5,6 +5,7 @@ metrics.jsonl, or AdamW's first moment in a checkpoint, which after one step is 
 """
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -84,6 +85,37 @@ def test_class_dropout_trains_the_null_class_in_place_of_others(tmp_path, probab
     *classes, null = moments["model.class_embed.weight"].abs().sum(1) > 0
     assert any(classes) == (probability < 0.9)
     assert null == (probability > 0.1)
+
+
+@pytest.mark.slow
+def test_muon_has_the_matrices_of_the_blocks_and_is_resumed_to_the_bit(tmp_path):
+    options = ("--optimizer", "muon", "--repa", "test_vit.r160_in1k", "--repa_weights", "random", "--repa_depth", "1")
+    whole = run(tmp_path / "whole", *options, "--checkpoint_every", "2", steps=4)
+    state = tensors(whole, "optimizer", 4)
+    slots = {name.partition("|")[0]: [] for name in state}
+    for name in state:
+        slots[name.partition("|")[0]].append(name.rpartition("|")[2])
+    parameters = {part: tensors(whole, part, 4) for part in ("model", "projector")}
+    for name, found in slots.items():
+        part, _, key = name.partition(".")
+        is_matrix = key.startswith("blocks.") and parameters[part][key].ndim == 2
+        assert (found == ["momentum_buffer"]) == is_matrix, name
+        assert is_matrix or sorted(found) == ["exp_avg", "exp_avg_sq", "step"]
+    files = {
+        file: file.read_bytes() for file in sorted((whole / "checkpoints" / "step-00000004").glob("*.safetensors"))
+    }
+    for name in ("checkpoints/step-00000004", "pipeline"):
+        shutil.rmtree(whole / name)
+    run(whole, *options, "--checkpoint_every", "2", "--resume", "latest", steps=4)
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_the_scale_of_the_noise_is_trained_with_and_kept_in_the_pipeline(tmp_path):
+    """Before the first step, the network says 0, and the loss is the mean square of the noise that it should say."""
+    one, two = (run(tmp_path / scale, "--prediction", "noise", "--noise_scale", scale) for scale in ("1", "2"))
+    assert metrics(two)[0]["loss"] == pytest.approx(4 * metrics(one)[0]["loss"], rel=1e-6)
+    scheduler = SiTPipeline.from_pretrained(two / "pipeline").scheduler
+    assert (scheduler.config.noise_scale, scheduler.config.prediction) == (2.0, "noise")
 
 
 @pytest.mark.slow

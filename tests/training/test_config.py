@@ -180,7 +180,7 @@ def test_groups_are_those_of_the_help(capsys):
     ]
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert len(names) == 70
+    assert len(names) == 71
 
 
 def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:

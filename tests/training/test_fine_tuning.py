@@ -79,6 +79,7 @@ def test_fine_tuning_without_classes_goes_on_from_the_null_embedding(trained, na
         ({"mixer": "attention"}, "mixer='attention': the trained model has no self-attention to replace; leave mixer"),
         ({"model": {"num_layers": 3}}, "remove: model.num_layers=3$"),
         ({"path": "gvp"}, "path=gvp: .* was trained with linear"),
+        ({"noise_scale": 2.0}, "noise_scale=2.0: .* was trained with 1.0; give --noise_scale 1.0"),
     ],
 )
 def test_fine_tuning_refuses_what_contradicts_the_folder(trained, options, expected):

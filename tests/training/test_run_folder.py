@@ -24,6 +24,7 @@ DECIDE_ON_THE_RESULT = {
     "time_sampling",
     "time_shift",
     "optimizer",
+    "noise_scale",
     "batch_size",
     "learning_rate",
     "lr_warmup_steps",
