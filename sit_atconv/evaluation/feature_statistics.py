@@ -47,31 +47,18 @@ class FeatureStatistics:
             raise ValueError(f"the features of image {i} are not finite; check that image and the extractor's weights")
         if not len(features):
             return
-        part = FeatureStatistics()
-        part.n = len(features)
-        part.mean = features.mean(axis=0)
-        centred = features - part.mean
-        part.scatter = centred.T @ centred
-        self.merge(part)
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add the images that `other` has seen.
-
-        Raises:
-            ValueError: if the numbers of features differ.
-        """
-        if other.n == 0:
-            return
+        mean = features.mean(axis=0)
+        rows = features - mean
         if self.n == 0:
-            self.n, self.mean, self.scatter = other.n, other.mean.copy(), other.scatter.copy()
+            self.n, self.mean, self.scatter = len(features), mean, rows.T @ rows
             return
-        if self.mean.shape != other.mean.shape:
-            raise ValueError(f"{len(self.mean)} and {len(other.mean)} features per image cannot be merged")
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        self.mean = self.mean + delta * (other.n / n)
-        self.scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.n * other.n / n)
-        self.n = n
+        if self.mean.shape != mean.shape:
+            raise ValueError(f"{len(self.mean)} and {len(mean)} features per image cannot be merged")
+        n = self.n + len(features)
+        delta = mean - self.mean
+        rows = np.vstack([rows, delta * np.sqrt(self.n * len(features) / n)])  # the last row moves both to one mean
+        self.n, self.mean = n, self.mean + delta * (len(features) / n)
+        self.scatter += rows.T @ rows
 
     @property
     def covariance(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from ..utils.hashing import file_sha256
 from .extractor import LITE0, Extractor, check_extractor, parse_extractor
 from .inception import build_inception
-from .resize import as_rgb, describe_resize, resize_clean
+from .resize import as_rgb, describe_resize, on_device, resize_clean
 from .sampling import flatten_pixels
 
 
@@ -71,4 +71,4 @@ def build_torchscript(name: str, file: str, size: int | None, device: torch.devi
     else:
         resize, prepare = describe_resize((size, size)), functools.partial(resize_clean, size=(size, size))
     source = {"source": file, "sha256": file_sha256(Path(file))}
-    return Extractor(name, resize, prepare, lambda x: {"features": model(x.to(device)).flatten(1)}, source)
+    return Extractor(name, resize, prepare, lambda x: {"features": model(on_device(x, device)).flatten(1)}, source)

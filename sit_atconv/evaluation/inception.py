@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..utils.hashing import file_sha256
 from .extractor import INCEPTION_FILE, Extractor
-from .resize import INCEPTION_SIZE, describe_resize, resize_clean, resize_tensorflow
+from .resize import INCEPTION_SIZE, describe_resize, on_device, resize_clean, resize_tensorflow
 
 # sFID reads the first channels of the first branch of mixed_6, (17, 17) pixels each (arXiv 2103.03841, ADM).
 SPATIAL_LAYERS = [
@@ -59,7 +59,7 @@ def build_inception(name: str, weights: str | None, device: torch.device, output
         raise ValueError(f"weights={str(file)!r} is not the TorchScript file from {inception_url}") from error
 
     def embed(x: Tensor) -> dict[str, Tensor]:
-        x = x.to(device)  # (B, 3, 299, 299) in [0, 255]
+        x = on_device(x, device)  # (B, 3, 299, 299) in [0, 255]
         result = {"features": model(x)}
         if spatial:
             y = (x - 128) / 128

@@ -48,6 +48,11 @@ def resize_tensorflow(image: np.ndarray, size: tuple[int, int] = INCEPTION_SIZE)
     return x
 
 
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """Images (B, 3, H, W) on a device, with the channels last in memory, where convolutional networks are faster."""
+    return x.to(device, memory_format=torch.channels_last)
+
+
 def describe_resize(size: tuple[int, int]) -> str:
     """How reports describe `resize_clean`."""
     return f"clean-fid's: PIL bicubic in float32, to {size[0]}×{size[1]}"

@@ -28,7 +28,7 @@ from .features import build_extractor
 from .frechet import frechet_distance
 from .image_features import ImageFeatures, extract_features, read_batches
 from .image_sets import open_images
-from .resize import INCEPTION_SIZE, describe_resize, resize_clean
+from .resize import INCEPTION_SIZE, describe_resize, on_device, resize_clean
 from .throughput_files import BenchmarkFiles
 from .throughput_options import ThroughputOptions
 
@@ -223,5 +223,5 @@ def random_inception(device: torch.device) -> Extractor:
         "inception, random weights",
         describe_resize(INCEPTION_SIZE),
         partial(resize_clean, size=INCEPTION_SIZE),
-        lambda x: {"features": model((x.to(device) - 128) / 128)},
+        lambda x: {"features": model((on_device(x, device) - 128) / 128)},
     )

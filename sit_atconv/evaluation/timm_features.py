@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from ..models.timm_encoders import fetch_timm_model, load_timm_model, normalization
 from ..utils.hashing import tensors_sha256
 from .extractor import LITE0, LITE0_MODEL, Extractor
-from .resize import describe_resize, resize_clean
+from .resize import describe_resize, on_device, resize_clean
 
 
 def build_timm(
@@ -48,7 +48,7 @@ def build_timm(
     model = model.to(device).eval()
 
     def embed(x: Tensor) -> dict[str, Tensor]:
-        maps = model.forward_features((x.to(device) / 255 - mean) / std)
+        maps = model.forward_features((on_device(x, device) / 255 - mean) / std)
         result = {"features": model.forward_head(maps, pre_logits=True)}
         if "probabilities" in outputs:
             result["probabilities"] = model.forward_head(maps).softmax(dim=1)

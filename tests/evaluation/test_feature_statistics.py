@@ -18,20 +18,6 @@ def test_statistics_in_parts_equal_numpy(parts, correlated):
     np.testing.assert_allclose(statistics.covariance, expected, rtol=1e-6, atol=1e-8 * np.trace(expected))
 
 
-def test_statistics_merge(correlated):
-    features = correlated(90, 8, 0)
-    parts = []
-    for part in (features[:30], features[30:30], features[30:]):
-        parts.append(FeatureStatistics())
-        parts[-1].update(part)
-    total = FeatureStatistics()
-    for part in parts:
-        total.merge(part)
-    np.testing.assert_allclose(total.mean, features.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(total.covariance, np.cov(features, rowvar=False), rtol=1e-10)
-    np.testing.assert_array_equal(parts[0].mean, features[:30].mean(axis=0))  # merging left the parts alone
-
-
 def test_statistics_are_float64(correlated):
     features = correlated(100, 8, 0).astype(np.float32)
     statistics = FeatureStatistics()
