@@ -113,11 +113,11 @@ def encode_latents(
     model = load_vae(vae).to(accelerator.device)
     shard_size = shard_size or (SHARD_SIZE if targets is None else SHARD_SIZE_WITH_TARGETS)
     settings = describe_encoding(dataset, model, vae, flip, dtype, shard_size, statistics)
-    encoder = None
+    encoder, settings["targets"] = None, None
     if targets is not None:
         side = settings["latents"]["shape"][-1]
         encoder = open_target_encoder(targets, targets_weights, side, targets_patch_size, accelerator.device)
-    settings["targets"] = None if encoder is None else describe_targets(encoder, targets, targets_weights)
+        settings["targets"] = describe_targets(encoder, targets, targets_weights)
     folder = Path(output_dir)
     with ExitStack() as lock:
         if on_main_process(accelerator, lambda: take_folder(folder, settings, lock)):

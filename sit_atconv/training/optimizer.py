@@ -42,11 +42,11 @@ def build_optimizer(
         module: what is trained.
         matrices: its parameters (out, in) that Muon updates. If None, AdamW updates all of them.
     """
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    lr, weight_decay = config.learning_rate, config.weight_decay
     if matrices is None:
-        return torch.optim.AdamW(module.parameters(), fused=True, **options)
+        return torch.optim.AdamW(module.parameters(), lr, weight_decay=weight_decay, fused=True)
     chosen = set(map(id, matrices))
-    return MuonWithAdamW(matrices, [p for p in module.parameters() if id(p) not in chosen], **options)
+    return MuonWithAdamW(matrices, [p for p in module.parameters() if id(p) not in chosen], lr, weight_decay)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -71,10 +71,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self, matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], lr: float, weight_decay: float
     ):
-        options = {"lr": lr, "weight_decay": weight_decay}
-        self._muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options)
-        self._adamw = torch.optim.AdamW(others, fused=True, **options)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], options)
+        self._muon = torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw: Any = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
+        groups = [*self._muon.param_groups, *self._adamw.param_groups]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
