@@ -153,6 +153,7 @@ def describe_plan(
     epochs = config.max_steps * config.batch_size / len(dataset)
     exaflop = 2 * forward_passes(config) * macs * config.batch_size * config.max_steps / 1e18
     classes = f"of {counted(len(dataset.classes), 'class')}" if dataset.classes else "without classes"
+    beside = "" if dataset.is_encoded else "; VAE and encoder on top"
     mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "a mixer for each block"
     lines = [
         f"data        {counted(len(dataset), 'image')} {classes}, {dataset.image_size}² pixels",
@@ -167,7 +168,7 @@ def describe_plan(
         f"length      {counted(config.max_steps, 'step')}, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and "
         "backward",
         f"memory      about {(state + activations) / 1e9:.2f} GB a process: {state / 1e9:.2f} for weights, optimizer "
-        f"and averages, {activations / 1e9:.2f} for activations; VAE and encoder on top",
+        f"and averages, {activations / 1e9:.2f} for activations" + beside,
     ]
     if epochs >= MANY_EPOCHS and config.init_from is None:
         lines.append(
