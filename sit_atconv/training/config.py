@@ -25,7 +25,7 @@ from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 from .model_arguments import check_model
 from .objective_options import ObjectiveConfig, check_objective_options
 from .optimizer_options import OptimizerConfig, SiTOptimizerConfig, check_optimizer
-from .repa_options import RepaConfig, check_repa
+from .repa_options import ENCODER, RepaConfig, check_repa
 from .teacher_options import MIXER_ARGUMENTS, TeacherConfig, automatic_blocks, check_teacher
 
 if TYPE_CHECKING:
@@ -265,6 +265,8 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         self.check_common()
+        if self.repa is not None:
+            self.repa = self.repa.removeprefix(ENCODER)
         if self.init_from is None:
             self.preset = DEFAULT_PRESET if self.preset is None else self.preset
             check_preset(self.preset)

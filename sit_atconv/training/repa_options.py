@@ -11,7 +11,7 @@ from ..models.timm_names import check_timm_name
 from ..utils.checks import check_choice, check_count, check_float32, check_positive
 
 PROJECTORS = ("mlp", "conv")
-ENCODER = "timm:"  # of which the option `targets` of encode_latents.py names a model
+ENCODER = "timm:"  # before the name of a model of timm
 
 
 @dataclass
@@ -20,8 +20,8 @@ class RepaConfig:
 
     Args:
         repa: a timm model whose features an early block learns to predict (REPA), such as
-            vit_base_patch14_dinov2.lvd142m. If null, no representation is aligned. With precomputed latents, its
-            features are those that encode_latents.py --targets has stored beside them.
+            vit_base_patch14_dinov2.lvd142m or timm:vit_base_patch14_dinov2.lvd142m. If null, no representation is
+            aligned. With precomputed latents, its features are those that encode_latents.py --targets has stored.
         repa_weights: weights of the timm model: pretrained, random or a file.
         repa_coefficient: weight of the alignment loss relative to the diffusion loss.
         repa_depth: number of the block whose output is aligned, counted from 1.

@@ -130,6 +130,10 @@ def test_options_that_cannot_be_used(options, message):
         TrainConfig(**options)
 
 
+def test_a_model_may_be_named_as_for_encode_latents():
+    assert TrainConfig(repa=f"timm:{VIT}").repa == VIT
+
+
 def test_the_projector_is_drawn_from_the_seed_alone(tiny_transformer):
     projector = AlignedTransformer(tiny_transformer(), 1, 7, seed=4).projector
     torch.manual_seed(4)
