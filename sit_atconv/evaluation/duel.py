@@ -80,6 +80,8 @@ def check_trainings(runs: Iterable[DuelRun]) -> None:
     for run in {run.model: run for run in runs if not run.is_trained}.values():
         try:
             config = resolve_config(run.training_config())
+            if config.lora_rank is not None:
+                raise ValueError(f"lora_rank={config.lora_rank} leaves an adapter, and a duel compares pipelines")
             dataset = open_dataset(config.data, config.image_size)
             if len(dataset) < config.batch_size:
                 raise ValueError(f"batch_size={config.batch_size} exceeds the {len(dataset)} images of {config.data!r}")

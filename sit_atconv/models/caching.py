@@ -35,6 +35,6 @@ class BlockCacheMixin(CacheMixin):
             )
         TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
-        if not any(has_diffusers_hooks(module) for module in self.modules()):  # type: ignore[attr-defined]
+        if not any(has_diffusers_hooks(module) for module in self.modules()):
             self.disable_cache()
             raise ValueError(f"config={name} names no layer of this model; give cache_identifiers={TAYLOR_LAYERS!r}")

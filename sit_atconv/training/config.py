@@ -20,6 +20,7 @@ from ..utils.checks import (
     check_non_negative,
 )
 from ..utils.source_names import source_name
+from .adapter_options import AdapterConfig, check_adapter
 from .ema_profiles import profile_weights
 from .mean_flow_options import STEP_ARGUMENTS, MeanFlowConfig, check_mean_flow
 from .model_arguments import check_model
@@ -128,12 +129,11 @@ class RunConfig:
     """Run folder
 
     Args:
-        output_dir: the run folder. Defaults to runs/DATA-MIXER; with init_from, to runs/DATA-finetuned, to
-            runs/DATA-grafted if there is a mixer, and to runs/DATA-meanflow with objective meanflow.
+        output_dir: the run folder. Defaults to runs/DATA-MIXER; with init_from, to runs/DATA-finetuned, runs/DATA-lora,
+            runs/DATA-grafted if there is a mixer, or runs/DATA-meanflow with objective meanflow.
         resume: "latest" continues the run in the output folder from its newest checkpoint; "auto" does the same, or
             starts the run if there is no checkpoint yet. If null, the folder must be new.
-        dry_run: build everything, print the plan and take one step with one image per process and accumulation step;
-            nothing is written.
+        dry_run: build everything, print the plan and take a step with one image per process and part; write nothing.
         checkpoint_every: number of updates between two checkpoints.
         keep_checkpoints: number of newest checkpoints that are kept.
         keep_every: checkpoints at multiples of this step are kept for good. If null, only the newest ones are kept.
@@ -178,6 +178,7 @@ GROUPS = (
     RepaConfig,
     TeacherConfig,
     MeanFlowConfig,
+    AdapterConfig,
     SiTOptimizerConfig,
     AverageConfig,
     PrecisionConfig,
@@ -242,6 +243,7 @@ class TrainConfig(
     LoggingConfig,
     CommonConfig,
     SiTOptimizerConfig,
+    AdapterConfig,
     MeanFlowConfig,
     TeacherConfig,
     RepaConfig,
@@ -259,9 +261,10 @@ class TrainConfig(
     """
 
     def task_class(self) -> "type[Task]":
-        from .sit_task import SiTTask  # imports PyTorch and diffusers, which options can do without
+        from .adapter_task import AdapterTask  # it imports PyTorch and diffusers, which options can do without
+        from .sit_task import SiTTask
 
-        return SiTTask
+        return SiTTask if self.lora_rank is None else AdapterTask
 
     def __post_init__(self) -> None:
         self.check_common()
@@ -292,7 +295,7 @@ class TrainConfig(
     def _kind(self) -> str:
         """What tells the default run folder of this run from that of others on the same data."""
         if self.init_from is not None:
-            tuned = "finetuned" if self.mixer is None else "grafted"
+            tuned = "grafted" if self.mixer is not None else "finetuned" if self.lora_rank is None else "lora"
             return "meanflow" if self.objective == "meanflow" else tuned
         mixer = self.mixer if isinstance(self.mixer, str) else "mixed"
         return f"{mixer}-meanflow" if self.objective == "meanflow" else mixer
@@ -303,6 +306,7 @@ class TrainConfig(
         check_teacher(vars(self))
         check_objective_options(vars(self))
         check_repa(vars(self))
+        check_adapter(vars(self))
         check_count("sample_every", self.sample_every)
         check_count("sample_steps", self.sample_steps, most=MAX_SOLVER_STEPS)
         if self.image_size is not None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..models.vae import load_vae
+from ..pipelines.pipeline_sit import SiTPipeline
 from .build import build_pipeline
 from .checkpoints import checkpoint_steps, read_state, verify_checkpoint
 from .ema_profiles import profile_weights
@@ -88,14 +89,18 @@ def read_average(run: Path, average: str | None = None, std: float | None = None
     return Averaged(weights, checkpoint, state, description)
 
 
-def export_pipeline(run: Path, averaged: Averaged, out: Path) -> None:
-    """Write a pipeline folder with averaged weights of a run of train/train_sit.py.
+def average_pipeline(run: Path, averaged: Averaged) -> SiTPipeline:
+    """Build a pipeline with averaged weights of a run of train/train_sit.py.
 
     Raises:
         ValueError: if they are not those of the model that the checkpoint names.
-        OSError: if it cannot be written.
     """
     weights, checkpoint, state, _ = averaged
+    if "adapter" in state:
+        raise ValueError(
+            f"{run} trains an adapter, which is no pipeline; its first average is in {run / state['adapter']} once the "
+            "run is finished, for pipe.load_lora_weights"
+        )
     if "transformer" not in state:
         raise ValueError(f"{checkpoint} is no checkpoint of train/train_sit.py: its state names no transformer")
     try:
@@ -105,4 +110,14 @@ def export_pipeline(run: Path, averaged: Averaged, out: Path) -> None:
         raise ValueError(f"{checkpoint} does not hold the weights of the model that it names: {error}") from error
     config = load_config(run)
     vae = None if config.vae is None else load_vae(config.vae)
-    save_pipeline(build_pipeline(config, transformer, vae, state["classes"]), out, lineage=state.get("lineage"))
+    return build_pipeline(config, transformer, vae, state["classes"])
+
+
+def export_pipeline(run: Path, averaged: Averaged, out: Path) -> None:
+    """Write a pipeline folder with averaged weights of a run of train/train_sit.py.
+
+    Raises:
+        ValueError: if they are not those of the model that the checkpoint names.
+        OSError: if it cannot be written.
+    """
+    save_pipeline(average_pipeline(run, averaged), out, lineage=averaged.state.get("lineage"))

@@ -141,12 +141,13 @@ def describe_plan(
         graft: what a graft replaces; None without one.
     """
     size = transformer.config.sample_size
-    trained = sum(p.numel() for p in transformer.parameters())
+    whole = sum(p.numel() for p in transformer.parameters())
+    trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)  # fewer with an adapter
     projected = 0 if projector is None else sum(p.numel() for p in projector.parameters())
     macs = closed_form_macs(transformer.config, size, size)
     parts = config.gradient_accumulation_steps
     per_device = config.batch_size // (processes * parts)
-    state = state_bytes(config, trained, projected) / (processes if sharded else 1)
+    state = (state_bytes(config, trained, projected) + 4 * (whole - trained)) / (processes if sharded else 1)
     activations = image_activation_bytes(config, transformer, mixed_precision) * per_device
     gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
     precision = "float32" if mixed_precision == "no" else mixed_precision
@@ -158,7 +159,7 @@ def describe_plan(
     lines = [
         f"data        {counted(len(dataset), 'image')} {classes}, {dataset.image_size}² pixels",
         *(f"            {note}" for note in dataset.notes),
-        f"model       {config.preset or config.init_from}, {mixer}, {trained / 1e6:.2f} M parameters"
+        f"model       {config.preset or config.init_from}, {mixer}, {whole / 1e6:.2f} M parameters"
         + (f" + {projected / 1e6:.2f} M of the projector" if projected else "")
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {counted(processes, 'process')} × {counted(parts, 'accumulation step')} × "

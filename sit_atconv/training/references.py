@@ -30,6 +30,8 @@ def check_references(config: CommonConfig) -> None:
                 check_objective(folder, config.path, config.prediction, name, config.noise_scale)
         if config.init_from is not None:
             check_changes(config.init_from, config.mixer, config.model)
+        if config.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise ValueError(f"lora_rank={config.lora_rank} needs peft: pip install 'sit-atconv[lora]'")
         if config.vae is not None:
             check_folder_or_name("vae", config.vae)
     for name in ("model", "repa"):  # the model of a classifier; that of SiT is a dictionary of arguments

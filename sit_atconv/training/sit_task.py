@@ -133,7 +133,7 @@ class SiTTask(Task):
         parts = self.components
         if parts.vae is not None:
             parts.vae.to(self.accelerator.device)
-        with averages.in_place_of(parts.transformer):
+        with averages.in_place_of(self.model):
             pipeline = build_pipeline(self.config, parts.transformer, parts.vae, parts.dataset.classes)
             images = sample_grid(self.config, pipeline, self.accelerator)
         if parts.vae is not None and parts.dataset.is_encoded:

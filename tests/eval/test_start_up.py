@@ -18,7 +18,7 @@ def run_script(script: str, *arguments: str) -> tuple[int, str, str]:
 def test_scripts_answer_at_once(script):
     code, output, _ = run_script(script, "--help")
     assert code == 0 and "--" in output
-    assert output.count("\n") <= 100 and max(map(len, output.splitlines())) <= 120
+    assert output.count("\n") <= 110 and max(map(len, output.splitlines())) <= 120
     code, _, error = run_script(script, "--bogus", "1")
     assert code == 2 and f"{Path(script).name}: error: " in error.splitlines()[-1]
 

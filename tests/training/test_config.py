@@ -172,6 +172,7 @@ def test_groups_are_those_of_the_help(capsys):
         "Representation alignment",
         "Teacher and graft",
         "MeanFlow, with --objective meanflow",
+        "Adapter",
         "Optimizer",
         "Averages of the weights",
         "Precision and memory",
@@ -180,7 +181,7 @@ def test_groups_are_those_of_the_help(capsys):
     ]
     names = [name for group in shown.values() for name in group]
     assert names == [field.name for field in dataclasses.fields(TrainConfig)]
-    assert len(names) == 71
+    assert len(names) == 74
 
 
 def parse(tmp_path, text: str, *arguments: str) -> TrainConfig:
@@ -222,7 +223,15 @@ def test_numbers_are_finite(tmp_path, name, value):
 
 OPTIONAL = {"image_size", "vae", "init_from", "preset", "mixer", "repa", "max_grad_norm", "mixed_precision"}
 OPTIONAL |= {"output_dir", "resume", "keep_every", "push_to_hub", "log_with", "sample_steps"}
-OPTIONAL |= {"teacher", "meanflow_guidance_mix", "repa_spatial_norm", "repa_steps"}
+OPTIONAL |= {
+    "teacher",
+    "meanflow_guidance_mix",
+    "repa_spatial_norm",
+    "repa_steps",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+}
 
 
 @pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(TrainConfig)])
