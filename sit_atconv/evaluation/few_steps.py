@@ -29,6 +29,7 @@ from ..utils.source_names import check_source
 from ..utils.tables import markdown_table
 from .class_accuracy import check_dataset, fit_classifier
 from .extractor import Extractor
+from .feature_statistics import FeatureStatistics
 from .features import build_extractor
 from .frechet import frechet_distance
 from .image_features import extract_features, read_batches
@@ -138,6 +139,21 @@ def few_step_samplers(pipeline: SiTPipeline, budgets: Sequence[int]) -> Iterator
         yield from ((name, scheduler, number) for number in steps if number >= fewest)
 
 
+def reference_features(
+    reference: str, extractor: str, image_size: int | None, device: torch.device
+) -> tuple[Extractor, FeatureStatistics]:
+    """The extractor, and what it finds in the real images: their mean, covariance and number.
+
+    Args:
+        reference, extractor, image_size, device: see `measure_few_steps`.
+    """
+    images = open_images("reference", reference, image_size)
+    network = build_extractor(extractor, None, device)
+    with ThreadPoolExecutor(1) as pool:
+        real = extract_features(read_batches(images, 64, pool), len(images), network, pool, "reference", keep=False)
+    return network, real.statistics["features"]
+
+
 class Judge:
     """What all pipelines are compared with: the features of the real images, and a classifier.
 
@@ -157,20 +173,14 @@ class Judge:
     ):
         if image_size is None and reference != "digits":
             image_size = image_shape(pipeline)[0]
-        images = open_images("reference", reference, image_size)
         self.reference = reference
-        self.num_samples = num_samples or len(images)
-        self.extractor: Extractor = build_extractor(extractor, None, device)
+        self.extractor, self.real = reference_features(reference, extractor, image_size, device)
+        self.num_samples = num_samples or self.real.n
         self.classifier, self.real_accuracy = None, None
         if extractor == "pixels":
             dataset = open_dataset(reference, image_size)
             check_dataset(pipeline, dataset)
             self.classifier, self.real_accuracy, _ = fit_classifier(dataset)
-        with ThreadPoolExecutor(1) as pool:
-            real = extract_features(
-                read_batches(images, 64, pool), len(images), self.extractor, pool, "reference", keep=False
-            )
-        self.real = real.statistics["features"]
 
     def record(self) -> dict:
         """What the results depend on."""

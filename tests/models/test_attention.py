@@ -98,3 +98,9 @@ def test_projections_are_fused_already(tiny_transformer):
     model.unfuse_qkv_projections()
     assert model.state_dict().keys() == before.keys()
     assert {type(processor) for processor in model.attn_processors.values()} == {DispatchedAttention}
+
+
+def test_it_compiles_whole():
+    mixer, tokens = mixer_and_tokens(SelfAttention, qk_norm=True)
+    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens, GRID), mixer(tokens, GRID))
