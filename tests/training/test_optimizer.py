@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
+from sit_atconv.training.build import build_components
 from sit_atconv.training.config import TrainConfig
 from sit_atconv.training.optimizer import MuonWithAdamW, learning_rate, masked_step
 
@@ -66,3 +69,9 @@ def test_a_masked_step_of_muon_changes_nothing_and_the_next_is_as_without_it():
     bad[2, 1] = float("nan")
     for one, other in zip(steps([bad, good[0], bad, good[1]]), steps(good), strict=True):
         assert torch.equal(one, other)
+
+
+def test_muon_needs_whole_matrices():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ValueError, match="optimizer=muon: its updates need whole matrices, which FSDP shards; use DDP"):
+        build_components(TrainConfig(optimizer="muon"), accelerator)
