@@ -4,9 +4,10 @@
     python eval/sweep.py runs/faces --reference PHOTOS --output runs/sweep --stds '[0.05, 0.1]'
 
 All settings draw the same images. After a quarter and after half of them, a setting is dropped if it is behind the best
-by more than three standard errors of the paired difference. The best ones draw images once more, with noise that the
-search has not seen. Writes all results (sweep.json), tables (sweep.md), a heat map (sweep.png), and the features of the
-images (features/). Start it again to go on after an interruption, or with more settings.
+by more than a twentieth, and by more than three standard errors of the paired difference. The best ones draw images
+once more, with noise that the search has not seen. Writes all results (sweep.json), tables (sweep.md), a heat map
+(sweep.png), and the features of the images (features/). Start it again to go on after an interruption, or with more
+settings.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """Which guidance scale, interval and average of the weights draw best? A search over paired noise.
 
 All settings draw the same images: image i has the same label and noise in each. After a quarter and after half of the
-images, a setting is dropped if its Fréchet distance is larger than that of the best one by more than three standard
-errors of their difference, which a bootstrap over the images estimates, the same images for both. The best of the
-settings that have drawn all images is confirmed with other noise: the smallest of many distances is too small.
+images, a setting is dropped if its Fréchet distance is larger than that of the best one by more than a twentieth, and
+by more than three standard errors of their difference, which a bootstrap over the images estimates, the same images for
+both. The best settings are confirmed with other noise: the smallest of many distances is too small.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from .sweep_settings import Average, Setting, grid, open_averages
 
 RESULTS = "sweep.json"
 ROUNDS = 4, 2, 1  # the number of images is divided by
-LARGEST_GAP = 3.0  # standard errors
+LARGEST_GAP, LARGEST_SHARE = 3.0, 0.05  # in standard errors, and in the distance of the best
 SEARCH_RESAMPLES, CONFIRMATION_RESAMPLES = 40, 200
 
 
@@ -63,10 +63,10 @@ def measure_sweep(options: SweepOptions) -> dict:
     with folder_lock(output, "output"):
         check_record(output / RESULTS, record)
         drawing = Drawing(output / "features", {each.name: each for each in averages}, sampling, extractor, device)
-        rows, finalists = search(settings, drawing, real)
+        rows, order = search(settings, drawing, real)
         held_out = replace(drawing, options=replace(sampling, seed=sampling.seed + 1))
         unguided = Setting(averages[0].name, 1.0, (0.0, 1.0))
-        confirmation = confirm_best(finalists[: options.confirm], unguided, held_out, real)
+        confirmation = confirm_best(order[: options.confirm], unguided, held_out, real)
         result = {**record, "folder": options.folder, "settings": rows, "confirmation": confirmation}
         write_json(output / RESULTS, result)
     return result
@@ -166,7 +166,7 @@ def search(settings: Sequence[Setting], drawing: Drawing, real: FeatureStatistic
     Returns:
         One dictionary per setting: "average", "scale", "interval", the number of "images", and after them "fid",
         "behind" (by how much it is larger than the best one's), "standard_error" of that, and whether it was "dropped".
-        And the settings that have drawn all images, the best first.
+        And the settings in the order in which they are confirmed: those with the most images first, then the best.
     """
     alive, features = list(settings), dict.fromkeys(settings, np.zeros((0, 0)))
     rows: dict[Setting, dict] = {}
@@ -178,13 +178,15 @@ def search(settings: Sequence[Setting], drawing: Drawing, real: FeatureStatistic
             new = drawing.features(setting, start, stop)
             features[setting] = new if not start else np.concatenate([features[setting], new])
         compared = compare({each: features[each] for each in alive}, real, SEARCH_RESAMPLES)
+        hopeless = LARGEST_SHARE * min(values["fid"] for values in compared.values())
         for setting, values in compared.items():
-            is_last = divisor == ROUNDS[-1]
-            dropped = not is_last and values["behind"] > LARGEST_GAP * values["standard_error"]
+            gap = max(LARGEST_GAP * values["standard_error"], hopeless)
+            dropped = divisor != ROUNDS[-1] and values["behind"] > gap
             rows[setting] = {**asdict_of(setting), "images": stop, **values, "dropped": dropped}
         alive = [setting for setting in alive if not rows[setting]["dropped"]]
         start = stop
-    return [rows[setting] for setting in settings], sorted(alive, key=lambda setting: rows[setting]["fid"])
+    order = sorted(settings, key=lambda setting: (-rows[setting]["images"], rows[setting]["fid"]))
+    return [rows[setting] for setting in settings], order
 
 
 def asdict_of(setting: Setting) -> dict:

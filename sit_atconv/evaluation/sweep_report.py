@@ -83,14 +83,14 @@ def _names(row: Mapping) -> list[str]:
 def heat_map(rows: Sequence[Mapping]) -> Figure:
     """How far each setting is behind the best, both with the same images; dropped settings are in brackets.
 
-    Without guidance (scale 1) there is one value for all intervals.
+    Without guidance (scale 1) there is one value for all intervals. Colours tell the better half apart.
     """
     averages = list(dict.fromkeys(row["average"] for row in rows))
     scales = sorted({row["scale"] for row in rows})
     intervals = sorted({tuple(row["interval"]) for row in rows if row["scale"] != 1}) or [(0.0, 1.0)]
     size = (1.8 + 0.85 * len(scales), (0.7 + 0.45 * len(intervals)) * len(averages) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    most = max(row["behind"] for row in rows if not row["dropped"])
+    most = float(np.median([row["behind"] for row in rows]))
     for axes, average in zip(figure.subplots(len(averages), squeeze=False)[:, 0], averages, strict=True):
         mine = {(row["scale"], tuple(row["interval"])): row for row in rows if row["average"] == average}
         cells = [[mine.get((s, (0.0, 1.0) if s == 1 else i)) for s in scales] for i in intervals]
@@ -105,7 +105,7 @@ def heat_map(rows: Sequence[Mapping]) -> Figure:
 
 
 def _draw_panel(axes: Axes, cells: Sequence[Sequence[Mapping | None]], most: float):
-    """Draw one average; colours end at the most that a setting of the last round is behind."""
+    """Draw one average; colours end at `most`."""
     values = np.array([[np.nan if row is None else row["behind"] for row in line] for line in cells])
     image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=max(most, 1e-12), aspect="auto")
     for y, line in enumerate(cells):

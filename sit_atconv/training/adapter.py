@@ -9,7 +9,6 @@ from torch import nn
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..sharing.card import CARD_FILE, SAMPLES_FILE, add_samples, write_lineage, write_training_config
-from ..utils.bounded_text import read_json_object
 from ..utils.files import write_atomically
 from ..utils.text import code_block, counted, markdown_text, one_line
 from .config import TrainConfig
@@ -54,13 +53,6 @@ def check_same_model(config: TrainConfig, model: SiTTransformer2DModel, classes:
         raise ValueError(
             f"data={config.data!r} has other classes than init_from={config.init_from!r}, whose embeddings an adapter "
             "does not hold; leave out --lora_rank to train the whole model"
-        )
-    scheduler = Path(config.init_from) / "scheduler" / "scheduler_config.json"
-    noise_scale = read_json_object(scheduler).get("noise_scale", 1.0) if scheduler.is_file() else 1.0
-    if noise_scale != config.noise_scale:
-        raise ValueError(
-            f"noise_scale={config.noise_scale:g}: init_from={config.init_from!r} samples from noise of scale "
-            f"{noise_scale:g}, which an adapter does not change; give --noise_scale {noise_scale:g}"
         )
     trained = load_pretrained(config.init_from).config
     for name, value in model.config.items():
