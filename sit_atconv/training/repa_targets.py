@@ -14,6 +14,12 @@ from .repa import TargetEncoder
 from .repa_options import ENCODER
 
 
+class HalfPrecisionError(ValueError):
+    """Raised for features that have no finite value in half precision."""
+
+    concerns_one_process = True  # the images of the others may have none
+
+
 def open_target_encoder(
     targets: str, weights: str, latent_side: int, patch_size: int, device: torch.device | str
 ) -> TargetEncoder:
@@ -58,12 +64,12 @@ def encode_targets(encoder: TargetEncoder, pixels: torch.Tensor) -> torch.Tensor
     """The features (B, N, Z) float16 of pixels (B, C, S, S), on the CPU.
 
     Raises:
-        ValueError: if a feature is not finite in half precision.
+        HalfPrecisionError: if a feature is not finite in half precision.
     """
     features = encoder(pixels)
     stored = features.half()
     if not stored.isfinite().all():
-        raise ValueError(
+        raise HalfPrecisionError(
             f"targets: features of up to {features.abs().max().item():.3g} cannot be stored in half precision; choose "
             "another encoder, or other weights"
         )

@@ -14,7 +14,7 @@ from sit_atconv.data import TrainingView, open_dataset
 from sit_atconv.data.streams import Stream, draw
 from sit_atconv.training import encode
 from sit_atconv.training.repa import TargetEncoder, Targets
-from sit_atconv.training.repa_targets import check_stored_targets, encode_targets
+from sit_atconv.training.repa_targets import HalfPrecisionError, check_stored_targets, encode_targets
 
 VIT = "test_vit.r160_in1k"
 
@@ -125,7 +125,7 @@ def test_a_cache_of_other_features_is_refused(cache, latents, weights, tmp_path)
 def test_features_beyond_half_precision_are_refused(weights):
     encoder = TargetEncoder(VIT, str(weights), (4, 4), "cpu")
     torch.nn.init.constant_(encoder.model.norm.bias, 1e5)
-    with pytest.raises(ValueError, match=r"features of up to 1e\+05 cannot be stored in half precision"):
+    with pytest.raises(HalfPrecisionError, match=r"features of up to 1e\+05 cannot be stored in half precision"):
         encode_targets(encoder, torch.zeros(1, 3, 16, 16))
 
 
