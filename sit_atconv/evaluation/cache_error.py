@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..models.caching import TAYLOR_LAYERS
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..utils.checks import check_count
 from ..utils.randomness import image_generator
 from ..utils.tables import markdown_table
@@ -45,22 +46,23 @@ def compare_caches(
         ValueError: naming the argument that cannot be used.
     """
     check_count("num_images", num_images)
+    check_scheduler(pipeline.scheduler)
     order = pipeline.scheduler.order
     for budget in budgets or ():
         check_count("budgets", budget, least=order)
+    numbers_of_steps = dict.fromkeys(budget // order for budget in budgets or BUDGETS)
     labels = balanced_labels(range(num_images), pipeline.transformer.config.num_classes)
 
-    def sample(calls: int) -> torch.Tensor:
+    def sample(steps: int) -> torch.Tensor:
         generators = [image_generator(seed, i) for i in range(num_images)]
-        steps = calls // order
         return pipeline(labels, num_inference_steps=steps, generator=generators, output_type="latent").images
 
     if pipeline.transformer.is_cache_enabled:
         pipeline.transformer.disable_cache()
-    fine, rows = sample(FINE_CALLS), []
-    for budget in tqdm(budgets or BUDGETS, desc="caches", unit="number of calls"):
+    fine, rows = sample(FINE_CALLS // order), []
+    for steps in tqdm(numbers_of_steps, desc="caches", unit="number of calls"):
         with residual_norms(pipeline.transformer) as norms:
-            without = sample(budget)
+            without = sample(steps)
         calls = len(norms)
         rows.append(_row("none", "", calls, 1.0, without - fine))
         ratios = [1.0, *(float((norm / before).mean()) for before, norm in zip(norms, norms[1:], strict=False))]
@@ -68,12 +70,26 @@ def compare_caches(
             pipeline.transformer.enable_cache(config)
             try:
                 with counting_calls(pipeline.transformer) as computed:
-                    error = sample(budget) - fine
+                    error = sample(steps) - fine
             finally:
                 pipeline.transformer.disable_cache()
             share = computed[0] / (calls * len(pipeline.transformer.blocks))
             rows.append(_row(cache, setting, calls, share, error))
     return rows
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError for a scheduler whose solves with more calls do not come closer to one solution."""
+    name = type(scheduler).__name__
+    if isinstance(scheduler, InterpolantSDEScheduler):
+        raise ValueError(
+            f"scheduler={name} draws other noise in each solve; give the pipeline an InterpolantODEScheduler"
+        )
+    if getattr(scheduler, "is_adaptive", False):
+        raise ValueError(
+            f"scheduler={name}: the solver {scheduler.config.solver!r} chooses its own number of network calls; take "
+            "one of fixed steps, such as 'midpoint'"
+        )
 
 
 def _row(cache: str, setting: str, calls: int, computed: float, error: torch.Tensor) -> dict:

@@ -19,6 +19,7 @@ from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.bounded_text import read_json_object
 from ..utils.environment import pick_device
 from ..utils.files import folder_lock, staged, write_json
+from ..utils.hashing import tensors_sha256
 from .extractor import Extractor
 from .feature_statistics import FeatureStatistics
 from .few_steps import reference_features
@@ -56,7 +57,8 @@ def measure_sweep(options: SweepOptions) -> dict:
     size = options.image_size if is_given else own_size
     extractor, real = reference_features(options.reference, options.extractor, size, device)
     sampling = replace(sampling, num_samples=options.num_samples or real.n)
-    record = {"reference": options.reference, "extractor": extractor.name, **described, "device": device.type}
+    record = {"folder": str(Path(options.folder).resolve()), "reference": options.reference, "image_size": size}
+    record |= {"extractor": extractor.name, "extractor_weights": extractor.weights, **described, "device": device.type}
     record |= {name: getattr(sampling, name) for name in ("num_samples", "seed", "batch_size", "num_inference_steps")}
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ def measure_sweep(options: SweepOptions) -> dict:
         held_out = replace(drawing, options=replace(sampling, seed=sampling.seed + 1))
         unguided = Setting(averages[0].name, 1.0, (0.0, 1.0))
         confirmation = confirm_best(order[: options.confirm], unguided, held_out, real)
-        result = {**record, "folder": options.folder, "settings": rows, "confirmation": confirmation}
+        result = {**record, "settings": rows, "confirmation": confirmation}
         write_json(output / RESULTS, result)
     return result
 
@@ -87,7 +89,8 @@ def check_settings(
         pipeline = average.load(device)
     for setting in settings:
         options = options_of(setting, options).resolve(pipeline)
-    return options, describe_pipeline(pipeline), image_shape(pipeline)[0]
+    vae = None if pipeline.vae is None else tensors_sha256(pipeline.vae.state_dict())
+    return options, {**describe_pipeline(pipeline), "vae_sha256": vae}, image_shape(pipeline)[0]
 
 
 def options_of(setting: Setting, options: SamplingOptions) -> SamplingOptions:
@@ -184,6 +187,7 @@ def search(settings: Sequence[Setting], drawing: Drawing, real: FeatureStatistic
             dropped = divisor != ROUNDS[-1] and values["behind"] > gap
             rows[setting] = {**asdict_of(setting), "images": stop, **values, "dropped": dropped}
         alive = [setting for setting in alive if not rows[setting]["dropped"]]
+        features = {setting: features[setting] for setting in alive}
         start = stop
     order = sorted(settings, key=lambda setting: (-rows[setting]["images"], rows[setting]["fid"]))
     return [rows[setting] for setting in settings], order

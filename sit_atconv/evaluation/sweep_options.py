@@ -61,6 +61,8 @@ class SweepOptions:
         for name in ("scales", "intervals"):
             if not getattr(self, name):
                 raise ValueError(f"{name}=[] leaves nothing to try; leave the option out for the default")
+        if self.averages == [] and not self.stds:
+            raise ValueError("averages=[] leaves nothing to try; leave the option out for all, or give --stds")
         for scale in self.scales:
             check_guidance(scale, (0.0, 1.0), None)
         for interval in self.intervals:

@@ -55,6 +55,11 @@ def check_same_model(config: TrainConfig, model: SiTTransformer2DModel, classes:
             "does not hold; leave out --lora_rank to train the whole model"
         )
     trained = load_pretrained(config.init_from).config
+    if (conditioning := trained["step_conditioning"]) != "none":
+        raise ValueError(
+            f"init_from={config.init_from!r} predicts mean velocities (step_conditioning={conditioning!r}), and "
+            "an adapter is trained as a flow; give the flow that it was tuned from, or leave out --lora_rank"
+        )
     for name, value in model.config.items():
         if not name.startswith("_") and name not in MAY_DIFFER and trained[name] != value:
             raise ValueError(
@@ -147,8 +152,8 @@ def adapter_card(folder: Path, title: str, rank: int, lineage: dict[str, Any]) -
     hashes = ", ".join(f"`{sha256}`" for sha256 in origin["sha256"].values())
     usage = f"""from sit_atconv import SiTPipeline
 
-pipe = SiTPipeline.from_pretrained({name!r})  # the pipeline that it was trained from
-pipe.load_lora_weights("adapter")  # this folder"""
+pipe = SiTPipeline.from_pretrained("PIPELINE")  # that of {name}: a folder, or a name on the Hub
+pipe.load_lora_weights("ADAPTER")  # this folder"""
     parts = [
         "---\nlibrary_name: diffusers\ntags:\n- lora\n- sit-atconv\n---",
         f"# {markdown_text(title)}",

@@ -32,6 +32,7 @@ EXCLUDED = {
     "teacher": "an adapter is trained on the data alone",
     "repa": "a projector would be trained besides",
     "optimizer": "Muon is for whole matrices of weights",
+    "ema_stds": "averages of further lengths are exported as pipelines",
     "push_to_hub": "that uploads pipelines; upload the folder adapter/ with hf upload",
 }
 
@@ -61,6 +62,8 @@ def check_adapter(options: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name}={options[name]!r} does not go with lora_rank={rank}: {reason}; leave one of them out"
             )
+    if isinstance(decays := options["ema_decay"], (list, tuple)) and len(decays) > 1:
+        raise ValueError(f"ema_decay={decays!r}: the folder of an adapter holds one average; give one decay")
     if options["lora_alpha"] is not None:
         check_positive("lora_alpha", options["lora_alpha"])
         check_float32("lora_alpha", options["lora_alpha"])

@@ -66,7 +66,7 @@ def encode_latents(
     statistics: str = "vae",
     targets: str | None = None,
     targets_weights: str = "pretrained",
-    targets_patch_size: int = 2,
+    targets_patch_size: int | None = None,
 ) -> dict | None:
     """Encode all images of a data set.
 
@@ -90,6 +90,7 @@ def encode_latents(
         targets: timm:NAME, a model of timm whose features are stored beside the latents, for training with --repa NAME.
         targets_weights: weights of that model: pretrained, random or a file.
         targets_patch_size: patch size of the transformer that will be trained: features are stored for its tokens.
+            Defaults to 2.
 
     Returns:
         The manifest on the main process; None on the others, or if the folder was complete already.
@@ -116,7 +117,7 @@ def encode_latents(
     encoder, settings["targets"] = None, None
     if targets is not None:
         side = settings["latents"]["shape"][-1]
-        encoder = open_target_encoder(targets, targets_weights, side, targets_patch_size, accelerator.device)
+        encoder = open_target_encoder(targets, targets_weights, side, targets_patch_size or 2, accelerator.device)
         settings["targets"] = describe_targets(encoder, targets, targets_weights)
     folder = Path(output_dir)
     with ExitStack() as lock:

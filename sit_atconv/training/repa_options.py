@@ -69,17 +69,22 @@ def check_repa(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_targets(targets: str | None, weights: str, patch_size: int) -> None:
+def check_targets(targets: str | None, weights: str, patch_size: int | None) -> None:
     """Check the options of features that are stored beside latents, as `encode_latents` takes them.
 
     Raises:
         ValueError: for an encoder that is no model of timm, weights that are not there, or options without an encoder.
     """
-    check_count("targets_patch_size", patch_size)
     if targets is None:
         if weights != "pretrained":
             raise ValueError(f"targets_weights={weights!r} are those of an encoder; also give --targets {ENCODER}NAME")
+        if patch_size is not None:
+            raise ValueError(
+                f"targets_patch_size={patch_size} is for stored features; also give --targets {ENCODER}NAME"
+            )
         return
+    if patch_size is not None:
+        check_count("targets_patch_size", patch_size)
     if not targets.startswith(ENCODER):
         raise ValueError(f"targets={targets!r} must be {ENCODER}NAME, such as {ENCODER}vit_base_patch14_dinov2.lvd142m")
     check_timm_name("targets", targets, targets.removeprefix(ENCODER))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sit_atconv import InterpolantODEScheduler
+from sit_atconv import InterpolantODEScheduler, InterpolantSDEScheduler
 from sit_atconv.evaluation import cache_error
 from sit_atconv.evaluation.cache_error import cache_table, compare_caches, residual_norms
 
@@ -45,6 +45,27 @@ def test_norms_of_what_the_blocks_add(tiny_transformer):
     model(torch.ones(1, 3, 8, 8), 0.5, torch.tensor([0]))
     expected = [(after - before).square().sum(-1).sqrt() for before, after in (seen[:2], seen[2:4])]
     torch.testing.assert_close(norms, expected)
+
+
+@pytest.mark.filterwarnings("ignore:a cache spoils")
+def test_equal_numbers_of_calls_are_solved_once(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(cache_error, "FINE_CALLS", 8)
+    pipeline = tiny_pipeline(InterpolantODEScheduler(solver="midpoint"))
+    pipeline.set_progress_bar_config(disable=True)
+    rows = compare_caches(pipeline, num_images=1, budgets=[4, 5])
+    assert {row["network_calls"] for row in rows} == {4} and len(rows) == 11
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (InterpolantSDEScheduler(), "InterpolantSDEScheduler draws other noise in each solve; give"),
+        (InterpolantODEScheduler(solver="dopri5"), "the solver 'dopri5' chooses its own number of network calls"),
+    ],
+)
+def test_solves_that_cannot_be_compared_are_refused(scheduler, message, tiny_pipeline):
+    with pytest.raises(ValueError, match=message):
+        compare_caches(tiny_pipeline(scheduler))
 
 
 def test_a_budget_below_one_step_is_refused(tiny_pipeline):

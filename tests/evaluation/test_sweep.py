@@ -1,6 +1,7 @@
 """The sweep: what is tried and dropped, that differences are paired, that results are kept, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def test_scores_are_those_of_the_images_and_results_are_kept(options, digit_imag
     for changes in ({"seed": 5}, {"num_samples": 32}):
         with pytest.raises(ValueError, match=r"output=.* holds results with .*; name another folder"):
             measure_sweep(replace(options, **changes))
+    with pytest.raises(ValueError, match=r"holds results with folder=.*pipeline', not .*other'; name another folder"):
+        measure_sweep(replace(options, folder=str(shutil.copytree(options.folder, output.parent / "other"))))
     damaged = next((output / "features").glob("*-3.0-*"))
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"npy is damaged .*; remove it, and it is made again"):
@@ -109,6 +112,7 @@ def test_scores_are_those_of_the_images_and_results_are_kept(options, digit_imag
 def test_unusable_options_are_refused(options, tiny_pipeline, tmp_path):
     for changes, message in (
         ({"scales": []}, r"scales=\[\] leaves nothing to try"),
+        ({"averages": []}, r"averages=\[\] leaves nothing to try"),
         ({"scales": [-1.0]}, "guidance_scale=-1.0"),
         ({"intervals": [(0.5, 0.2)]}, "guidance_interval=.* must be"),
         ({"num_samples": 8}, "num_samples=8 must be a whole number of at least 16"),

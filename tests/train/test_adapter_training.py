@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from command_runs import refused
 from safetensors.torch import load_file
 
-from sit_atconv import SiTPipeline
+from sit_atconv import SiTPipeline, SiTTransformer2DModel
 from sit_atconv.classification.export_average import export_average
 from sit_atconv.training.adapter import Adapter
 
@@ -137,6 +137,14 @@ def test_adapters_hold_what_is_trained():
         ),
         (("--init_from", "BASE", "--lora_rank", "2", "--push_to_hub", "a/b"), "push_to_hub='a/b' does not go with"),
         (("--init_from", "BASE", "--lora_rank", "2", "--objective", "meanflow"), "objective='meanflow' trains how"),
+        (
+            ("--init_from", "BASE", "--lora_rank", "2", "--ema_stds", "[0.1]"),
+            "ema_stds=[0.1] does not go with lora_rank=2",
+        ),
+        (
+            ("--init_from", "BASE", "--lora_rank", "2", "--ema_decay", "[0.9, 0.99]"),
+            "one average; give one decay",
+        ),
         (("--init_from", "BASE", "--lora_rank", "2", "--lora_targets", "[]"), "lora_targets=[] names no layer"),
     ],
 )
@@ -156,4 +164,9 @@ def test_what_does_not_fit_the_model_is_refused(base, tmp_path, capsys):
     index.write_text(index.read_text().replace('"0": "0"', '"0": "none"'))
     message = refused(capsys, train_sit.main, *TINY, *lora(str(other)), *output)
     assert "has other classes than init_from" in message
+    config = SiTTransformer2DModel.load_config(Path(base) / "transformer")
+    SiTTransformer2DModel(**config | {"step_conditioning": "span"}).save_pretrained(other / "transformer")
+    index.write_text(index.read_text().replace('"0": "none"', '"0": "0"'))
+    message = refused(capsys, train_sit.main, *TINY, *lora(str(other)), *output)
+    assert "predicts mean velocities (step_conditioning='span')" in message
     assert not (tmp_path / "run").exists()
