@@ -57,8 +57,15 @@ def measure_sweep(options: SweepOptions) -> dict:
     size = options.image_size if is_given else own_size
     extractor, real = reference_features(options.reference, options.extractor, size, device)
     sampling = replace(sampling, num_samples=options.num_samples or real.n)
-    record = {"folder": str(Path(options.folder).resolve()), "reference": options.reference, "image_size": size}
-    record |= {"extractor": extractor.name, "extractor_weights": extractor.weights, **described, "device": device.type}
+    record = {
+        "folder": str(Path(options.folder).resolve()),
+        "reference": options.reference,
+        "image_size": size,
+        "extractor": extractor.name,
+        "extractor_weights": extractor.weights,
+        **described,
+        "device": device.type,
+    }
     record |= {name: getattr(sampling, name) for name in ("num_samples", "seed", "batch_size", "num_inference_steps")}
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
