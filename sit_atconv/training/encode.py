@@ -49,7 +49,8 @@ from .repa_options import check_targets
 from .repa_targets import describe_targets, encode_targets, open_target_encoder
 from .signals import end_workers
 
-SHARD_SIZE, SHARD_SIZE_WITH_TARGETS = 4096, 512
+SHARD_SIZE = 4096
+SHARD_SIZE_WITH_TARGETS = 512
 
 
 def encode_latents(

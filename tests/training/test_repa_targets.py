@@ -136,6 +136,7 @@ def test_features_beyond_half_precision_are_refused(weights):
         (dict(targets="timm:vit_of_nobody"), "targets='timm:vit_of_nobody': timm has no model"),
         (dict(targets=f"timm:{VIT}", targets_weights="nowhere.pt"), "targets_weights='nowhere.pt' is neither a file"),
         (dict(targets_weights="random"), "targets_weights='random' are those of an encoder"),
+        (dict(targets_patch_size=4), "targets_patch_size=4 is for stored features; also give --targets"),
         (dict(targets=f"timm:{VIT}", targets_patch_size=0), "targets_patch_size=0 must be"),
         (
             dict(targets=f"timm:{VIT}", targets_weights="random", targets_patch_size=3),

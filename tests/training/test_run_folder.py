@@ -61,6 +61,9 @@ DECIDE_ON_THE_RESULT = {
     "meanflow_guidance_scale",
     "meanflow_guidance_mix",
     "meanflow_guidance_warmup_steps",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
 }
 
 
