@@ -83,7 +83,7 @@ def test_the_folder_is_what_a_pipeline_loads(base, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(base, tmp_path, capsys):
-    options = lora(base, "--checkpoint_every", "1", "--keep_checkpoints", "9", "--ema_stds", "[0.1]")
+    options = lora(base, "--checkpoint_every", "1", "--keep_checkpoints", "9")
     whole = run(tmp_path / "whole", *options)
     parts = tmp_path / "parts"
     shutil.copytree(whole, parts)
