@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..utils.files import staged, write_atomically, write_json
 from ..utils.tables import markdown_table
-from ..utils.text import printable
+from ..utils.text import counted, printable
 
 HEADER = [
     *("measurement", "model", "image px", "batch", "dtype", "GMACs/image", "time [quartiles]", "rounds"),
@@ -27,7 +27,7 @@ def write_results(folder: Path, report: dict) -> None:
 
 def machine_title(environment: dict) -> str:
     """The machine on which a report was measured, in one line: processor or GPU, threads on a CPU, torch."""
-    threads = f", {environment['threads']} threads" if environment.get("device") == "cpu" else ""
+    threads = f", {counted(environment['threads'], 'thread')}" if environment.get("device") == "cpu" else ""
     return f"{environment['device_name']}{threads}, torch {environment['torch']}"
 
 
@@ -38,8 +38,8 @@ def report_text(report: dict) -> str:
     lines = [
         f"`{report['command']}`",
         "",
-        f"{report['date'][:10]}, {facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}, compile "
-        f"{report['options']['compile']}, attention {', '.join(attention) or 'none'}, "
+        f"{report['date'][:10]}, {facts['device_name']}, {counted(facts['threads'], 'thread')}, "
+        f"torch {facts['torch']}, compile {report['options']['compile']}, attention {', '.join(attention) or 'none'}, "
         f"commit {facts['git_commit'] or 'unknown'}; measured limits by dtype: "
         + "; ".join(f"{name} {flops / 1e9:.3g} GFLOP/s" for name, flops in rates["flops_per_second"].items())
         + f"; copying {rates['bytes_per_second'] / 1e9:.3g} GB/s",
