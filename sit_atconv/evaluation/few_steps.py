@@ -21,7 +21,6 @@ from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
 from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
 from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
-from ..utils.bounded_text import read_json_object
 from ..utils.checks import check_choice, check_count, check_device, check_seed
 from ..utils.environment import pick_device
 from ..utils.files import check_writable_folder, write_json
@@ -34,7 +33,7 @@ from .features import build_extractor
 from .frechet import frechet_distance
 from .image_features import extract_features, read_batches
 from .image_sets import open_images
-from .records import folder_sha256
+from .records import earlier_results, folder_sha256
 from .sampling import counting_rows, flatten_pixels, generate, image_shape, load_pipeline
 from .sampling_options import SamplingOptions, balanced_labels
 from .solver_error import DIFFUSERS
@@ -228,14 +227,7 @@ class Results:
 
     def __init__(self, file: Path, record: Mapping):
         self.file, self.record, self.rows = file, dict(record), []
-        if file.exists():
-            before = read_json_object(file)
-            for name, value in self.record.items():
-                if before.get(name) != value:
-                    raise ValueError(
-                        f"output={str(file.parent)!r} holds results with {name}={before.get(name)!r}, not {value!r}; "
-                        "name another folder"
-                    )
+        if before := earlier_results(file, self.record):
             self.rows = before["rows"]
 
     def _find(self, key: Mapping) -> dict | None:

@@ -5,6 +5,7 @@ A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..pipelines.pipeline_sit import SiTPipeline
@@ -59,6 +60,28 @@ def describe_pipeline(pipeline: SiTPipeline) -> dict:
         "mixer": pipeline.transformer.config.mixer,
         "scheduler": {"class": type(pipeline.scheduler).__name__, "config": config},
     }
+
+
+def earlier_results(file: Path, record: Mapping) -> dict:
+    """Read the results that a file holds; {} if there is no file yet.
+
+    Args:
+        file: a JSON file in an output folder.
+        record: what new results depend on, which the file's must depend on as well.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if not file.exists():
+        return {}
+    before = read_json_object(file)
+    for name, value in record.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"output={str(file.parent)!r} holds results with {name}={before.get(name)!r}, not {value!r}; "
+                "name another folder"
+            )
+    return before
 
 
 def folder_sha256(folder: str | Path) -> str:

@@ -16,7 +16,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..utils.bounded_text import read_json_object
 from ..utils.environment import pick_device
 from ..utils.files import folder_lock, staged, write_json
 from ..utils.hashing import tensors_sha256
@@ -26,7 +25,7 @@ from .few_steps import reference_features
 from .frechet import resampled_frechet_distances
 from .image_features import extract_features
 from .intervals import bootstrap_interval, bootstrap_resamples
-from .records import describe_pipeline
+from .records import describe_pipeline, earlier_results
 from .sampling import draw_images, image_shape
 from .sampling_options import SamplingOptions
 from .sweep_options import SweepOptions
@@ -70,7 +69,8 @@ def measure_sweep(options: SweepOptions) -> dict:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with folder_lock(output, "output"):
-        check_record(output / RESULTS, record)
+        if not earlier_results(output / RESULTS, record):
+            write_json(output / RESULTS, record)
         drawing = Drawing(output / "features", {each.name: each for each in averages}, sampling, extractor, device)
         rows, order = search(settings, drawing, real)
         held_out = replace(drawing, options=replace(sampling, seed=sampling.seed + 1))
@@ -103,20 +103,6 @@ def check_settings(
 def options_of(setting: Setting, options: SamplingOptions) -> SamplingOptions:
     """The options of sampling with a setting."""
     return replace(options, guidance_scale=setting.scale, guidance_interval=setting.interval)
-
-
-def check_record(file: Path, record: dict) -> None:
-    """Raise ValueError if an output folder holds results that depend on something else; it is left as it is."""
-    if file.exists():
-        before = read_json_object(file)
-        for name, value in record.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"output={str(file.parent)!r} holds results with {name}={before.get(name)!r}, not {value!r}; "
-                    "name another folder"
-                )
-    else:
-        write_json(file, record)
 
 
 @dataclass

@@ -8,7 +8,6 @@ of the encoder.
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.transformer_sit import SiTTransformer2DModel
+from .repa_options import check_encoder_weights
 
 HIDDEN = 2048  # width of the projector, as in the paper
 
@@ -124,8 +124,7 @@ class TargetEncoder:
         if weights == "pretrained":
             options["pretrained"] = True
         elif weights != "random":
-            if not Path(weights).is_file():
-                raise ValueError(f"{fields[1]}={weights!r} is neither a file nor 'pretrained' nor 'random'")
+            check_encoder_weights(fields[1], weights)
             options |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=weights))
         try:
             if "pretrained_cfg_overlay" in options:

@@ -88,5 +88,10 @@ def check_targets(targets: str | None, weights: str, patch_size: int | None) -> 
     if not targets.startswith(ENCODER):
         raise ValueError(f"targets={targets!r} must be {ENCODER}NAME, such as {ENCODER}vit_base_patch14_dinov2.lvd142m")
     check_timm_name("targets", targets, targets.removeprefix(ENCODER))
+    check_encoder_weights("targets_weights", weights)
+
+
+def check_encoder_weights(field: str, weights: str) -> None:
+    """Raise ValueError unless the option `field` names weights of an encoder."""
     if weights not in ("pretrained", "random") and not Path(weights).is_file():
-        raise ValueError(f"targets_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")
+        raise ValueError(f"{field}={weights!r} is neither a file nor 'pretrained' nor 'random'")

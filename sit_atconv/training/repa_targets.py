@@ -11,7 +11,7 @@ import torch
 from ..data import ImageDataset
 from ..utils.hashing import file_sha256, tensors_sha256
 from .repa import TargetEncoder
-from .repa_options import ENCODER
+from .repa_options import ENCODER, check_encoder_weights
 
 
 class HalfPrecisionError(ValueError):
@@ -95,8 +95,7 @@ def check_stored_targets(dataset: ImageDataset, repa: str, weights: str, grid: t
     where = f"data={dataset.source!r} holds features of"
     if stored["encoder"] != repa:
         raise ValueError(f"repa={repa!r}: {where} {stored['encoder']!r}; give --repa {stored['encoder']}, or {command}")
-    if weights not in ("pretrained", "random") and not Path(weights).is_file():
-        raise ValueError(f"repa_weights={weights!r} is neither a file nor 'pretrained' nor 'random'")
+    check_encoder_weights("repa_weights", weights)
     if (described := describe_weights(weights)) != stored["weights"]:
         raise ValueError(
             f"repa_weights={weights!r} ({described}): {where} other weights, {stored['weights']!r}; give those, or "
