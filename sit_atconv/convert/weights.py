@@ -100,8 +100,14 @@ def restore_state_dict(
 def _check_known(config: Any, layout: str) -> None:
     """Raise ValueError if a model's configuration has what the reference models of this layout have not."""
     check_choice("layout", layout, LAYOUTS)
-    plain = {"kernel_pool": "strips", "kernel_dilation": 1, "channel_gate": False, "average_branch": False}
-    expected = LAYOUTS[layout] | plain
+    plain = {
+        "kernel_pool": "strips",
+        "kernel_dilation": 1,
+        "channel_gate": False,
+        "average_branch": False,
+        "kernel_groups": 1,
+    }
+    expected = LAYOUTS[layout] | {"mlp_depthwise": False} | plain
     mixers = mixer_per_block(config.mixer, config.num_layers)
     if "pooled_attention" in mixers:
         raise ValueError(f"mixer={config.mixer!r}: the reference's models have no pooled attention")

@@ -31,6 +31,7 @@ def check_arguments(config: Mapping) -> None:
     check_positive("mlp_ratio", config["mlp_ratio"])
     check_kernel(config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
     check_dilation("kernel_dilation", config["kernel_dilation"], model_width(config))
+    check_kernel_groups(config["kernel_groups"], model_width(config))
     check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
     check_size(config)
     if config["sample_size"] % config["patch_size"]:
@@ -68,11 +69,18 @@ def check_dilation(field: str, dilation: int | Sequence[int], dim: int) -> list[
     return dilations
 
 
+def check_kernel_groups(groups: int, dim: int) -> None:
+    """Raise ValueError unless `groups` is a whole number that divides the width `dim`."""
+    check_count("kernel_groups", groups)
+    if dim % groups:
+        raise ValueError(f"kernel_groups={groups} must divide the {dim} channels; choose such as the number of heads")
+
+
 def estimate_parameters(config: Mapping) -> float:
     """Return about how many parameters a `SiTTransformer2DModel` of this config has, without building it."""
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     channels = config["in_channels"] + (config["out_channels"] or config["in_channels"])
-    block = (10 + 2 * config["mlp_ratio"]) * dim**2 + config["kernel_size"] ** 4
+    block = (10 + 2 * config["mlp_ratio"]) * dim**2 + config["kernel_groups"] * config["kernel_size"] ** 4
     return config["num_layers"] * block + dim * (config["num_classes"] + 3 * dim + config["patch_size"] ** 2 * channels)
 
 

@@ -14,7 +14,7 @@ from ..ops.depthwise_conv import depthwise_conv, planes_depthwise_conv
 from ..ops.linear import Linear, linear_gelu, linear_over_rows
 from ..ops.pooling import pool_tokens
 from ..utils.checks import check_count
-from .arguments import check_dilation, check_kernel
+from .arguments import check_dilation, check_kernel, check_kernel_groups
 
 
 def activate(x: torch.Tensor, kernel_activation: str) -> torch.Tensor:
@@ -22,6 +22,27 @@ def activate(x: torch.Tensor, kernel_activation: str) -> torch.Tensor:
     if kernel_activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if kernel_activation == "gelu_tanh" else "none")
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer for each group of rows, the first rows being the first group: (B, C, in) -> (B, C, out).
+
+    The weight (groups, out, in) starts as Xavier's of each group, the bias (groups, out) at 0.
+    """
+
+    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(groups, out_features)) if bias else None
+        for weight in self.weight.data:
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(x.shape[0], len(self.weight), -1, x.shape[2])  # (B, groups, C / groups, in)
+        y = rows @ self.weight.transpose(1, 2)
+        if self.bias is not None:
+            y = y + self.bias[:, None]
+        return y.flatten(1, 2)
 
 
 class ATConv(nn.Module):
@@ -44,10 +65,12 @@ class ATConv(nn.Module):
             1 in a fresh model.
         average_branch: add to each channel a learned multiple of the projected tokens' mean over the image, as
             attention of equal weights would (arXiv 2504.21292). The multiple is 0 in a fresh model.
+        kernel_groups: number of groups of channels, each with its own map from the k² activated context tokens to the
+            taps, as heads of attention have; 1 is the published layer. It must divide C.
 
     Raises:
-        ValueError: for a width below 1, an even kernel size, an unknown activation, an unknown pooling, or a dilation
-            below 1 or more of them than channels.
+        ValueError: for a width below 1, an even kernel size, an unknown activation, an unknown pooling, a dilation
+            below 1 or more of them than channels, or a number of groups that does not divide the channels.
     """
 
     def __init__(
@@ -60,6 +83,7 @@ class ATConv(nn.Module):
         dilation: int | Sequence[int] = 1,
         channel_gate: bool = False,
         average_branch: bool = False,
+        kernel_groups: int = 1,
     ):
         super().__init__()
         check_count("dim", dim)
@@ -68,10 +92,14 @@ class ATConv(nn.Module):
         self.kernel_activation = kernel_activation
         self.kernel_pool = kernel_pool
         self.dilations = check_dilation("dilation", dilation, dim)
+        check_kernel_groups(kernel_groups, dim)
         groups = len(self.dilations)
         self.group_sizes = [dim // groups + (i < dim % groups) for i in range(groups)]
         self.kernel_proj = Linear(dim, dim, bias)
-        self.kernel_gen = Linear(kernel_size**2, kernel_size**2, bias)
+        taps = kernel_size**2
+        self.kernel_gen = (
+            Linear(taps, taps, bias) if kernel_groups == 1 else GroupedLinear(kernel_groups, taps, taps, bias)
+        )
         self.value_proj = Linear(dim, dim, bias)
         self.out_proj = Linear(dim, dim, bias)
         self.inhibition = nn.Parameter(torch.zeros(dim))

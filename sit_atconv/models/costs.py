@@ -44,9 +44,11 @@ def count_parameters(config: Mapping) -> int:
     C, hidden = config["in_channels"], int(model_width(config) * config["mlp_ratio"])
     attention = 4 * (D**2 + D)
     gate = D**2 + D if config.get("channel_gate") else 0
-    atconv = 3 * (D**2 + D) + k**4 + k**2 + D + gate + (D if config.get("average_branch") else 0)
+    maps = config.get("kernel_groups", 1) * (k**4 + k**2)
+    atconv = 3 * (D**2 + D) + maps + D + gate + (D if config.get("average_branch") else 0)
     mixers = {"attention": attention, "pooled_attention": attention, "atconv": atconv}
-    rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D  # modulation, MLP
+    depthwise = 9 * hidden if config.get("mlp_depthwise") else 0
+    rest = 6 * (D**2 + D) + 2 * D * hidden + hidden + D + depthwise  # modulation, MLP
     blocks = sum(mixers[name] + rest for name in mixer_per_block(config["mixer"], config["num_layers"]))
     embeddings = C * p2 * D + D + FREQUENCIES * D + D + D**2 + D
     classes = (config["num_classes"] + (config["class_dropout_prob"] > 0)) * D
@@ -81,7 +83,8 @@ def closed_form_macs(config: Mapping, height: int, width: int) -> int:
         "atconv": 2 * N * D**2 + k**2 * D**2 + D * k**4 + N * D * k**2 + (D**2 if config.get("channel_gate") else 0),
     }
     modulation = 6 * D**2
-    mlp = 2 * N * D * int(D * config["mlp_ratio"])
+    hidden = int(D * config["mlp_ratio"])
+    mlp = 2 * N * D * hidden + (9 * N * hidden if config.get("mlp_depthwise") else 0)
     blocks = sum(modulation + mixers[name] + mlp for name in mixer_per_block(config["mixer"], config["num_layers"]))
     patch_embed = N * D * C * p**2
     time_embed = (FREQUENCIES * D + D**2) * (1 if config["step_conditioning"] == "none" else 2)  # of the end, too

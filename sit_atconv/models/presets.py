@@ -64,6 +64,8 @@ def preset_name(config: Mapping) -> str | None:
         "kernel_dilation": 1,
         "channel_gate": False,
         "average_branch": False,
+        "kernel_groups": 1,
+        "mlp_depthwise": False,
     }
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"

@@ -4,8 +4,10 @@ Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, D model 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from ..ops.depthwise_conv import depthwise_conv
 from ..ops.linear import Linear, linear_gelu
 
 
@@ -15,26 +17,39 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
 
 
 class MLP(nn.Module):
-    """The channel mixer: Linear, GELU (tanh form), Linear."""
+    """The channel mixer: Linear, GELU (tanh form), Linear; tokens (B, N, D) on a grid (H, W) -> (B, N, D).
 
-    def __init__(self, dim: int, hidden_dim: int):
+    Args:
+        dim: D.
+        hidden_dim: width between the layers.
+        depthwise: convolve the hidden channels, each with its own 3×3 kernel, before the GELU, as the channel mixer of
+            AttNet does. A fresh kernel is the identity.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, depthwise: bool = False):
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
+        self.depthwise = nn.Parameter(torch.zeros(hidden_dim, 3, 3)) if depthwise else None
+        if self.depthwise is not None:
+            self.depthwise.data[:, 1, 1] = 1
         self.fc2 = Linear(hidden_dim, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(linear_gelu(self.fc1, x))
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        if self.depthwise is None:
+            return self.fc2(linear_gelu(self.fc1, x))
+        kernels = self.depthwise.flatten(1).expand(x.shape[0], -1, -1)  # (B, hidden, 9), the same for every image
+        return self.fc2(F.gelu(depthwise_conv(self.fc1(x), kernels, grid), approximate="tanh"))
 
 
 class SiTBlock(nn.Module):
     """One transformer block with adaLN-zero conditioning (Figure 3 of arXiv 2212.09748)."""
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp_hidden_dim: int):
+    def __init__(self, dim: int, mixer: nn.Module, mlp_hidden_dim: int, mlp_depthwise: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = MLP(dim, mlp_hidden_dim)
+        self.mlp = MLP(dim, mlp_hidden_dim, mlp_depthwise)
         self.modulation = Linear(dim, 6 * dim)
 
     def forward(
@@ -58,4 +73,4 @@ class SiTBlock(nn.Module):
         shift_mixer, scale_mixer, gate_mixer, shift_mlp, scale_mlp, gate_mlp = modulation_parts
         x = hidden_states
         x = torch.addcmul(x, gate_mixer, self.mixer(modulate(self.norm1(x), shift_mixer, scale_mixer), grid))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp), grid))

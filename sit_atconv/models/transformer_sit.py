@@ -45,6 +45,7 @@ def make_mixer(name: str, config: Mapping) -> nn.Module:
             dilation=config["kernel_dilation"],
             channel_gate=config["channel_gate"],
             average_branch=config["average_branch"],
+            kernel_groups=config["kernel_groups"],
         )
     raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
@@ -68,7 +69,8 @@ class SiTTransformer2DModel(
         mixer: "atconv", "attention", "pooled_attention" (`PooledAttention`), one of `MIXER_CYCLES`, which alternate
             them: "hybrid" (attention in blocks 0, 2, 4…) and "pooled_hybrid" (pooled attention in 1, 4, 7…); or a list,
             one per block.
-        kernel_size, kernel_activation, kernel_pool, kernel_dilation, channel_gate, average_branch: see `ATConv`.
+        kernel_size, kernel_activation, kernel_pool, kernel_dilation, channel_gate, average_branch, kernel_groups: see
+            `ATConv`.
         position_embedding: "sincos" or "none". If None, "sincos" if at least one block is attention, else "none".
         qk_norm: normalise the queries and keys of attention per head, as REPA can (arXiv 2410.06940).
         timestep_at_noise, timestep_at_data: timestep values that the network receives at t=0 and at t=1, interpolated
@@ -82,6 +84,7 @@ class SiTTransformer2DModel(
         trained_guidance_scale: scale of the guidance that training has built into the prediction; 1 for none. Such a
             model is not guided once more in sampling.
         attention_pool: side of the grid of pooled tokens that pooled attention attends to.
+        mlp_depthwise: whether the MLPs convolve their hidden channels, see `MLP`.
 
     Raises:
         ValueError: for sizes below 1, an unknown choice, or sin-cos embeddings in a width that is not divisible by 4.
@@ -121,6 +124,8 @@ class SiTTransformer2DModel(
         kernel_dilation: int | list[int] = 1,
         channel_gate: bool = False,
         average_branch: bool = False,
+        kernel_groups: int = 1,
+        mlp_depthwise: bool = False,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):
@@ -136,7 +141,7 @@ class SiTTransformer2DModel(
         self.end_time_blocks = choose_end_time_blocks(self.config)
         self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), dim)
         self.blocks = nn.ModuleList(
-            SiTBlock(dim, make_mixer(name, self.config), int(dim * mlp_ratio)) for name in mixers
+            SiTBlock(dim, make_mixer(name, self.config), int(dim * mlp_ratio), mlp_depthwise) for name in mixers
         )
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation_out = Linear(dim, 2 * dim)

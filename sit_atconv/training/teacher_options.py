@@ -17,6 +17,7 @@ MIXER_ARGUMENTS = (
     "kernel_dilation",
     "channel_gate",
     "average_branch",
+    "kernel_groups",
     "attention_pool",
 )
 AUTO = "auto:"

@@ -130,6 +130,25 @@ def test_the_average_branch_adds_the_mean_of_the_image(assert_close):
     assert_close(branched(tokens, grid), branched.out_proj(result + branched.average * mean), 1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_groups_of_channels_have_their_own_map_to_kernels(bias, assert_close):
+    """Each group is a layer of its own on the same context; with equal maps, the layer is the published one."""
+    grid, grouped = (4, 5), randomised(ATConv(6, kernel_groups=3, bias=bias))
+    tokens = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(1))
+    plain = ATConv(6, bias=bias)
+    state = {name: value for name, value in grouped.state_dict().items() if "kernel_gen" not in name}
+    kernels = []
+    for i in range(3):
+        own = {f"kernel_gen.{name}": value[i] for name, value in grouped.kernel_gen.state_dict().items()}
+        plain.load_state_dict(state | own)
+        kernels.append(plain.kernels(tokens, grid)[:, 2 * i : 2 * i + 2])
+    assert_close(grouped.kernels(tokens, grid), torch.cat(kernels, dim=1), 1e-6)
+    assert_close(torch.jit.script(grouped)(tokens, grid), grouped(tokens, grid), 1e-6)
+    for parameter in grouped.kernel_gen.parameters():
+        parameter.data[:] = parameter.data[2].clone()
+    assert_close(grouped(tokens, grid), plain(tokens, grid), 1e-6)
+
+
 def test_parity(parity_model, assert_close):
     model, reference = parity_model("atconv")
     atconv = model.blocks[0].mixer
@@ -150,6 +169,8 @@ def test_parity(parity_model, assert_close):
         (dict(dilation=[1, 2, 2.5]), "dilation=2.5"),
         (dict(dilation=[]), "dilation lists 0 dilations for 4 channels"),
         (dict(dilation=[1] * 5), "dilation lists 5 dilations for 4 channels"),
+        (dict(kernel_groups=3), "kernel_groups=3 must divide the 4 channels"),
+        (dict(kernel_groups=0), "kernel_groups=0"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, field):

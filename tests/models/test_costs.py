@@ -56,7 +56,7 @@ def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):
 
 
 def test_the_options_of_atconv_are_counted():
-    options = dict(channel_gate=True, kernel_dilation=[1, 2], average_branch=True)
+    options = dict(channel_gate=True, kernel_dilation=[1, 2], average_branch=True, kernel_groups=4, mlp_depthwise=True)
     model = build("SiT-ATConv-Nano/2", 16, num_classes=10, **options)
     assert count_parameters(model.config) == sum(p.numel() for p in model.parameters())
     assert closed_form_macs(model.config, 16, 16) == count_macs(model, 16, 16)

@@ -27,6 +27,8 @@ OPTIONS = [
     {"kernel_pool": "grid"},
     {"kernel_size": 5},
     {"kernel_size": 1},
+    {"kernel_groups": 2, "kernel_dilation": [1, 2], "channel_gate": True, "average_branch": True},
+    {"mlp_depthwise": True},
     {"position_embedding": "sincos"},
     {"mixer": "attention", "position_embedding": "none"},
     {"patch_size": 1},
