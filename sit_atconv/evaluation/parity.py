@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..utils.checks import check_count
 from ..utils.environment import pick_device
+from .clean_fid import check_clean_fid
 from .extractor import Extractor, parse_extractor
 from .features import build_extractor
 from .image_sets import open_images
@@ -50,8 +51,9 @@ def check_parity(
         "fid" and "kid", each with "ours", "clean-fid" and "relative_difference"; and what they depend on.
 
     Raises:
-        ValueError: naming the option that cannot be used.
+        ValueError: naming the option that cannot be used, or the SciPy that clean-fid cannot use.
     """
+    check_clean_fid()
     if num_images is not None:
         check_count("num_images", num_images)
     options.check()

@@ -23,10 +23,11 @@ from ..utils.environment import installed_versions, pick_device
 from ..utils.files import write_atomically, write_json
 from ..utils.tables import markdown_table
 from ..utils.text import counted
+from .clean_fid import check_clean_fid
 from .throughput_files import BenchmarkFiles, describe_files
 from .throughput_loaders import loader_calls
 from .throughput_models import encoding_calls, sampling_calls
-from .throughput_options import ThroughputOptions
+from .throughput_options import MEASUREMENTS, ThroughputOptions
 from .throughput_scores import Scorer, distance_calls, feature_calls, fid_calls, load_extractor
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -43,7 +44,12 @@ def run_throughput(options: ThroughputOptions, command: str) -> int:
 
     Returns:
         The exit status: 0, or 130 after an interrupt, which keeps every finished round.
+
+    Raises:
+        ValueError: for the measurements "fid" and "distance" with a SciPy that clean-fid cannot use.
     """
+    if {"fid", "distance"} & set(options.measurements or MEASUREMENTS):
+        check_clean_fid()
     now = datetime.now(timezone.utc)
     folder = Path(options.output or f"runs/throughput-{now:%Y%m%d-%H%M%S}")
     report: dict = {"command": command, "date": now.isoformat(timespec="seconds"), "options": asdict(options)}

@@ -172,6 +172,8 @@ def check_yaml(text: str, source: str | Path) -> None:
             if anchor is not None:
                 anchors[anchor] = size
     except yaml.YAMLError as error:
+        if "nesting depth" in str(error):  # PyYAML 6.0.4 has a limit of its own
+            raise _too_deep(source) from None
         raise _not_yaml(source, error) from error
 
 
