@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"seeds={args.seeds[0]} and classes={args.classes[0]}: one image leads nowhere; add another")
     options = sampling_options(args, args.seeds[0])
     pipeline = load(args)
+    from ..evaluation.sampling_dtype import cast_pipeline, resolve_dtype
     from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
     from ..utils.class_labels import labels_from_words
     from ..utils.image_grid import animate, grid_picture, save_grid
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
     pipeline = options.configure(pipeline)
     if isinstance(pipeline.scheduler, InterpolantSDEScheduler):
         raise ValueError("an SDE draws noise at each step, other noise for each image on the way; give --sampler ode")
+    options = resolve_dtype([pipeline], options)
+    cast_pipeline(pipeline, options.dtype)
     options = fit_to_memory(pipeline, options)
     classes, seeds = ([*each] * (points // len(each)) for each in (labels, args.seeds))  # one for each image
     images = draw_between(pipeline, classes, seeds, args.frames, options)

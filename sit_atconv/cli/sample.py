@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..flow.choices import SAMPLING_DTYPES
 from ..sharing.folder import check_pipeline_name
 from ..utils.checks import check_count, check_device
 from ..utils.files import check_new_file
@@ -25,7 +26,6 @@ FIRST_CLASSES = 10  # drawn if none are named
 MIN_TILE = 64  # pixels; smaller images are enlarged in grids
 OUT = "samples.png"
 REPLACE = "choose another name, or add --overwrite"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -70,7 +70,12 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
         default=64,
         help="at most; fewer where memory is short (default: %(default)s)",
     )
-    add("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=SAMPLING_DTYPES,
+        default="auto",
+        help="of the network (default: float32; bfloat16 on CPUs with AMX, if images stay within a grey level)",
+    )
     add("--device", default="auto", help="cpu, cuda, … (default: the GPU, if there is one)")
     add("--offload", action="store_true", help="keep only the network that is at work on the GPU")
 
@@ -135,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
         if (pixels := getattr(args, name)) is not None:
             check_count(name, pixels)
     pipeline = load(args)
+    from ..evaluation.sampling_dtype import cast_pipeline, resolve_dtype
     from ..utils.class_labels import distinct_names, labels_from_words
     from ..utils.fonts import hidden_names
     from .drawing import draw, fit_to_memory
@@ -143,6 +149,8 @@ def run(args: argparse.Namespace) -> None:
     rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
     options = options.resolve(pipeline)
     pipeline = options.configure(pipeline)
+    options = resolve_dtype([pipeline], options)
+    cast_pipeline(pipeline, options.dtype)
     labels = [label for label in rows for _ in range(args.images_per_class)]
     names = distinct_names(pipeline.config.id2label, rows)
     shown = names if pipeline.transformer.config.num_classes > 1 else []
@@ -178,13 +186,14 @@ def sampling_options(args: argparse.Namespace, seed: int) -> "SamplingOptions":
         num_inference_steps=args.num_inference_steps,
         sampler=args.sampler,
         solver=args.solver,
+        dtype=args.dtype,
     )
     options.check()
     return options
 
 
 def load(args: argparse.Namespace) -> "SiTPipeline":
-    """Load the pipeline onto the device.
+    """Load the pipeline onto the device, in float32 unless another dtype is named.
 
     Raises:
         ValueError: if the device or the folder cannot be used.
@@ -202,7 +211,10 @@ def load(args: argparse.Namespace) -> "SiTPipeline":
     with reading_folder(args.folder):
         # diffusers has renamed this option: it warns of the old name, and of a cast after loading.
         name = "dtype" if hasattr(diffusers.utils, "_resolve_dtype") else "torch_dtype"
-        options = {"variant": weights_variant(args.folder), name: getattr(torch, args.dtype)}
+        options = {
+            "variant": weights_variant(args.folder),
+            name: torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype),
+        }
         pipeline = SiTPipeline.from_pretrained(args.folder, **options)
     if args.offload:
         pipeline.enable_model_cpu_offload(device=device)
@@ -225,7 +237,7 @@ def describe(
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "guidance_interval": list(options.guidance_interval),
-        "dtype": args.dtype,
+        "dtype": options.dtype,
         "command": shlex.join(["sit-atconv", *sys.argv[1:]]),
         "versions": package_versions(),
     }

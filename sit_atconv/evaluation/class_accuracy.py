@@ -21,6 +21,7 @@ from ..utils.image_grid import save_grid
 from .image_sets import leave_out, notes_on_broken
 from .records import describe_pipeline
 from .sampling import check_same_images, flatten_pixels, generate
+from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions, balanced_labels
 
 HELD_OUT = 0.25
@@ -36,6 +37,7 @@ def class_accuracy(
     guidance_scale: float = 1.0,
     num_inference_steps: int | None = None,
     batch_size: int = 100,
+    dtype: str = "auto",
     grid: str | None = None,
     max_broken_images: int = 0,
 ) -> dict:
@@ -49,6 +51,7 @@ def class_accuracy(
         guidance_scale: scale of classifier-free guidance; 1 disables guidance.
         num_inference_steps: number of solver steps. If None, the default of the pipeline.
         batch_size: number of images per forward pass.
+        dtype: data type of the pipeline's networks, to which they are cast in place, see `SamplingOptions`.
         grid: a new PNG file for a picture of the first samples, one class per row. If None, no picture is written.
         max_broken_images: number of real images that may be left out because they cannot be read.
 
@@ -63,11 +66,17 @@ def class_accuracy(
     check_count("max_broken_images", max_broken_images, least=0)
     check_new_file("grid", grid)
     options = SamplingOptions(
-        seed=seed, batch_size=batch_size, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
+        seed=seed,
+        batch_size=batch_size,
+        guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps,
+        dtype=dtype,  # type: ignore[arg-type]  # check refuses what is none
     )
     options.check()
     options = options.resolve(pipeline)
     check_dataset(pipeline, dataset)
+    options = resolve_dtype([pipeline], options)
+    cast_pipeline(pipeline, options.dtype)
     classifier, real_accuracy, broken = fit_classifier(dataset, max_broken_images)
 
     num_classes = len(dataset.classes)
@@ -89,6 +98,7 @@ def class_accuracy(
         "seed": seed,
         "guidance_scale": guidance_scale,
         "num_inference_steps": options.num_inference_steps,
+        "dtype": options.dtype,
         **describe_pipeline(pipeline),
         "versions": package_versions(),
     }

@@ -23,7 +23,9 @@ from .evaluated_runs import Run, check_runs, choose_finals, model_names
 from .intervals import bootstrap_interval, mean_interval
 from .model_costs import check_inputs_agree, measure_models
 from .output_files import check_report_folder
+from .records import BEFORE
 from .sampling import SAMPLERS, draw_images, load_pipeline
+from .sampling_dtype import cast_pipeline
 from .sampling_options import SamplingOptions
 from .validation_tables import READING, loss_plot, loss_record, loss_tables, losses_of_runs
 
@@ -222,6 +224,14 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
             raise ValueError(f"{report['file']}: the scheduler {name} is unknown, so its samples cannot be drawn again")
         known: Any = scheduler_class
         pipeline.scheduler = known.from_config(report["scheduler"]["config"])
-    names = ("labels", "seed", "guidance_scale", "guidance_interval", "guidance_channels", "num_inference_steps")
-    options = SamplingOptions(**{name: report[name] for name in names if name in report})
-    return draw_images(pipeline, indices, options)
+    names = (
+        "labels",
+        "seed",
+        "guidance_scale",
+        "guidance_interval",
+        "guidance_channels",
+        "num_inference_steps",
+        "dtype",
+    )
+    options = SamplingOptions(**{**BEFORE, **{name: report[name] for name in names if name in report}})
+    return draw_images(cast_pipeline(pipeline, options.dtype), indices, options)

@@ -36,7 +36,7 @@ class Duel:
         inference_steps: numbers of solver steps. The first one is used for the scores, and all are tried on the final
             models. If empty, the default of the pipelines.
         train: further options of train/train_sit.py, the same for all models.
-        sampling: options of eval/sample.py.
+        sampling: options of eval/sample.py. Unless a dtype is named, it is float32, so that it is the same for all.
         metrics: options of eval/fid.py about metrics and features.
         validation: options of eval/validation_loss.py, with held-out images as "data". If empty, losses on such images
             are not computed.
@@ -126,7 +126,15 @@ class Duel:
 
     def sampling_options(self, inference_steps: int | None = None) -> SamplingOptions:
         """`sampling` as the options of eval/sample.py; if `inference_steps` is None, the pipeline chooses the steps."""
-        return SamplingOptions(**{**self.sampling, "num_inference_steps": inference_steps})
+        return SamplingOptions(
+            **{**self.sampling, "num_inference_steps": inference_steps, "dtype": self.sampling_dtype}
+        )
+
+    @property
+    def sampling_dtype(self) -> Any:
+        """In which all models are sampled: not chosen for each, which "auto" would do on CPUs with AMX."""
+        dtype = self.sampling.get("dtype", "auto")
+        return "float32" if dtype == "auto" else dtype
 
     @property
     def steps(self) -> list[int]:

@@ -213,7 +213,11 @@ class DuelRun:
         Raises:
             ValueError: if sampling fails.
         """
-        options = {**self.duel.sampling, "num_inference_steps": inference_steps}
+        options = {
+            **self.duel.sampling,
+            "num_inference_steps": inference_steps,
+            "dtype": self.duel.sampling_dtype,
+        }
         arguments = [str(pipeline), "--output", str(folder), *option_arguments(options)]
         if self.duel.launch is None:
             command = shlex.join(["python", "eval/sample.py", *arguments])

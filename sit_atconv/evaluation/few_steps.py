@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import open_dataset
+from ..flow.choices import SAMPLING_DTYPES
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
@@ -35,6 +36,7 @@ from .image_features import extract_features, read_batches
 from .image_sets import open_images
 from .records import earlier_results, folder_sha256
 from .sampling import counting_rows, flatten_pixels, generate, image_shape, load_pipeline
+from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions, balanced_labels
 from .solver_error import DIFFUSERS
 
@@ -57,6 +59,7 @@ def measure_few_steps(
     batch_size: int = 500,
     image_size: int | None = None,
     device: str = "auto",
+    dtype: str = "auto",
 ) -> list[dict]:
     """Sample every pipeline with every sampler and number of network calls, and judge the images.
 
@@ -74,6 +77,7 @@ def measure_few_steps(
         batch_size: number of images per forward pass.
         image_size: side of the real images. If None, that of the data set, or of the pipelines.
         device: device of the pipelines and the extractor.
+        dtype: data type of the pipelines' networks, the same for all, see `SamplingOptions`.
 
     Returns:
         One dictionary per measurement: "model", "pipeline", "sha256", "sampler", "steps", "network_calls", "fid",
@@ -89,6 +93,7 @@ def measure_few_steps(
     check_count("batch_size", batch_size)
     check_seed("seed", seed)
     check_device("device", device)
+    check_choice("dtype", dtype, SAMPLING_DTYPES)
     for name, value in (("num_samples", num_samples), ("image_size", image_size)):
         if value is not None:
             check_count(name, value)
@@ -97,8 +102,12 @@ def measure_few_steps(
     picked = pick_device(device)
     loaded = [(name, folder, folder_sha256(folder), load_pipeline(folder, picked)) for name, folder in pipelines]
     judge = Judge(reference, extractor, image_size, num_samples, loaded[0][3], picked)
-    options = SamplingOptions(num_samples=judge.num_samples, seed=seed, batch_size=batch_size)
-    results = Results(Path(output) / RESULTS, {**judge.record(), "seed": seed, "device": picked.type})
+    options = SamplingOptions(judge.num_samples, seed=seed, batch_size=batch_size, dtype=dtype)  # type: ignore[arg-type]
+    options = resolve_dtype([pipeline for *_, pipeline in loaded], options)
+    record = {**judge.record(), "seed": seed, "device": picked.type, "dtype": options.dtype}
+    results = Results(Path(output) / RESULTS, record)
+    for *_, pipeline in loaded:
+        cast_pipeline(pipeline, options.dtype)
     plan = [
         (name, folder, sha256, sampler, with_scheduler(pipeline, scheduler), steps)
         for name, folder, sha256, pipeline in loaded

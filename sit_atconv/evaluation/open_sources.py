@@ -14,6 +14,7 @@ from .output_files import SAMPLES_RECORD
 from .records import read_record
 from .reference_statistics import ReferenceStatistics, load_statistics
 from .sampling import image_shape, load_pipeline
+from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions
 from .scored_images import ImageSource, PipelineSource, ReferenceSource, SampleSource
 
@@ -145,7 +146,8 @@ def open_pipeline(
     count = sampling.num_samples or num_reference
     if count is None:
         raise ValueError("num_samples must be given: the reference does not say how many images it was made of")
-    return PipelineSource(folder, pipeline, sampling, count)
+    sampling = resolve_dtype([pipeline], sampling)
+    return PipelineSource(folder, cast_pipeline(pipeline, sampling.dtype), sampling, count)
 
 
 def check_sources(options: MetricOptions, samples: SampleSource, reference: ReferenceSource) -> None:

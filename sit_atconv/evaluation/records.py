@@ -25,6 +25,9 @@ MAY_CHANGE = {
     "num_processes",
 }
 
+# What older records do not say, since it was always so.
+BEFORE = {"dtype": "float32"}
+
 # The packages whose versions may change pixels or PNG files.
 IMAGE_DETERMINING_PACKAGES = ("torch", "diffusers", "sit_atconv", "torchdiffeq", "Pillow")
 
@@ -49,7 +52,7 @@ def read_record(samples: str | Path) -> dict | None:
     file = samples / SAMPLES_RECORD if samples.is_dir() else samples.with_suffix(".json")
     if not file.is_file() or (samples.suffix != ".npz" and not samples.is_dir()):
         return None
-    record = read_json_object(file)
+    record = {**BEFORE, **read_json_object(file)}
     return record if {"complete", "pipeline", "num_samples"} <= record.keys() else None
 
 
@@ -74,7 +77,7 @@ def earlier_results(file: Path, record: Mapping) -> dict:
     """
     if not file.exists():
         return {}
-    before = read_json_object(file)
+    before = {**BEFORE, **read_json_object(file)}
     for name, value in record.items():
         if before.get(name) != value:
             raise ValueError(

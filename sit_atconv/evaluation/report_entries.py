@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..flow.choices import SAMPLING_DTYPES
 from ..utils.checks import MAX_COUNT, is_number, is_whole
 
 # The metrics that tables show, in their order.
@@ -47,6 +48,10 @@ def _are_versions(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None or _is_text(each) for each in value.values())
 
 
+def _is_dtype(value: Any) -> bool:
+    return value in SAMPLING_DTYPES[1:]  # "auto" is none
+
+
 def _is_scheduler(value: Any) -> bool:
     return isinstance(value, dict) and _is_text(value.get("class")) and isinstance(value.get("config"), dict)
 
@@ -56,6 +61,7 @@ ENTRIES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(SCORES, _is_finite),
     **dict.fromkeys((f"{name}_interval" for name in SCORES), _is_interval),
     "fid_resampled": _are_finite,
+    "dtype": _is_dtype,
     **dict.fromkeys(("step", "num_samples", "num_reference", "num_features", "num_inference_steps"), _is_count),
     **dict.fromkeys(("seconds_per_image", "network_calls_per_image"), _is_cost),
     **dict.fromkeys(("model_sha256", "weights_sha256", "reference_sha256", "device", "device_name"), _is_text),

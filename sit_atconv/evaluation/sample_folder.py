@@ -17,7 +17,7 @@ from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..training.processes import check_launch
+from ..training.processes import check_launch, on_main_process
 from ..utils.checks import check_count
 from ..utils.environment import describe_environment, pick_device
 from ..utils.files import folder_lock, remove_staged, staged, write_json
@@ -27,6 +27,7 @@ from .records import describe_pipeline, folder_sha256, image_determining, read_r
 from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
 from .sampling import counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
+from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions
 
 
@@ -69,6 +70,8 @@ def sample_to_folder(
     placed = state.device if device == "auto" else pick_device(device)
     pipeline = options.configure(load_pipeline(pipeline_folder, placed))
     options = options.resolve(pipeline)
+    options = on_main_process(state, lambda: resolve_dtype([pipeline], options))  # the same on all machines
+    cast_pipeline(pipeline, options.dtype)
     record = sampling_record(pipeline_folder, pipeline, options, placed, command, state.num_processes)
     packed = npz is not None and is_packed(npz, record)
     record = continue_record(folder, record)

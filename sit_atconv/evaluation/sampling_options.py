@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..flow.choices import ODE_SOLVERS, SDE_SOLVERS, check_guidance
+from ..flow.choices import ODE_SOLVERS, SAMPLING_DTYPES, SDE_SOLVERS, check_guidance
 from ..utils.checks import MAX_SOLVER_STEPS, check_choice, check_count, check_seed
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class SamplingOptions:
         num_inference_steps: number of solver steps. If None, the default of the pipeline.
         sampler: "ode" or "sde", to replace the scheduler of the pipeline. If None, that scheduler is used.
         solver: solver of the sampler, such as heun or dopri5. If None, the one of the scheduler.
+        dtype: data type of the networks: float32, bfloat16 or float16. auto is bfloat16 on a CPU with AMX where a few
+            images differ by at most a grey level of 255 on average, and float32 otherwise.
     """
 
     num_samples: int | None = None
@@ -46,6 +48,7 @@ class SamplingOptions:
     num_inference_steps: int | None = None
     sampler: Literal["ode", "sde"] | None = None
     solver: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
     def guidance(self) -> "Guidance":
@@ -67,6 +70,7 @@ class SamplingOptions:
             check_count("num_inference_steps", self.num_inference_steps, most=MAX_SOLVER_STEPS)
         check_count("batch_size", self.batch_size)
         check_seed("seed", self.seed)
+        check_choice("dtype", self.dtype, SAMPLING_DTYPES)
         check_guidance(self.guidance_scale, self.guidance_interval, self.guidance_channels)
         if self.solver is not None:
             solvers = {"ode": ODE_SOLVERS, "sde": SDE_SOLVERS, None: (*ODE_SOLVERS, *SDE_SOLVERS)}
@@ -119,7 +123,11 @@ class SamplingOptions:
         return [int(np.random.default_rng((self.seed, i)).integers(num_classes)) for i in indices]
 
     def record(self) -> dict:
-        """What reports record of the options. Sampler and solver are part of the scheduler's config there."""
+        """What reports record of the options. Sampler and solver are part of the scheduler's config there.
+
+        The dtype must have been resolved (`sampling_dtype.resolve_dtype`), since it differs between machines.
+        """
+        assert self.dtype != "auto", "a record needs the dtype that the images were drawn in"
         values = dataclasses.asdict(self)
         for name in ("sampler", "solver"):
             del values[name]

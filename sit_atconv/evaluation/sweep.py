@@ -27,6 +27,7 @@ from .image_features import extract_features
 from .intervals import bootstrap_interval, bootstrap_resamples
 from .records import describe_pipeline, earlier_results
 from .sampling import draw_images, image_shape
+from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions
 from .sweep_options import SweepOptions
 from .sweep_settings import Average, Setting, grid, open_averages
@@ -65,7 +66,8 @@ def measure_sweep(options: SweepOptions) -> dict:
         **described,
         "device": device.type,
     }
-    record |= {name: getattr(sampling, name) for name in ("num_samples", "seed", "batch_size", "num_inference_steps")}
+    names = ("num_samples", "seed", "batch_size", "num_inference_steps", "dtype")
+    record |= {name: getattr(sampling, name) for name in names}
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with folder_lock(output, "output"):
@@ -87,7 +89,8 @@ def check_settings(
     """Check all settings before the first image is drawn.
 
     Returns:
-        The options with the number of solver steps, what a record says about the pipelines, and the side of an image.
+        The options with the number of solver steps and the dtype, what a record says about the pipelines, and the side
+        of an image.
 
     Raises:
         ValueError: naming what cannot be used, such as guidance of a model without a null class.
@@ -96,6 +99,8 @@ def check_settings(
         pipeline = average.load(device)
     for setting in settings:
         options = options_of(setting, options).resolve(pipeline)
+    strongest = max(settings, key=lambda setting: (setting.scale, setting.interval[1] - setting.interval[0]))
+    options = resolve_dtype([pipeline], options_of(strongest, options))
     vae = None if pipeline.vae is None else tensors_sha256(pipeline.vae.state_dict())
     return options, {**describe_pipeline(pipeline), "vae_sha256": vae}, image_shape(pipeline)[0]
 
@@ -147,7 +152,8 @@ class Drawing:
 
     def _draw(self, setting: Setting, start: int, stop: int) -> np.ndarray:
         if self.loaded is None or self.loaded[0] != setting.average:
-            self.loaded = setting.average, self.averages[setting.average].load(self.device)
+            pipeline = self.averages[setting.average].load(self.device)
+            self.loaded = setting.average, cast_pipeline(pipeline, self.options.dtype)
         pipeline, options = self.loaded[1], options_of(setting, self.options)
         size = options.batch_size
         indices = [range(first, min(first + size, stop)) for first in range(start, stop, size)]

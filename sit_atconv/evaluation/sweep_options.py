@@ -1,6 +1,7 @@
 """The options of a sweep over guidance and averages, which are read before PyTorch is imported; sweep.py obeys them."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..flow.choices import check_guidance
 from ..utils.checks import check_count, check_device, check_seed
@@ -31,6 +32,8 @@ class SweepOptions:
         batch_size: number of images per forward pass.
         image_size: side of the real images. If None, that of the data set, or of the pipeline.
         device: device of the pipeline and the extractor: cpu, cuda or auto.
+        dtype: data type of the networks: float32, bfloat16 or float16. auto is bfloat16 on a CPU with AMX where a few
+            images with the strongest guidance differ by at most a grey level of 255 on average, and float32 otherwise.
     """
 
     folder: str
@@ -48,12 +51,16 @@ class SweepOptions:
     batch_size: int = 500
     image_size: int | None = None
     device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
     def sampling(self) -> SamplingOptions:
         """How images are drawn, but for their number and guidance."""
         return SamplingOptions(
-            None, "balanced", self.seed, self.batch_size, num_inference_steps=self.num_inference_steps
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_inference_steps=self.num_inference_steps,
+            dtype=self.dtype,
         )
 
     def check(self) -> None:

@@ -40,7 +40,9 @@ def small_pipeline_folder(files: BenchmarkFiles) -> str:
 def sampling_calls(files: BenchmarkFiles, options: ThroughputOptions, device: torch.device) -> TimedCalls:
     """eval/sample.py from a pipeline folder to PNG files, compared with the pipeline alone, loaded before."""
     folder = options.pipeline or small_pipeline_folder(files)
-    sampling = SamplingOptions(options.num_drawn, batch_size=options.batch_size, num_inference_steps=options.steps)
+    sampling = SamplingOptions(
+        options.num_drawn, batch_size=options.batch_size, num_inference_steps=options.steps, dtype="float32"
+    )
     pipeline = load_pipeline(folder, device)
     labels = sampling.label_ids(range(options.num_drawn), pipeline.transformer.config.num_classes)
     numbers = itertools.count()

@@ -9,6 +9,7 @@ MAX_LOGIT = 10.0  # beyond it, times are those of the ends
 MULTISTEP = ("explicit_adams", "implicit_adams")
 ODE_SOLVERS = (*FIXED_STEP, *ADAPTIVE, *MULTISTEP)
 SDE_SOLVERS = ("euler_maruyama", "heun")
+SAMPLING_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def check_time_options(time_sampling: str, time_mean: float, time_std: float) -> None:

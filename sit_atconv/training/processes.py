@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from .config import CommonConfig
@@ -114,7 +114,7 @@ def one_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
             accelerator.wait_for_everyone()
 
 
-def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
+def on_main_process(accelerator: Accelerator | PartialState, function: Callable[[], T]) -> T:
     """Run `function` on the main process and return its result on all processes. If it fails, all of them raise.
 
     Raises:

@@ -11,6 +11,7 @@ from sit_atconv.evaluation.comparison import first_samples, paired_differences
 from sit_atconv.evaluation.evaluated_runs import Run
 from sit_atconv.evaluation.records import describe_pipeline
 from sit_atconv.evaluation.sampling import draw_images
+from sit_atconv.evaluation.sampling_dtype import cast_pipeline
 from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
 
@@ -20,25 +21,27 @@ from sit_atconv.schedulers.scheduling_mean_flow import MeanFlowScheduler
     [
         (None, {"solver": "euler"}),
         (None, {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.4)}),
-        (MeanFlowScheduler(), {}),
+        (MeanFlowScheduler(), {"dtype": "bfloat16"}),
     ],
 )
 def test_samples_that_were_not_kept_are_drawn_again_as_reported(tiny_pipeline, tmp_path, scheduler, changes):
     pipeline = tiny_pipeline(scheduler, step_conditioning="span")
-    options = SamplingOptions(num_samples=10, num_inference_steps=2, **changes)
+    options = SamplingOptions(**{"num_samples": 10, "num_inference_steps": 2, "dtype": "float32", **changes})
     pipeline.save_pretrained(tmp_path / "pipeline")
     pipeline = options.configure(pipeline)
     report = {**options.resolve(pipeline).record(), **describe_pipeline(pipeline), "samples": "gone", "step": 1}
     run = Run(tmp_path, "A", 0, {}, [json.loads(json.dumps(report))])
-    expected = torch.from_numpy(draw_images(pipeline, range(10), options) / 255).permute(0, 3, 1, 2)
-    torch.testing.assert_close(first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.5 / 255)
+    expected = torch.from_numpy(draw_images(cast_pipeline(pipeline, options.dtype), range(10), options) / 255).permute(
+        0, 3, 1, 2
+    )
+    torch.testing.assert_close(first_samples(run, torch.device("cpu"), 5), expected, rtol=0, atol=1.1 / 255)
 
 
 @pytest.mark.parametrize("name", ["Nowhere", "utils", "SiTPipeline", "UNet2DModel", "__name__"])
 def test_schedulers_that_are_none_are_named(tiny_pipeline, tmp_path, name):
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(tmp_path / "pipeline")
-    record = SamplingOptions(num_samples=2, num_inference_steps=2).resolve(pipeline).record()
+    record = SamplingOptions(num_samples=2, num_inference_steps=2, dtype="float32").resolve(pipeline).record()
     report = {**record, "scheduler": {"class": name, "config": {}}, "samples": "gone", "step": 1, "file": "a/fid.json"}
     with pytest.raises(ValueError, match=rf"a/fid\.json: the scheduler {name} is unknown"):
         first_samples(Run(tmp_path, "A", 0, {}, [report]), torch.device("cpu"), 5)
