@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 from math import isqrt
 
-from ..models.presets import MIXER_CYCLES, PRESETS
+from ..models.presets import MIXERS, PRESETS
 from ..utils.checks import check_choice, check_count, check_positive
 from ..utils.files import check_new_file
 
@@ -51,7 +51,7 @@ class Setting:
                 raise ValueError(
                     f"image_size={self.image_size} is not divisible by {multiple}, 8 × patch size of {preset}"
                 )
-            if self.measurement == "operator" and PRESETS[preset]["mixer"] in MIXER_CYCLES:
+            if self.measurement == "operator" and PRESETS[preset]["mixer"] not in MIXERS:
                 raise ValueError(f"preset={preset!r} has two operators; measure those of the other presets")
 
     @property

@@ -107,7 +107,7 @@ def _check_known(config: Any, layout: str) -> None:
         "average_branch": False,
         "kernel_groups": 1,
     }
-    expected = LAYOUTS[layout] | {"mlp_depthwise": False} | plain
+    expected = LAYOUTS[layout] | {"mlp_depthwise": False, "middle_layers": 0} | plain
     mixers = mixer_per_block(config.mixer, config.num_layers)
     if "pooled_attention" in mixers:
         raise ValueError(f"mixer={config.mixer!r}: the reference's models have no pooled attention")

@@ -66,7 +66,7 @@ def compare_caches(
         calls = len(norms)
         rows.append(_row("none", "", calls, 1.0, without - fine))
         ratios = [1.0, *(float((norm / before).mean()) for before, norm in zip(norms, norms[1:], strict=False))]
-        for cache, setting, config in caches(ratios):
+        for cache, setting, config in caches(ratios, bool(pipeline.transformer.config.middle_layers)):
             pipeline.transformer.enable_cache(config)
             try:
                 with counting_calls(pipeline.transformer) as computed:
@@ -97,15 +97,16 @@ def _row(cache: str, setting: str, calls: int, computed: float, error: torch.Ten
     return {"cache": cache, "setting": setting, "network_calls": calls, "computed": computed, "rms_error": rms_error}
 
 
-def caches(ratios: list[float]) -> Iterator[tuple[str, str, Any]]:
+def caches(ratios: list[float], is_hourglass: bool = False) -> Iterator[tuple[str, str, Any]]:
     """The caches to compare: name, setting and config.
 
     Args:
         ratios: for each network call, by how much the sum of the blocks' residuals has grown since the call before.
+        is_hourglass: leave out those that `enable_cache` refuses for an hourglass.
     """
-    for threshold in FIRST_BLOCK_THRESHOLDS:
+    for threshold in () if is_hourglass else FIRST_BLOCK_THRESHOLDS:
         yield "first block", f"threshold {threshold:g}", FirstBlockCacheConfig(threshold=threshold)
-    for threshold in MAGNITUDE_THRESHOLDS:
+    for threshold in () if is_hourglass else MAGNITUDE_THRESHOLDS:
         config = MagCacheConfig(threshold=threshold, mag_ratios=ratios, num_inference_steps=len(ratios))
         yield "magnitudes", f"threshold {threshold:g}", config
     for interval in TAYLOR_INTERVALS:

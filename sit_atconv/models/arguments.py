@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..utils.checks import check_choice, check_count, check_positive, is_number, is_whole
-from .costs import model_width
+from .costs import block_widths, model_width
 
 if TYPE_CHECKING:  # so that options are checked before PyTorch is imported
     import torch
@@ -30,10 +30,12 @@ def check_arguments(config: Mapping) -> None:
         check_count("out_channels", config["out_channels"], most=math.inf)
     check_positive("mlp_ratio", config["mlp_ratio"])
     check_kernel(config["kernel_size"], config["kernel_activation"], config["kernel_pool"])
-    check_dilation("kernel_dilation", config["kernel_dilation"], model_width(config))
-    check_kernel_groups(config["kernel_groups"], model_width(config))
-    check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
+    check_middle(config)
     check_size(config)
+    for dim in sorted({*block_widths(config)}):
+        check_dilation("kernel_dilation", config["kernel_dilation"], dim)
+        check_kernel_groups(config["kernel_groups"], dim)
+    check_count("attention_pool", config["attention_pool"], most=MAX_POOL)
     if config["sample_size"] % config["patch_size"]:
         raise ValueError(f"sample_size={config['sample_size']} is not divisible by patch_size={config['patch_size']}")
     if not is_number(config["class_dropout_prob"]) or not 0 <= config["class_dropout_prob"] < 1:
@@ -76,12 +78,35 @@ def check_kernel_groups(groups: int, dim: int) -> None:
         raise ValueError(f"kernel_groups={groups} must divide the {dim} channels; choose such as the number of heads")
 
 
+def check_middle(config: Mapping) -> None:
+    """Raise ValueError unless the blocks in the middle of an hourglass leave others, as many before as after them."""
+    layers, middle, heads = config["num_layers"], config["middle_layers"], config["middle_attention_heads"]
+    check_count("middle_layers", middle, least=0)
+    if heads is not None:
+        check_count("middle_attention_heads", heads, most=math.inf)
+        if not middle:
+            raise ValueError(f"middle_attention_heads={heads} is for an hourglass; give middle_layers, or leave it out")
+    if middle and (middle > layers - 2 or (layers - middle) % 2):
+        third = layers // 3
+        remedy = f"choose {third + (layers - third) % 2}, for example" if third else "raise num_layers to 3 or more"
+        raise ValueError(
+            f"middle_layers={middle} of num_layers={layers} must leave as many blocks before as after them, at least "
+            f"one each; {remedy}"
+        )
+
+
 def estimate_parameters(config: Mapping) -> float:
     """Return about how many parameters a `SiTTransformer2DModel` of this config has, without building it."""
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    dim, middle = model_width(config), config["middle_layers"]
+    heads = config["middle_attention_heads"] or config["num_attention_heads"]
+    maps = config["kernel_groups"] * config["kernel_size"] ** 4
+
+    def block(width: int) -> float:
+        return (10 + 2 * config["mlp_ratio"]) * width**2 + maps
+
+    blocks = (config["num_layers"] - middle) * block(dim) + middle * block(heads * config["attention_head_dim"])
     channels = config["in_channels"] + (config["out_channels"] or config["in_channels"])
-    block = (10 + 2 * config["mlp_ratio"]) * dim**2 + config["kernel_groups"] * config["kernel_size"] ** 4
-    return config["num_layers"] * block + dim * (config["num_classes"] + 3 * dim + config["patch_size"] ** 2 * channels)
+    return blocks + dim * (config["num_classes"] + 3 * dim + config["patch_size"] ** 2 * channels)
 
 
 def check_size(config: Mapping) -> None:
@@ -92,6 +117,7 @@ def check_size(config: Mapping) -> None:
         )
     if not (parameters := estimate_parameters(config)) <= MAX_PARAMETERS:
         sizes = ("num_attention_heads", "attention_head_dim", "mlp_ratio", "kernel_size", "num_classes", "in_channels")
+        sizes += ("middle_layers", "middle_attention_heads") if config["middle_layers"] else ()
         raise ValueError(
             f"about {parameters:.1e} parameters, more than {MAX_PARAMETERS:.0e}, would follow from num_layers="
             f"{config['num_layers']}, {', '.join(f'{name}={config[name]}' for name in sizes)}, out_channels="

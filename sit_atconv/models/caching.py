@@ -26,12 +26,18 @@ class BlockCacheMixin(CacheMixin):
                 `FirstBlockCacheConfig(threshold=0.05)`.
 
         Raises:
-            ValueError: for another kind of cache, or one that finds no layer to apply to.
+            ValueError: for another kind of cache, one that finds no layer to apply to, or one that reuses what many
+                blocks add together, in an hourglass, whose blocks see tokens of two resolutions.
         """
         if (name := type(config).__name__) not in BLOCK_CACHES:
             raise ValueError(
                 f"config={name} is not for the blocks of this model; use {', '.join(BLOCK_CACHES[:-1])} or "
                 f"{BLOCK_CACHES[-1]}"
+            )
+        if self.config.middle_layers and name != "TaylorSeerCacheConfig":
+            raise ValueError(
+                f"config={name} skips blocks as if their tokens were of one resolution, but this model has "
+                f"middle_layers={self.config.middle_layers}; use TaylorSeerCacheConfig"
             )
         TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..utils.checks import check_choice
-from .costs import model_width
+from .costs import block_widths
 from .presets import mixer_per_block, replaced_blocks
 from .transformer_sit import SiTTransformer2DModel
 
@@ -66,6 +66,6 @@ def graft(
             attention = {name.removeprefix(prefix): value for name, value in old.items() if name.startswith(prefix)}
             weights |= {prefix + name: value for name, value in kept_projections(names[i], attention).items()}
             if names[i] == "atconv" and model.config.average_branch:
-                weights[f"{prefix}average"] = torch.ones(model_width(model.config))
+                weights[f"{prefix}average"] = torch.ones(block_widths(model.config)[i])
     model.load_state_dict(model.state_dict() | weights)
     return model if model.dtype == trained.dtype else model.to(trained.dtype)

@@ -32,11 +32,39 @@ PRESET_FAMILIES = {
     "SiT-ATConv-{}-Hybrid": "hybrid",
     "SiT-ATConv-{}-Pooled": "pooled_hybrid",
 }
+# Hourglasses of the same depths: about a third of the blocks are in the middle, half as wide again. They cost fewer
+# multiplications than the others of their size.
+HOURGLASSES = {
+    "Nano": dict(middle_layers=2, middle_attention_heads=6),
+    "S": dict(middle_layers=4, middle_attention_heads=9),
+    "B": dict(middle_layers=4, middle_attention_heads=18),
+    "L": dict(middle_layers=8, middle_attention_heads=24),
+    "XL": dict(middle_layers=10, middle_attention_heads=24),
+}
+HOURGLASS_FAMILIES = {"SiT-ATConv-U-{}": "atconv", "SiT-ATConv-U-{}-Hybrid": "attention"}  # in the middle
+
+
+def _patch_sizes(size: str) -> tuple[int, ...]:
+    return (1, 2, 4) if size == "Nano" else (2, 4, 8)
+
+
+def _hourglass(size: str, middle_mixer: str) -> dict[str, Any]:
+    config: dict[str, Any] = {**PRESET_SIZES[size], **HOURGLASSES[size]}
+    outer = ["atconv"] * ((config["num_layers"] - config["middle_layers"]) // 2)
+    mixers = outer + [middle_mixer] * config["middle_layers"] + outer
+    return {**config, "mixer": "atconv" if middle_mixer == "atconv" else mixers}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     family.format(f"{size}/{patch_size}"): {**config, "patch_size": patch_size, "mixer": mixer}
     for family, mixer in PRESET_FAMILIES.items()
     for size, config in PRESET_SIZES.items()
-    for patch_size in ((1, 2, 4) if size == "Nano" else (2, 4, 8))
+    for patch_size in _patch_sizes(size)
+} | {
+    family.format(f"{size}/{patch_size}"): {**_hourglass(size, mixer), "patch_size": patch_size}
+    for family, mixer in HOURGLASS_FAMILIES.items()
+    for size in PRESET_SIZES
+    for patch_size in _patch_sizes(size)
 }
 
 
@@ -44,9 +72,9 @@ def check_preset(name: str) -> None:
     """Raise ValueError unless `name` is a preset."""
     if name not in PRESETS:
         raise ValueError(
-            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE, SiT-ATConv-SIZE-Hybrid and "
-            "SiT-ATConv-SIZE-Pooled with SIZE one of S, B, L, XL with /2, /4, /8, or Nano with /1, /2, /4, such as "
-            "SiT-ATConv-S/2"
+            f"preset={name!r} is unknown; presets are SiT-SIZE, SiT-ATConv-SIZE, SiT-ATConv-SIZE-Hybrid, "
+            "SiT-ATConv-SIZE-Pooled, SiT-ATConv-U-SIZE and SiT-ATConv-U-SIZE-Hybrid with SIZE one of S, B, L, XL with "
+            "/2, /4, /8, or Nano with /1, /2, /4, such as SiT-ATConv-S/2"
             f"{did_you_mean(name, PRESETS)}"
         )
 
@@ -66,12 +94,14 @@ def preset_name(config: Mapping) -> str | None:
         "average_branch": False,
         "kernel_groups": 1,
         "mlp_depthwise": False,
+        "middle_layers": 0,
+        "middle_attention_heads": None,
     }
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"
         if (
             all(config[key] == value for key, value in preset.items())
-            and all(config.get(key, value) == value for key, value in defaults.items())
+            and all(config.get(key, value) == value for key, value in defaults.items() if key not in preset)
             and (config.get("position_embedding") or position) == position
         ):
             return name
@@ -93,6 +123,20 @@ def mixer_per_block(mixer: str | list[str], num_layers: int) -> list[str]:
     for i, name in enumerate(mixer):
         check_choice(f"mixer[{i}]", name, MIXERS)
     return list(mixer)
+
+
+def middle_blocks(config: Mapping[str, Any]) -> range:
+    """The blocks in the middle of an hourglass, whose grid has half the height and width; none in other models."""
+    middle = config.get("middle_layers", 0)
+    first = (config["num_layers"] - middle) // 2
+    return range(first, first + middle)
+
+
+def block_heads(config: Mapping[str, Any]) -> list[int]:
+    """How many heads each block has, which times `attention_head_dim` make its width."""
+    heads, middle = config["num_attention_heads"], middle_blocks(config)
+    of_middle = config.get("middle_attention_heads") or heads
+    return [of_middle if i in middle else heads for i in range(config["num_layers"])]
 
 
 def replaced_blocks(config: Mapping[str, Any], mixer: str | list[str]) -> list[int]:

@@ -3,12 +3,37 @@
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, D model width.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..ops.depthwise_conv import depthwise_conv
 from ..ops.linear import Linear, linear_gelu
+from .atconv import ATConv
+from .attention import PooledAttention, SelfAttention
+
+
+def make_mixer(name: str, num_heads: int, config: Mapping) -> nn.Module:
+    """Build the mixer of a block from its heads and the model's config: forward(tokens (B, N, D), grid) -> like it."""
+    dim = num_heads * config["attention_head_dim"]
+    if name == "attention":
+        return SelfAttention(dim, num_heads, config["qk_norm"])
+    if name == "pooled_attention":
+        return PooledAttention(dim, num_heads, config["qk_norm"], config["attention_pool"])
+    if name == "atconv":
+        return ATConv(
+            dim,
+            config["kernel_size"],
+            config["kernel_activation"],
+            config["kernel_pool"],
+            dilation=config["kernel_dilation"],
+            channel_gate=config["channel_gate"],
+            average_branch=config["average_branch"],
+            kernel_groups=config["kernel_groups"],
+        )
+    raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -42,15 +67,29 @@ class MLP(nn.Module):
 
 
 class SiTBlock(nn.Module):
-    """One transformer block with adaLN-zero conditioning (Figure 3 of arXiv 2212.09748)."""
+    """One transformer block with adaLN-zero conditioning (Figure 3 of arXiv 2212.09748).
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp_hidden_dim: int, mlp_depthwise: bool = False):
+    Args:
+        dim: D.
+        mixer: forward(tokens (B, N, D), grid) -> like the tokens.
+        mlp_hidden_dim, mlp_depthwise: see `MLP`.
+        condition_dim: width of the condition. If None, D.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        mlp_hidden_dim: int,
+        mlp_depthwise: bool = False,
+        condition_dim: int | None = None,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = MLP(dim, mlp_hidden_dim, mlp_depthwise)
-        self.modulation = Linear(dim, 6 * dim)
+        self.modulation = Linear(condition_dim or dim, 6 * dim)
 
     def forward(
         self,
@@ -63,7 +102,7 @@ class SiTBlock(nn.Module):
 
         Args:
             hidden_states: (B, N, D); the name by which diffusers' caches know it.
-            condition: (B, D), the activated sum of the time and class embeddings.
+            condition: (B, condition_dim), the activated sum of the time and class embeddings.
             grid: (H, W) with H·W = N.
             modulation: (B, 6·D), the output of `self.modulation` if it is already known; `condition` is then ignored.
         """

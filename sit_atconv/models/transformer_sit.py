@@ -4,7 +4,6 @@ Shapes: B batch, C latent channels, p patch size, (H, W) token grid, N = H·W to
 Time: t=0 noise, t=1 data; the network gets t itself, and the end s ≥ t of a step if it predicts mean velocities.
 """
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,33 +20,12 @@ from ..ops.linear import Linear
 from ..utils.checks import plain_numbers
 from .arguments import check_arguments, choose_end_time_blocks, choose_position_embedding, token_grid
 from .atconv import ATConv
-from .attention import PooledAttention, SelfAttention
 from .caching import BlockCacheMixin
 from .embeddings import add_position_embedding, check_labels, embed_times
+from .hourglass import Hourglass
 from .loading import StrictModelMixin
-from .presets import FREQUENCIES, PRESETS, check_preset, mixer_per_block
-from .sit_block import SiTBlock, modulate
-
-
-def make_mixer(name: str, config: Mapping) -> nn.Module:
-    """Build the mixer of one block from the model's config: forward(tokens (B, N, D), grid) -> (B, N, D)."""
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    if name == "attention":
-        return SelfAttention(dim, config["num_attention_heads"], config["qk_norm"])
-    if name == "pooled_attention":
-        return PooledAttention(dim, config["num_attention_heads"], config["qk_norm"], config["attention_pool"])
-    if name == "atconv":
-        return ATConv(
-            dim,
-            config["kernel_size"],
-            config["kernel_activation"],
-            config["kernel_pool"],
-            dilation=config["kernel_dilation"],
-            channel_gate=config["channel_gate"],
-            average_branch=config["average_branch"],
-            kernel_groups=config["kernel_groups"],
-        )
-    raise ValueError(f"mixer={name!r} is not built by make_mixer; add a branch that does")
+from .presets import FREQUENCIES, PRESETS, block_heads, check_preset, middle_blocks, mixer_per_block
+from .sit_block import SiTBlock, make_mixer, modulate
 
 
 class SiTTransformer2DModel(
@@ -85,6 +63,10 @@ class SiTTransformer2DModel(
             model is not guided once more in sampling.
         attention_pool: side of the grid of pooled tokens that pooled attention attends to.
         mlp_depthwise: whether the MLPs convolve their hidden channels, see `MLP`.
+        middle_layers: number of blocks in the middle of an `Hourglass`, whose tokens stand for 2×2 of the others; as
+            many of the `num_layers` blocks come before as after them. 0 for a model of one resolution.
+        middle_attention_heads: heads of these blocks, whose number times `attention_head_dim` is their width. If None,
+            that of the others.
 
     Raises:
         ValueError: for sizes below 1, an unknown choice, or sin-cos embeddings in a width that is not divisible by 4.
@@ -126,6 +108,8 @@ class SiTTransformer2DModel(
         average_branch: bool = False,
         kernel_groups: int = 1,
         mlp_depthwise: bool = False,
+        middle_layers: int = 0,
+        middle_attention_heads: int | None = None,
     ):
         super().__init__()
         if numbers := plain_numbers(self.config):
@@ -140,9 +124,19 @@ class SiTTransformer2DModel(
         self.span_embed = TimestepEmbedding(FREQUENCIES, dim) if step_conditioning == "span" else None
         self.end_time_blocks = choose_end_time_blocks(self.config)
         self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), dim)
+        heads = block_heads(self.config)
         self.blocks = nn.ModuleList(
-            SiTBlock(dim, make_mixer(name, self.config), int(dim * mlp_ratio), mlp_depthwise) for name in mixers
+            SiTBlock(
+                n * attention_head_dim,
+                make_mixer(name, n, self.config),
+                int(n * attention_head_dim * mlp_ratio),
+                mlp_depthwise,
+                condition_dim=dim,
+            )
+            for name, n in zip(mixers, heads, strict=True)
         )
+        middle = middle_blocks(self.config)
+        self.hourglass = Hourglass(dim, heads[middle.start] * attention_head_dim, middle) if middle else None
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation_out = Linear(dim, 2 * dim)
         self.proj_out = Linear(dim, patch_size**2 * self.out_channels)
@@ -161,6 +155,8 @@ class SiTTransformer2DModel(
             nn.init.normal_(embedding.weight, std=0.02)
         gates = [module.channel_gate for module in self.modules() if isinstance(module, ATConv)]
         without_effect = [*self._modulation_layers, self.proj_out, *(gate for gate in gates if gate is not None)]
+        if self.hourglass is not None:
+            without_effect += self.hourglass.without_effect
         if self.span_embed is not None:
             nn.init.normal_(self.span_embed.linear_1.weight, std=0.02)
             without_effect.append(self.span_embed.linear_2)
@@ -174,7 +170,8 @@ class SiTTransformer2DModel(
 
         Args:
             name: `SiT-{S,B,L,XL}/{2,4,8}` (attention), `SiT-ATConv-…`, `SiT-ATConv-…-Hybrid`, `SiT-ATConv-…-Pooled`
-                (attention to pooled tokens in every third block), or our own small size `Nano`, with patch sizes 1, 2
+                (attention to pooled tokens in every third block), the hourglasses `SiT-ATConv-U-…` and
+                `SiT-ATConv-U-…-Hybrid` (attention in the middle), or our own small size `Nano`, with patch sizes 1, 2
                 and 4.
             **overrides: any argument of the constructor; they take precedence over the preset.
 
@@ -246,9 +243,8 @@ class SiTTransformer2DModel(
 
     @property
     def modulation_sizes(self) -> list[int]:
-        """The widths of adaLN's parameters: 6·D for each block, then 2·D for the output."""
-        dim = self.config.num_attention_heads * self.config.attention_head_dim
-        return [6 * dim] * len(self.blocks) + [2 * dim]
+        """The widths of adaLN's parameters: 6·D for each block of width D, then 2·D for the output."""
+        return [layer.out_features for layer in self._modulation_layers]
 
     def modulations(
         self, timesteps: torch.Tensor, class_labels: torch.Tensor, end_timesteps: torch.Tensor | None = None
@@ -264,7 +260,7 @@ class SiTTransformer2DModel(
             end_timesteps: (T,), as in `forward`; None for `timesteps`.
 
         Returns:
-            (T, B, (6·num_layers + 2)·D); entry [i] is `forward`'s `modulation` at timesteps[i].
+            (T, B, sum of `modulation_sizes`); entry [i] is `forward`'s `modulation` at timesteps[i].
 
         Raises:
             ValueError: for end_timesteps of a model with step_conditioning "none".
@@ -286,7 +282,7 @@ class SiTTransformer2DModel(
         return ends
 
     def _split_modulation(self, modulation: torch.Tensor | None, batch_size: int) -> list[torch.Tensor | None]:
-        """Split `modulations` into (B, 6·D) for each block and (B, 2·D) for the output; None into as many None."""
+        """Split `modulations` into those of each block and of the output; None into as many None."""
         sizes = self.modulation_sizes
         if modulation is None:
             return [None] * len(sizes)
@@ -301,6 +297,25 @@ class SiTTransformer2DModel(
         B, (H, W), p = x.shape[0], grid, self.config.patch_size
         x = x.view(B, H, W, p, p, self.out_channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, H, p, W, p)
         return x.reshape(B, self.out_channels, H * p, W * p)
+
+    def _run_blocks(
+        self,
+        x: torch.Tensor,
+        grid: tuple[int, int],
+        conditions: list[torch.Tensor | None],
+        modulations: list[torch.Tensor | None],
+    ) -> torch.Tensor:
+        """Pass tokens (B, N, D) through all blocks."""
+        kept: list[torch.Tensor] = []
+        block_grid = grid
+        for i, (block, condition, modulation) in enumerate(zip(self.blocks, conditions, modulations, strict=True)):
+            if self.hourglass is not None:
+                x, block_grid = self.hourglass.before_block(i, x, grid, kept)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, condition, block_grid, modulation)
+            else:
+                x = block(x, condition, block_grid, modulation)
+        return x
 
     def forward(
         self,
@@ -323,8 +338,8 @@ class SiTTransformer2DModel(
             return_dict: return a `Transformer2DModelOutput` or a tuple.
             class_dropout: (B,) bool, the labels to drop in training. If None, drawn from PyTorch's global generator;
                 ignored in eval mode.
-            modulation: (B, (6·num_layers + 2)·D) from `modulations`, in place of timestep and class_labels, which are
-                then ignored.
+            modulation: (B, sum of `modulation_sizes`) from `modulations`, in place of timestep and class_labels, which
+                are then ignored.
             end_timestep: s in [t, 1], the end of the step whose mean velocity is predicted; one number or (B,). If
                 None, s = t, where the mean is the velocity itself.
 
@@ -352,12 +367,7 @@ class SiTTransformer2DModel(
         *block_conditions, condition_out = conditions
         *block_modulations, output_modulation = self._split_modulation(modulation, B)
 
-        for block, condition, block_modulation in zip(self.blocks, block_conditions, block_modulations, strict=True):
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, condition, grid, block_modulation)
-            else:
-                x = block(x, condition, grid, block_modulation)
-
+        x = self._run_blocks(x, grid, block_conditions, block_modulations)
         if output_modulation is None:
             output_modulation = self.modulation_out(condition_out)
         shift, scale = output_modulation[:, None].chunk(2, dim=-1)

@@ -36,6 +36,23 @@ class ValuesAlone(nn.Module):
         return mixer.out_proj(values)
 
 
+class Skipped(nn.Module):
+    """A block that leaves tokens (B, N, D) as they are. Its adaLN layer stays, so that blocks keep their numbers."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.modulation = block.get_submodule("modulation")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        condition: torch.Tensor | None,
+        grid: tuple[int, int],
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return hidden_states
+
+
 def skip_blocks(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTransformer2DModel:
     """Return the model without these blocks, counted from 0; it shares the weights of the others.
 
@@ -45,11 +62,7 @@ def skip_blocks(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTrans
     model = plain_model(model, blocks)
     if len(set(blocks)) == len(model.blocks):
         raise ValueError(f"blocks={list(blocks)} are all blocks of the model; leave some in")
-    if model.config.step_conditioning == "decoupled":
-        raise ValueError(
-            "blocks: a model with step_conditioning='decoupled' counts its last blocks; use perturb_mixers"
-        )
-    return _with_blocks(model, [block for i, block in enumerate(model.blocks) if i not in blocks])
+    return _with_blocks(model, [Skipped(block) if i in blocks else block for i, block in enumerate(model.blocks)])
 
 
 def perturb_mixers(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTransformer2DModel:

@@ -4,7 +4,7 @@ import torch
 from torch.func import functional_call
 
 from ..data import ImageDataset
-from ..models.costs import closed_form_macs
+from ..models.costs import closed_form_macs, level_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..utils.text import counted
 from .config import TrainConfig
@@ -15,23 +15,29 @@ MANY_EPOCHS = 1000  # from which on a plan warns of them
 
 def activation_bytes(model: SiTTransformer2DModel) -> int:
     """Bytes that the forward pass of one image keeps for the backward pass in float32, computed from shapes alone."""
-    size = model.config.sample_size
-    tokens, heads = (size // model.config.patch_size) ** 2, model.config.num_attention_heads
-    pooled = model.config.attention_pool**2
+    size, pooled = model.config.sample_size, model.config.attention_pool**2
+    levels = {
+        (tokens, width // model.config.attention_head_dim)
+        for _, tokens, width in level_blocks(model.config, size, size)
+    }
     weights = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in model.named_parameters()}
     own = {weight.untyped_storage()._cdata for weight in weights.values()}
+    x = torch.empty(1, model.config.in_channels, size, size, device="meta")
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         # one matrix per head: attention scores, which fused attention does not keep
         seen = tensor.shape[-1]  # tokens that are attended to
-        scores = tensor.shape[-2:] in ((tokens, tokens), (tokens, pooled)) and tensor.numel() == heads * tokens * seen
-        if tensor.untyped_storage()._cdata not in own and not scores:
-            kept[tensor.untyped_storage()._cdata] = tensor
+        scores = any(
+            tensor.shape[-2:] in ((tokens, tokens), (tokens, pooled)) and tensor.numel() == heads * tokens * seen
+            for tokens, heads in levels
+        )
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and (not scores or storage == x.untyped_storage()._cdata):
+            kept[storage] = tensor
         return tensor
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        x = torch.empty(1, model.config.in_channels, size, size)
         dropout = torch.zeros(1, dtype=torch.bool)
         arguments = (x, torch.empty(1), torch.empty(1, dtype=torch.long))
         output = functional_call(model, weights, arguments, dict(class_dropout=dropout)).sample

@@ -217,6 +217,9 @@ def test_models_of_ours_go_to_the_reference_where_it_knows_them(tiny_pipeline, t
     tiny_pipeline(kernel_pool="grid").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="kernel_pool='grid'"):
         export_checkpoint(tmp_path / "other", tmp_path / "other.pt")
+    tiny_pipeline(mixer="attention", num_layers=3, middle_layers=1, mlp_depthwise=True).save_pretrained(tmp_path / "u")
+    with pytest.raises(ValueError, match="mlp_depthwise=True, middle_layers=1: the reference's models"):
+        export_checkpoint(tmp_path / "u", tmp_path / "u.pt")
 
 
 def test_a_checkpoint_is_inspected_once(parity_dir, tmp_path, monkeypatch):

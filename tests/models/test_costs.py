@@ -30,7 +30,16 @@ def build(name: str, sample_size: int, **options) -> SiTTransformer2DModel:
 
 
 @pytest.mark.parametrize(
-    "name", ["SiT-Nano/2", "SiT-ATConv-Nano/4", "SiT-ATConv-S/8-Hybrid", "SiT-ATConv-S/8-Pooled", "SiT-S/4"]
+    "name",
+    [
+        "SiT-Nano/2",
+        "SiT-ATConv-Nano/4",
+        "SiT-ATConv-S/8-Hybrid",
+        "SiT-ATConv-S/8-Pooled",
+        "SiT-S/4",
+        "SiT-ATConv-U-S/4",
+        "SiT-ATConv-U-Nano/2-Hybrid",
+    ],
 )
 def test_parameters_are_those_of_the_model(name):
     model = build(name, 32, num_classes=1000)
@@ -48,6 +57,9 @@ def test_parameters_are_those_of_the_model(name):
         ("SiT-ATConv-Nano/2-Hybrid", 64),
         ("SiT-ATConv-Nano/2-Pooled", 32),
         ("SiT-ATConv-Nano/2-Pooled", 64),
+        ("SiT-ATConv-U-Nano/2", 32),
+        ("SiT-ATConv-U-Nano/2", 36),
+        ("SiT-ATConv-U-Nano/1-Hybrid", 16),
     ],
 )
 def test_activations_are_those_that_the_backward_pass_needs(name, sample_size):

@@ -29,6 +29,7 @@ OPTIONS = [
     {"kernel_size": 1},
     {"kernel_groups": 2, "kernel_dilation": [1, 2], "channel_gate": True, "average_branch": True},
     {"mlp_depthwise": True},
+    {"num_layers": 3, "middle_layers": 1, "middle_attention_heads": 3, "mixer": ["atconv", "attention", "atconv"]},
     {"position_embedding": "sincos"},
     {"mixer": "attention", "position_embedding": "none"},
     {"patch_size": 1},

@@ -26,6 +26,7 @@ def build(**config) -> SiTTransformer2DModel:
         dict(mixer=["atconv", "atconv", "attention"], mlp_ratio=2.7),
         dict(mixer="atconv", kernel_size=5, kernel_pool="grid", patch_size=4, in_channels=3, out_channels=6),
         dict(mixer="hybrid", patch_size=1, class_dropout_prob=0.0),
+        dict(mixer="hybrid", middle_layers=1, middle_attention_heads=3),
     ],
 )
 def test_count_equals_the_formula(config, size):

@@ -39,11 +39,15 @@ def test_published_parameter_counts(preset, millions):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_mixers_of_every_preset(preset):
-    """A preset that says ATConv contains it: in every block, or in every other one of a hybrid."""
+    """A preset that says ATConv contains it: in every block, or in every other one of a hybrid, or around its middle."""
     with torch.device("meta"):
         model = SiTTransformer2DModel.from_preset(preset)
     depth = {"Nano": 6, "S": 12, "B": 12, "L": 24, "XL": 28}[preset.split("/")[0].split("-")[-1]]
-    if preset.endswith("-Hybrid"):
+    if "-U-" in preset:
+        middle = "attention" if preset.endswith("-Hybrid") else "atconv"
+        outer = ["atconv"] * ((depth - model.config.middle_layers) // 2)
+        expected = outer + [middle] * model.config.middle_layers + outer
+    elif preset.endswith("-Hybrid"):
         expected = ["attention", "atconv"] * (depth // 2)
     elif preset.endswith("-Pooled"):
         expected = (["atconv", "pooled_attention", "atconv"] * depth)[:depth]
@@ -57,7 +61,14 @@ def test_mixers_of_every_preset(preset):
 def test_presets_of_every_family_and_size():
     published = {
         f"{family}-{size}/{patch_size}{suffix}"
-        for family, suffix in (("SiT", ""), ("SiT-ATConv", ""), ("SiT-ATConv", "-Hybrid"), ("SiT-ATConv", "-Pooled"))
+        for family, suffix in (
+            ("SiT", ""),
+            ("SiT-ATConv", ""),
+            ("SiT-ATConv", "-Hybrid"),
+            ("SiT-ATConv", "-Pooled"),
+            ("SiT-ATConv-U", ""),
+            ("SiT-ATConv-U", "-Hybrid"),
+        )
         for size in ("S", "B", "L", "XL")
         for patch_size in (2, 4, 8)
     }

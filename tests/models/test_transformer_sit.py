@@ -64,7 +64,7 @@ def test_pretended_tensors_leave_nothing_behind(tiny_transformer):
 def test_the_compiler_fuses_modulation_and_gates(mixer, tiny_transformer, assert_close):
     """Three loops over the tokens beside mixer and MLP: norm and modulation; gate, sum, norm and modulation; gate and
     sum. Inductor names a loop after what it has fused in it."""
-    block = SiTBlock(16, make_mixer(mixer, tiny_transformer().config), 32).eval()
+    block = SiTBlock(16, make_mixer(mixer, 2, tiny_transformer().config), 32).eval()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.2)
     x, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
@@ -451,7 +451,7 @@ def test_arguments_that_cannot_be_used(arguments, field, tiny_transformer):
 
 def test_only_known_mixers_are_built(tiny_transformer):
     with pytest.raises(ValueError, match="mixer='conv'"):
-        make_mixer("conv", tiny_transformer().config)
+        make_mixer("conv", 2, tiny_transformer().config)
 
 
 @pytest.mark.parametrize(
