@@ -102,7 +102,7 @@ def estimate_parameters(config: Mapping) -> float:
     maps = config["kernel_groups"] * config["kernel_size"] ** 4
 
     def block(width: int) -> float:
-        return (10 + 2 * config["mlp_ratio"]) * width**2 + maps
+        return (4 + 2 * config["mlp_ratio"]) * width**2 + 6 * width * dim + maps
 
     blocks = (config["num_layers"] - middle) * block(dim) + middle * block(heads * config["attention_head_dim"])
     channels = config["in_channels"] + (config["out_channels"] or config["in_channels"])

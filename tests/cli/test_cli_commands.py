@@ -76,7 +76,8 @@ def test_presets_are_listed_with_their_costs(capsys):
     assert line.split()[1:5] == ["637.66", "M", "95.8", "381.4"]
     main(["presets", "s/2", "hybrid"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("SiT")] == [
-        "SiT-ATConv-S/2-Hybrid"
+        "SiT-ATConv-S/2-Hybrid",
+        "SiT-ATConv-U-S/2-Hybrid",
     ]
 
 

@@ -3,8 +3,10 @@
 import pytest
 
 from sit_atconv import SiTTransformer2DModel
-from sit_atconv.models.arguments import check_size, estimate_parameters
+from sit_atconv.models.arguments import check_arguments, estimate_parameters
+from sit_atconv.models.costs import count_parameters
 from sit_atconv.models.presets import PRESETS
+from sit_atconv.training.model_arguments import model_arguments
 
 
 @pytest.mark.parametrize("name", ["SiT-S/2", "SiT-ATConv-S/2", "SiT-ATConv-S/8-Hybrid", "SiT-ATConv-Nano/2"])
@@ -16,5 +18,6 @@ def test_parameters_are_estimated(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_of_moderate_size(name):
-    config = {"in_channels": 4, "out_channels": None, "num_classes": 1000, "mlp_ratio": 4.0, "kernel_size": 3}
-    check_size({**config, **PRESETS[name]})
+    config = {**model_arguments(), **PRESETS[name]}
+    check_arguments(config)
+    assert estimate_parameters(config) == pytest.approx(count_parameters(config), rel=0.15)

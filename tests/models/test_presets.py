@@ -39,7 +39,7 @@ def test_published_parameter_counts(preset, millions):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_mixers_of_every_preset(preset):
-    """A preset that says ATConv contains it: in every block, or in every other one of a hybrid, or around its middle."""
+    """A preset that says ATConv contains it: in every block, in every other one of a hybrid, or around its middle."""
     with torch.device("meta"):
         model = SiTTransformer2DModel.from_preset(preset)
     depth = {"Nano": 6, "S": 12, "B": 12, "L": 24, "XL": 28}[preset.split("/")[0].split("-")[-1]]
