@@ -116,8 +116,9 @@ def check_size(config: Mapping) -> None:
             f"num_layers={config['num_layers']} is more than {MAX_LAYERS}; compare the config with where it comes from"
         )
     if not (parameters := estimate_parameters(config)) <= MAX_PARAMETERS:
-        sizes = ("num_attention_heads", "attention_head_dim", "mlp_ratio", "kernel_size", "num_classes", "in_channels")
-        sizes += ("middle_layers", "middle_attention_heads") if config["middle_layers"] else ()
+        sizes = ["num_attention_heads", "attention_head_dim", "mlp_ratio", "kernel_size", "num_classes", "in_channels"]
+        if config["middle_layers"]:
+            sizes += ["middle_layers", "middle_attention_heads"]
         raise ValueError(
             f"about {parameters:.1e} parameters, more than {MAX_PARAMETERS:.0e}, would follow from num_layers="
             f"{config['num_layers']}, {', '.join(f'{name}={config[name]}' for name in sizes)}, out_channels="

@@ -5,6 +5,7 @@ taps of a kernel are in row-major order over (dy, dx).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,8 @@ class ATConv(nn.Module):
             g = linear_gelu(self.kernel_proj, context)
         else:
             g = activate(self.kernel_proj(context), self.kernel_activation)
-        return linear_over_rows(self.kernel_gen, g)  # (B, k², C)
+        layer: Any = self.kernel_gen
+        return linear_over_rows(layer, g)  # (B, k², C)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Mix tokens (B, N, C) that lie on `grid` = (H, W) with H·W = N. Returns (B, N, C)."""

@@ -7,6 +7,8 @@ resolution stay where they are, and the middle adds to them.
 Shapes: B batch, (H, W) token grid, N = H·W tokens in row-major order, D model width, M width in the middle.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -23,20 +25,26 @@ def join_tiles(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
     Where H or W is odd, the last row or column is repeated.
     """
+    H, W = coarse_grid(grid)
     x = tokens.unflatten(1, grid)  # (B, H, W, D)
-    if grid[0] % 2:
-        x = torch.cat([x, x[:, -1:]], dim=1)
-    if grid[1] % 2:
-        x = torch.cat([x, x[:, :, -1:]], dim=2)
-    x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, D)
+    x = with_places(with_places(x, 1, 2 * H), 2, 2 * W)
+    x = x.unflatten(2, (W, 2)).unflatten(1, (H, 2))  # (B, H/2, 2, W/2, 2, D)
     return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def part_tiles(tiles: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """The inverse of `join_tiles`: (B, ⌈H/2⌉·⌈W/2⌉, 4·D) -> (B, N, D)."""
     x = tiles.unflatten(2, (2, 2, -1)).unflatten(1, coarse_grid(grid))  # (B, H/2, W/2, 2, 2, D)
-    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, H, W, D)
-    return x[:, : grid[0], : grid[1]].flatten(1, 2)
+    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, H, W, D), or one row or column more
+    return with_places(with_places(x, 1, grid[0]), 2, grid[1]).flatten(1, 2)
+
+
+def with_places(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Cut a dimension to `size`, or repeat its last entry up to it. An exported program leaves both open."""
+    given = x.shape[dim]
+    if isinstance(given, int) and given == size:
+        return x
+    return x.index_select(dim, torch.arange(size, device=x.device).clamp(max=given - 1))
 
 
 class Hourglass(nn.Module):
@@ -64,9 +72,9 @@ class Hourglass(nn.Module):
         self.skips = nn.ModuleList(Linear(dim, dim) for _ in range(middle.start))
 
     @property
-    def without_effect(self) -> list[nn.Module]:
+    def without_effect(self) -> list[nn.Linear]:
         """The layers that start at 0."""
-        return [self.split, *self.skips]
+        return cast("list[nn.Linear]", [self.split, *self.skips])
 
     def before_block(
         self, index: int, x: torch.Tensor, grid: tuple[int, int], kept: list[torch.Tensor]

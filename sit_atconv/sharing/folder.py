@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..models.codecs import vae_scale_factor
+from ..models.presets import block_heads, middle_blocks
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 from ..utils.files import OutputError, check_regular
@@ -106,6 +107,9 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
     mixer, depth = model["mixer"], model["num_layers"]
     blocks = f"{depth} × {mixer}" if isinstance(mixer, str) else ", ".join(mixer)
     width = model["num_attention_heads"] * model["attention_head_dim"]
+    if middle := middle_blocks(model):
+        inner = block_heads(model)[middle.start] * model["attention_head_dim"]
+        blocks += f" (blocks {middle.start} to {middle.stop - 1} on a grid of half the sides, width {inner})"
     size, channels = model["sample_size"], model["in_channels"]
     side = size * vae_scale_factor(vae or None)
     guided = "and a null class" if model["class_dropout_prob"] else "no null class, so no guidance"

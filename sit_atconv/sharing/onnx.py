@@ -42,11 +42,14 @@ def export_transformer(transformer: SiTTransformer2DModel) -> ExportedProgram:
     """Export with torch.export: (x_t (B, C, height, width), t (B,), labels (B,)) -> (B, out_channels, height, width).
 
     A model of mean velocities has s (B,), the ends of the steps, as its fourth input.
-    B may be any size from 1, height and width any from 2 patches. The model is exported in eval mode and left as is.
-    The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v3`, so it needs this package to run.
+    B may be any size from 1, height and width any from 2 patches, or 3 for an hourglass. The model is exported in eval
+    mode and left as is. The program of a model on a GPU uses the operator `sit_atconv::depthwise_conv_v3`, so it needs
+    this package to run.
     """
     p, config = transformer.config.patch_size, transformer.config
-    batch, height, width = (Dim(n, min=2, max=m) for n, m in (("B", MAX_BATCH), ("H", MAX_SIDE), ("W", MAX_SIDE)))
+    batch = Dim("B", min=2, max=MAX_BATCH)
+    # An exported program takes sizes of 1 to be constants, also that of the grid in the middle of an hourglass.
+    height, width = (Dim(n, min=3 if config.middle_layers else 2, max=MAX_SIDE) for n in "HW")
     options = dict(device=transformer.device)
     example = (
         torch.zeros(2, config.in_channels, 4 * p, 6 * p, dtype=transformer.dtype, **options),

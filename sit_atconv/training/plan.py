@@ -162,6 +162,8 @@ def describe_plan(
     classes = f"of {counted(len(dataset.classes), 'class')}" if dataset.classes else "without classes"
     beside = "" if dataset.is_encoded else "; VAE and encoder on top"
     mixer = transformer.config.mixer if isinstance(transformer.config.mixer, str) else "a mixer for each block"
+    if middle := transformer.config.middle_layers:
+        mixer += f", an hourglass with {middle} of {counted(transformer.config.num_layers, 'block')} in the middle"
     lines = [
         f"data        {counted(len(dataset), 'image')} {classes}, {dataset.image_size}² pixels",
         *(f"            {note}" for note in dataset.notes),

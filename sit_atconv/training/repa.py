@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.presets import middle_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
 from .repa_options import check_encoder_weights
 
@@ -43,7 +44,7 @@ class AlignedTransformer(nn.Module):
         projector: "mlp", or "conv", one 3×3 convolution, which sees neighbouring tokens (iREPA, arXiv 2512.10794).
 
     Raises:
-        ValueError: if the transformer has fewer blocks.
+        ValueError: if the transformer has fewer blocks, or that block is in the middle of an hourglass.
     """
 
     _no_split_modules = SiTTransformer2DModel._no_split_modules
@@ -55,6 +56,11 @@ class AlignedTransformer(nn.Module):
         if depth > transformer.config.num_layers:
             raise ValueError(
                 f"repa_depth={depth}: the model has {transformer.config.num_layers} blocks; choose one of them"
+            )
+        if depth - 1 in (middle := middle_blocks(transformer.config)):
+            raise ValueError(
+                f"repa_depth={depth} is in the middle of an hourglass, whose tokens stand for 2×2 of the others; "
+                f"choose 1 to {middle.start}, or {middle.stop + 1} to {transformer.config.num_layers}"
             )
         self.transformer = transformer
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim

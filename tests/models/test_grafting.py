@@ -93,6 +93,14 @@ def test_fresh_grafts_take_no_values():
     assert not torch.isclose(fresh.blocks[1].mixer.out_proj.weight, attention.out_proj.weight).any()
 
 
+def test_an_hourglass_is_grafted_at_both_levels():
+    trained = trained_model(num_layers=3, middle_layers=1, middle_attention_heads=3)
+    grafted = graft(trained, "atconv", average_branch=True)
+    assert [block.mixer.average.tolist() for block in grafted.blocks] == [[1.0] * 16, [1.0] * 24, [1.0] * 16]
+    for name, weight in trained.hourglass.state_dict().items():
+        assert torch.equal(grafted.hourglass.state_dict()[name], weight), name
+
+
 def test_grafts_of_grafts():
     hybrid = graft(trained_model(), "hybrid")
     assert replaced_blocks(hybrid.config, "atconv") == [0, 2]

@@ -58,6 +58,27 @@ def count_calls(pipe, block):
     return calls, handle
 
 
+def test_an_hourglass_takes_the_cache_of_layers_alone():
+    torch.manual_seed(0)
+    sizes = dict(sample_size=8, in_channels=1, num_attention_heads=2, attention_head_dim=8, num_classes=3)
+    model = SiTTransformer2DModel(**sizes, num_layers=4, mixer=MIXTURE, middle_layers=2, middle_attention_heads=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = SiTPipeline(model.eval(), InterpolantODEScheduler(solver="euler"))
+    pipe.set_progress_bar_config(disable=True)
+    expected = draw(pipe)
+    for name in ("first block", "magnitudes"):
+        with pytest.raises(ValueError, match="middle_layers=2; use TaylorSeerCacheConfig"):
+            pipe.transformer.enable_cache(CONFIGS[name])
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=0)
+    calls, handle = count_calls(pipe, 1)
+    pipe.transformer.enable_cache(CONFIGS["Taylor"])
+    with_cache = draw(pipe)
+    handle.remove()
+    assert 0 < len(calls) < STEPS
+    assert 0 < (with_cache - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 def test_a_cache_that_reuses_nothing_changes_nothing(pipe):
     expected = draw(pipe)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))

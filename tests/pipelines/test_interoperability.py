@@ -263,6 +263,16 @@ def test_torch_export_leaves_batch_and_grid_free(mixer, tiny_transformer):
 
 
 @pytest.mark.slow
+def test_torch_export_of_an_hourglass_takes_odd_grids(tiny_transformer):
+    mixer = ["atconv", "attention", "atconv"]
+    model = tiny_transformer(num_layers=3, mixer=mixer, middle_layers=1, middle_attention_heads=3, mlp_depthwise=True)
+    exported = export_transformer(model).module()
+    with torch.no_grad():
+        for size in ((3, 8, 8), (1, 6, 10), (2, 10, 12)):
+            torch.testing.assert_close(exported(*inputs(*size)), model(*inputs(*size)).sample)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step_conditioning", ["span", "decoupled"])
 def test_torch_export_of_mean_velocities_takes_the_ends_of_steps(step_conditioning, tiny_transformer):
     model = tiny_transformer(step_conditioning=step_conditioning)

@@ -87,6 +87,12 @@ def test_a_folder_with_a_vae_and_a_scheduler_of_diffusers(tiny_pipeline, tmp_pat
     assert facts["parameters"] == f"{count / 1e6:.2f} M"
 
 
+def test_a_folder_of_an_hourglass(tiny_pipeline, tmp_path):
+    tiny_pipeline(num_layers=4, middle_layers=2, middle_attention_heads=3).save_pretrained(tmp_path)
+    expected = "4 × atconv (blocks 1 to 2 on a grid of half the sides, width 24), width 16, 2 heads, patch 2"
+    assert describe_folder(tmp_path)["blocks"] == expected
+
+
 def test_a_folder_with_guidance_built_in(tiny_pipeline, tmp_path):
     tiny_pipeline(MeanFlowScheduler(), step_conditioning="span", trained_guidance_scale=2.5).save_pretrained(tmp_path)
     facts = describe_folder(tmp_path)

@@ -121,7 +121,16 @@ def test_without_the_package(tiny_pipeline, tmp_path):
     """In a process that cannot import this package: load, draw, save, load again, draw again."""
     ode, sde = (
         tiny_pipeline(InterpolantODEScheduler(solver="heun"), mixer="hybrid"),
-        tiny_pipeline(InterpolantSDEScheduler(), tiny_vae(), in_channels=4),
+        tiny_pipeline(
+            InterpolantSDEScheduler(),
+            tiny_vae(),
+            in_channels=4,
+            num_layers=3,
+            middle_layers=1,
+            middle_attention_heads=3,
+            kernel_groups=2,
+            mlp_depthwise=True,
+        ),
     )
     expected = {}
     for name, pipe in (("ode", ode), ("sde", sde)):

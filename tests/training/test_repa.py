@@ -84,6 +84,17 @@ def test_depth_beyond_the_model_is_refused(tiny_transformer):
         AlignedTransformer(tiny_transformer(), 8, 7)
 
 
+def test_the_middle_of_an_hourglass_is_refused(tiny_transformer):
+    """Its tokens are not those of the encoder; before and after it, a block is aligned as in any model."""
+    model = tiny_transformer(num_layers=4, middle_layers=2, middle_attention_heads=3)
+    for depth in (2, 3):
+        with pytest.raises(ValueError, match=f"repa_depth={depth} is in the middle .* choose 1 to 1, or 4 to 4"):
+            AlignedTransformer(model, depth, 7)
+    for depth in (1, 4):
+        output = AlignedTransformer(model, depth, 7)(torch.randn(2, 3, 8, 8), torch.rand(2), torch.arange(2))
+        assert output.projected.shape == (2, 16, 7)
+
+
 def test_a_convolution_sees_the_neighbours_of_a_token(tiny_transformer):
     """On a grid of 4 × 6 tokens; two tokens away, nothing changes."""
     aligned = AlignedTransformer(tiny_transformer(), 1, 7, projector="conv").eval()
