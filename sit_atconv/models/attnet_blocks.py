@@ -11,10 +11,10 @@ from timm.layers import DropPath
 from timm.models import checkpoint_seq, register_notrace_module
 from torch import nn
 
-from ..ops.eager import is_eager
-from ..ops.linear import Linear, linear, runs_only_forward
+from ..ops.linear import Linear
 from ..utils.checks import check_choice
 from .atconv import ATConv
+from .attnet_cpu import run_blocks, run_plainly
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], str]] = {"GELU": (nn.GELU, "gelu"), "SiLU": (nn.SiLU, "silu")}
 GLU_NORM_RULES = ("rms", "variance")
@@ -110,37 +110,7 @@ class GatedMlp(nn.Module):
         gate = self.fc1_g(x).permute(0, 3, 1, 2)  # (B, h, H, W), channels-last
         gate = self.act(self.dwconv(gate).permute(0, 2, 3, 1))  # (B, H, W, h)
         value = self.fc1_x(x)
-        if not torch.jit.is_scripting() and self._suits_cpu(gate):
-            return self._for_cpu(gate, value)
         return self.fc2(self.norm(gate * value))
-
-    @torch.jit.unused
-    def _suits_cpu(self, gate: torch.Tensor) -> bool:
-        """Whether `_for_cpu` may finish: inference on a CPU in float32, with no hooks that must see the layers."""
-        return (
-            not torch.is_grad_enabled()
-            and is_eager(gate)
-            and gate.device.type == "cpu"
-            and gate.dtype == self.fc2.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and runs_only_forward(self.fc2)
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (self.act, self.norm))
-        )
-
-    @torch.jit.unused
-    def _for_cpu(self, gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """fc2(norm(gate · value)) with fewer passes over the hidden channels; the gate is overwritten.
-
-        RMSNorm, which takes PyTorch four passes on CPUs, comes after fc2, which has fewer channels: its weights scale
-        the columns of fc2, and its denominator is one number per pixel.
-        """
-        norm, z = self.norm, gate.mul_(value)
-        pixels = z.shape[:-1].numel()
-        if type(norm) is not GluNorm or norm.rule != "rms" or pixels < self.fc2.out_features:
-            return self.fc2(norm(z))  # with few pixels, scaling fc2 would cost more
-        mean = torch.linalg.vector_norm(z, dim=-1, keepdim=True).square() / z.shape[-1]  # (B, H, W, 1)
-        y = linear(z, self.fc2.weight * norm.weight)
-        return torch.addcmul(self.fc2.bias, y, torch.rsqrt(mean + norm.eps))
 
 
 @register_notrace_module
@@ -192,6 +162,9 @@ class Block(nn.Module):
         return x + y if self.gamma2 is None else torch.addcmul(x, y, self.gamma2)
 
 
+LAYERS = (Block, Linear, nn.LayerNorm, ATConv, GatedMlp, nn.Conv2d, nn.GELU, nn.SiLU, GluNorm, DropPath, nn.Identity)
+
+
 class Stage(nn.Module):
     """Downsampling and blocks: (B, C_in, H, W) -> (B, C, ⌈H/2⌉, ⌈W/2⌉).
 
@@ -218,6 +191,16 @@ class Stage(nn.Module):
         x = self.downsample(x).permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
+        elif not torch.jit.is_scripting() and self._run_plainly(x):
+            x = self._run_blocks(x)
         else:
             x = self.blocks(x)
         return x.permute(0, 3, 1, 2)
+
+    @torch.jit.unused
+    def _run_plainly(self, x: torch.Tensor) -> bool:
+        return run_plainly(self.blocks, x, LAYERS)
+
+    @torch.jit.unused
+    def _run_blocks(self, x: torch.Tensor) -> torch.Tensor:
+        return run_blocks(self.blocks, x)

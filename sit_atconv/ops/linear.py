@@ -55,17 +55,31 @@ def linear_over_rows(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return layer(x.transpose(1, 2)).transpose(1, 2)
 
 
-def runs_only_forward(layer: nn.Linear) -> bool:
+def runs_only_forward(layer: nn.Module) -> bool:
     """Whether `layer(x)` runs `Linear.forward` on plain weights and nothing else, so that the call may be bypassed.
 
     An adapter that took the layer's place, a subclass, a replaced `forward` and hooks, also those on all modules, must
     see the call.
     """
-    return (
-        type(layer) is Linear
-        and is_eager(layer.weight)
-        and "forward" not in layer.__dict__
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
-        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-        and not (torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
+    return type(layer) is Linear and is_eager(layer.weight) and not (is_watched(layer) or all_modules_are_watched())
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a call of the layer runs hooks of it, or a `forward` other than that of its class."""
+    return bool(
+        "forward" in layer.__dict__
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+def all_modules_are_watched() -> bool:
+    """Whether calls of modules run hooks that were registered on all of them."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )

@@ -1,0 +1,141 @@
+"""AttNet's blocks in inference on CPUs: what attnet_blocks.py computes, with fewer calls and passes over memory.
+
+At batch 1, the Python code around an operation runs with cold caches and takes as long as a tenth of it. So the blocks
+of a stage are checked at once (`run_plainly`), and then their operations follow each other directly: in place where
+the operand is their own, and RMSNorm after the last layer of the channel mixer, as one number per pixel. docs/attnet.md
+has measurements.
+
+Shapes: B batch, (H, W) grid, N = H·W tokens, C channels, h hidden channels, k kernel size.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+
+from ..ops.conv_onednn import depthwise_conv_activation
+from ..ops.depthwise_conv import channels_last_depthwise_conv
+from ..ops.eager import PLAIN_CLASSES, is_eager
+from ..ops.linear import Linear, all_modules_are_watched, is_watched
+from ..ops.linear_onednn import call_onednn, onednn_takes
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x, W, b -> x·Wᵀ + b
+
+
+def run_plainly(blocks: nn.Sequential, x: torch.Tensor, classes: tuple[type[nn.Module], ...]) -> bool:
+    """Whether nothing but the output of blocks is asked for, so that their layers need not be called one by one.
+
+    That is inference on a CPU in float32, outside of dual numbers, torch.func, tracing and compilers.
+
+    Args:
+        blocks: the blocks. Hooks on them and on their layers, adapters in place of layers and the like must see calls.
+        x: the input of the first one.
+        classes: the classes of the blocks and of the layers that they were made of.
+    """
+    if (
+        torch.is_grad_enabled()
+        or not is_eager(x)
+        or not x.is_cpu
+        or x.dtype != torch.float32
+        or torch.jit.is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or all_modules_are_watched()
+    ):
+        return False
+    layers = list(blocks._modules.values())
+    while layers:  # twice as fast as blocks.modules()
+        layer = layers.pop()
+        if layer is not None:
+            if not is_plain(layer, classes):
+                return False
+            layers += layer._modules.values()
+    return True
+
+
+def is_plain(layer: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is of one of `classes`, in eval mode, without hooks, and has weights as they were made."""
+    if type(layer) not in classes or layer.training or is_watched(layer):
+        return False
+    weights = layer._parameters
+    for weight in weights.values():
+        if weight is not None and not (
+            type(weight) in PLAIN_CLASSES and weight.dtype == torch.float32 and weight.layout == torch.strided
+        ):
+            return False
+    return type(layer) is not Linear or weights["weight"].is_contiguous()  # oneDNN does not take any strides
+
+
+def run_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Apply blocks that `run_plainly` to x (B, H, W, C)."""
+    for block in blocks:
+        # Of the layers that see all pixels, this is the smallest.
+        smallest = block.token_mixer.value_proj
+        product = call_onednn if onednn_takes(x, smallest.weight, smallest.bias) else F.linear
+        y = mix_tokens(block.token_mixer, normalize(block.norm1, x), product)
+        x = add_branch(x, y, block.gamma1)
+        y = mix_channels(block.channel_mixer, normalize(block.norm2, x), product)
+        x = add_branch(x, y, block.gamma2)
+    return x
+
+
+def normalize(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """Apply a LayerNorm."""
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def add_branch(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
+    """Compute x + γ·y in place of y."""
+    return y.add_(x) if gamma is None else torch.addcmul(x, y, gamma, out=y)
+
+
+def activate_(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Apply "gelu" (exact) or "silu" in place."""
+    return F.silu(x, inplace=True) if activation == "silu" else torch.ops.aten.gelu_(x)
+
+
+def mix_tokens(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Tensor:
+    """Apply an `ATConv` of one dilation, whose activation is "gelu" or "silu", to x (B, H, W, C)."""
+    B, H, W, C = x.shape
+    proj, generate, k, dilation = mixer.kernel_proj, mixer.kernel_gen, mixer.kernel_size, mixer.dilations[0]
+    context = F.adaptive_avg_pool1d(x.view(B, H * W, C).transpose(1, 2), k * k).transpose(1, 2)  # (B, k², C)
+    g = activate_(F.linear(context, proj.weight, proj.bias), mixer.kernel_activation)
+    weight = generate.weight.expand(B, -1, -1)
+    kernels = weight @ g if generate.bias is None else torch.baddbmm(generate.bias[:, None], weight, g)  # (B, k², C)
+    kernels.addcmul_(torch.sigmoid(mixer.inhibition), kernels.mean(1, keepdim=True), value=-1)
+    kernels = kernels.transpose(1, 2)
+    y = product(x, mixer.value_proj.weight, mixer.value_proj.bias)
+    if B == 1:
+        weight, padding = kernels.reshape(C, 1, k, k), k // 2 * dilation
+        y = F.conv2d(y.permute(0, 3, 1, 2), weight, None, 1, padding, dilation, C).permute(0, 2, 3, 1)
+    else:
+        y = channels_last_depthwise_conv(y.view(B, H * W, C), kernels, (H, W), dilation).view(B, H, W, C)
+    return product(y, mixer.out_proj.weight, mixer.out_proj.bias)
+
+
+def mix_channels(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Tensor:
+    """Apply a `GatedMlp` to x (B, H, W, C)."""
+    conv, norm, last = mixer.dwconv, mixer.norm, mixer.fc2
+    activation = "silu" if isinstance(mixer.act, nn.SiLU) else "gelu"
+    gate = product(x, mixer.fc1_g.weight, mixer.fc1_g.bias)  # (B, H, W, h)
+    if isinstance(conv, nn.Conv2d):
+        gate = gate.permute(0, 3, 1, 2)  # channels-last
+        gate = depthwise_conv_activation(gate, conv.weight, conv.bias, conv.dilation[0], activation).permute(0, 2, 3, 1)
+    else:
+        activate_(gate, activation)
+    z = gate.mul_(product(x, mixer.fc1_x.weight, mixer.fc1_x.bias))
+    if isinstance(norm, nn.Identity) or norm.rule != "rms":
+        return product(norm(z), last.weight, last.bias)
+    # PyTorch computes RMSNorm in four passes on CPUs. Its denominator is one number per pixel, which may divide the C
+    # channels after the last layer, and its weights may scale the columns of that layer or z, whichever is smaller.
+    size = torch.linalg.vector_norm(z, dim=-1, keepdim=True)  # (B, H, W, 1)
+    weight = last.weight
+    if size.numel() < last.out_features:
+        z.mul_(norm.weight)
+    else:
+        weight = weight * norm.weight
+    y = product(z, weight, None)
+    return torch.addcmul(last.bias, y, size.square_().div_(z.shape[-1]).add_(norm.eps).rsqrt_(), out=y)
