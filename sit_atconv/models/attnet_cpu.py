@@ -21,6 +21,9 @@ from ..ops.eager import PLAIN_CLASSES, is_eager
 from ..ops.linear import Linear, all_modules_are_watched, is_watched
 from ..ops.linear_onednn import call_onednn, onednn_takes
 
+# Above this number of hidden elements, 3 MiB, a channel mixer computes some channels at a time. PyTorch would fetch
+# memory for larger ones from the operating system, page by page, each time.
+CACHED_ELEMENTS = 3 * 2**18
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x, W, b -> x·Wᵀ + b
 
 
@@ -118,24 +121,41 @@ def mix_tokens(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Ten
 
 def mix_channels(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Tensor:
     """Apply a `GatedMlp` to x (B, H, W, C)."""
-    conv, norm, last = mixer.dwconv, mixer.norm, mixer.fc2
-    activation = "silu" if isinstance(mixer.act, nn.SiLU) else "gelu"
-    gate = product(x, mixer.fc1_g.weight, mixer.fc1_g.bias)  # (B, H, W, h)
+    norm, last = mixer.norm, mixer.fc2
+    pixels, h = x.shape[:-1].numel(), last.in_features
+    if isinstance(norm, nn.Identity) or norm.rule != "rms":
+        return product(norm(gated(mixer, x, slice(0, h), product)), last.weight, last.bias)
+    # PyTorch computes RMSNorm in four passes on CPUs. Its denominator is one number per pixel, which may divide the C
+    # channels after the last layer; and its weights may scale z or the columns of that layer, whichever is smaller.
+    if pixels < last.out_features:
+        z = gated(mixer, x, slice(0, h), product)
+        squares = squared_length(z)
+        y = product(z.mul_(norm.weight), last.weight, None)
+    else:
+        y = squares = None
+        together = h if pixels * h <= CACHED_ELEMENTS else max(CACHED_ELEMENTS // pixels // 64 * 64, 128)
+        for start in range(0, h, together):
+            part = slice(start, start + together)
+            z = gated(mixer, x, part, product)
+            share = product(z, last.weight[:, part] * norm.weight[part], None)
+            y = share if y is None else y.add_(share)
+            squares = squared_length(z) if squares is None else squares.add_(squared_length(z))
+    return torch.addcmul(last.bias, y, squares.div_(h).add_(norm.eps).rsqrt_(), out=y)
+
+
+def squared_length(z: torch.Tensor) -> torch.Tensor:
+    """The sum of squares of each pixel's channels, (B, H, W, channels) -> (B, H, W, 1)."""
+    return torch.linalg.vector_norm(z, dim=-1, keepdim=True).square_()
+
+
+def gated(mixer: nn.Module, x: torch.Tensor, part: slice, product: Product) -> torch.Tensor:
+    """act(dwconv(gate)) · value of some hidden channels of a `GatedMlp`, (B, H, W, C) -> (B, H, W, channels)."""
+    conv, activation = mixer.dwconv, "silu" if isinstance(mixer.act, nn.SiLU) else "gelu"
+    gate = product(x, mixer.fc1_g.weight[part], mixer.fc1_g.bias[part])
     if isinstance(conv, nn.Conv2d):
-        gate = gate.permute(0, 3, 1, 2)  # channels-last
-        gate = depthwise_conv_activation(gate, conv.weight, conv.bias, conv.dilation[0], activation).permute(0, 2, 3, 1)
+        image = gate.permute(0, 3, 1, 2)  # channels-last
+        image = depthwise_conv_activation(image, conv.weight[part], conv.bias[part], conv.dilation[0], activation)
+        gate = image.permute(0, 2, 3, 1)
     else:
         activate_(gate, activation)
-    z = gate.mul_(product(x, mixer.fc1_x.weight, mixer.fc1_x.bias))
-    if isinstance(norm, nn.Identity) or norm.rule != "rms":
-        return product(norm(z), last.weight, last.bias)
-    # PyTorch computes RMSNorm in four passes on CPUs. Its denominator is one number per pixel, which may divide the C
-    # channels after the last layer, and its weights may scale the columns of that layer or z, whichever is smaller.
-    size = torch.linalg.vector_norm(z, dim=-1, keepdim=True)  # (B, H, W, 1)
-    weight = last.weight
-    if size.numel() < last.out_features:
-        z.mul_(norm.weight)
-    else:
-        weight = weight * norm.weight
-    y = product(z, weight, None)
-    return torch.addcmul(last.bias, y, size.square_().div_(z.shape[-1]).add_(norm.eps).rsqrt_(), out=y)
+    return gate.mul_(product(x, mixer.fc1_x.weight[part], mixer.fc1_x.bias[part]))

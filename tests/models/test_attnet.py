@@ -436,24 +436,3 @@ def test_images_that_cannot_be_used_are_named(shape, message, features_only, tin
 def test_unknown_variants_get_a_suggestion(name):
     with pytest.raises(ValueError, match=r"variant='.*' is no size of AttNet; did you mean .*attnet_t\d"):
         variant_arguments(name)
-
-
-@pytest.mark.parametrize("side", [96, 33])  # with many pixels and with few
-def test_inference_on_a_cpu_computes_what_training_does(side):
-    """RMSNorm comes after the last layer of the channel mixer there, unless something must see the layers."""
-    torch.manual_seed(0)
-    model = timm.create_model("attnet_t1", depths=[1, 1, 1, 1], dims=[8, 12, 16, 20], num_classes=7).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    x = torch.randn(2, 3, side, side)
-    expected = model(x).detach()
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
-        seen = []
-        for stage in model.stages:
-            stage.blocks[0].channel_mixer.norm.register_forward_hook(lambda *_: seen.append(1))
-            stage.blocks[0].channel_mixer.fc2.register_forward_hook(lambda module, inputs, output: output * 0)
-        hooked = model(x)
-    assert len(seen) == 4 and not torch.allclose(hooked, expected, rtol=1e-3)
-    torch.testing.assert_close(model(x).detach(), hooked)
