@@ -75,7 +75,7 @@ def check_kernel_groups(groups: int, dim: int) -> None:
     """Raise ValueError unless `groups` is a whole number that divides the width `dim`."""
     check_count("kernel_groups", groups)
     if dim % groups:
-        raise ValueError(f"kernel_groups={groups} must divide the {dim} channels; choose such as the number of heads")
+        raise ValueError(f"kernel_groups={groups} must divide the {dim} channels, as the number of heads does")
 
 
 def check_middle(config: Mapping) -> None:
