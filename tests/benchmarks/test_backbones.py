@@ -1,5 +1,6 @@
 """The backbones that eval/backbone_latency.py times: the reference's layout computes what AttNet computes."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -23,12 +24,23 @@ def test_reference_layout_computes_the_same(options):
     with torch.no_grad():
         for parameter in ours.parameters():  # layer scale of 10⁻⁶ would hide everything
             parameter.normal_(std=0.3)
-    ours = ours.double().eval()
+    ours.eval()
     naive = reference_layout(ours).double()
-    x = torch.randn(2, 3, 75, 62, dtype=torch.float64)
-    expected = ours(x)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(naive(x), expected, rtol=1e-9, atol=1e-9)
+    for shape in ((2, 3, 75, 62), (3, 3, 1, 1), (1, 3, 2, 5), (3, 3, 7, 129), (1, 3, 64, 96)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = naive(x.double())
+            assert expected.std() > 0.1
+            torch.testing.assert_close(copy.deepcopy(ours).double()(x.double()), expected, rtol=1e-9, atol=1e-9)
+            transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
+            for strided in (
+                x,
+                x.to(memory_format=torch.channels_last),
+                transposed,
+                x.repeat(1, 1, 2, 2)[:, :, : shape[2], : shape[3]],
+            ):
+                torch.testing.assert_close(ours(strided).double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(x).detach().double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_report_compares_with_the_first_model(tmp_path, capsys):
