@@ -4,6 +4,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data import ImageDataset
+from ..training.plan import precision_warnings
 from ..utils.text import counted
 from .config import ClassifierConfig
 from .models import count_macs, number_of_parameters
@@ -40,6 +41,7 @@ def describe_classifier_plan(
         f"model       {config.model}, {parameters / 1e6:.2f} M parameters, {macs / 1e9:.3g} GMACs an image",
         f"batch       {config.batch_size} = {counted(processes, 'process')} × {counted(parts, 'accumulation step')} × "
         f"{counted(config.batch_size // (processes * parts), 'image')}, {precision}",
+        *precision_warnings(accelerator.mixed_precision, accelerator.device),
         f"length      {counted(config.max_steps, 'step')}, {epochs:.1f} epochs",
         f"memory      {state / 1e9:.2f} GB a process for weights, optimizer and averages; activations on top",
     ]

@@ -15,6 +15,7 @@ from torch import nn
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..pipelines.schedulers import with_scheduler
 from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
+from ..utils.environment import has_amx
 from ..utils.text import counted
 from .sampling import draw_images
 from .sampling_options import SamplingOptions
@@ -22,12 +23,6 @@ from .sampling_options import SamplingOptions
 NUM_CHECKED = 4  # images
 CHECKED_STEPS = 4  # with more steps, images differ less, since the rounding of one is independent of that of the others
 LARGEST_DIFFERENCE = 1.0  # grey levels of 255, on average over all values of the images
-
-
-def has_amx(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on AMX there; False also if this version of PyTorch does not tell."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, and in PyTorch since 2.4
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and supported is not None and supported()
 
 
 def resolve_dtype(pipelines: Sequence[SiTPipeline], options: SamplingOptions) -> SamplingOptions:

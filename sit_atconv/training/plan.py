@@ -6,6 +6,7 @@ from torch.func import functional_call
 from ..data import ImageDataset
 from ..models.costs import closed_form_macs, level_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
+from ..utils.environment import emulates_bfloat16
 from ..utils.text import counted
 from .config import TrainConfig
 from .grafting import Graft
@@ -109,6 +110,16 @@ def describe_graft(config: TrainConfig, graft: Graft | None, num_layers: int) ->
     return [head, *graft.describe()]
 
 
+def precision_warnings(mixed_precision: str, device: torch.device | None) -> list[str]:
+    """A warning, in a list, if the precision makes training slower on this device."""
+    if mixed_precision != "bf16" or device is None or not emulates_bfloat16(device):
+        return []
+    return [
+        "warning     this CPU has no instructions for bf16, and emulating them takes twice to ten times as long as "
+        "float32: give --mixed_precision no"
+    ]
+
+
 def describe_distillation(config: TrainConfig) -> list[str]:
     """Describe in one line what a flow learns from its teacher, if it has one."""
     if config.teacher is None:
@@ -131,6 +142,7 @@ def describe_plan(
     sharded: bool,
     mixed_precision: str,
     graft: Graft | None = None,
+    device: torch.device | None = None,
 ) -> str:
     """Describe what a run is about to do and what it needs: data, model, batch, length, memory.
 
@@ -145,6 +157,7 @@ def describe_plan(
         sharded: whether weights, gradients, moments and averages are sharded over the processes.
         mixed_precision: "no", "bf16" or "fp16".
         graft: what a graft replaces; None without one.
+        device: where the run computes. If None, nothing is said of it.
     """
     size = transformer.config.sample_size
     whole = sum(p.numel() for p in transformer.parameters())
@@ -172,6 +185,7 @@ def describe_plan(
         + f", {gmacs} GMACs an image on {size}² {'pixels' if config.vae is None else 'latents'}",
         f"batch       {config.batch_size} = {counted(processes, 'process')} × {counted(parts, 'accumulation step')} × "
         f"{counted(per_device, 'image')}, {precision}",
+        *precision_warnings(mixed_precision, device),
         *describe_graft(config, graft, transformer.config.num_layers),
         *describe_objective(config, transformer),
         f"length      {counted(config.max_steps, 'step')}, {epochs:.1f} epochs, {exaflop:.2g} EFLOP forward and "

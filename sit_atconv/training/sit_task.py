@@ -70,6 +70,7 @@ class SiTTask(Task):
             accelerator.distributed_type == DistributedType.FSDP,
             accelerator.mixed_precision,
             parts.graft,
+            accelerator.device,
         )
 
     def prepare(self) -> None:

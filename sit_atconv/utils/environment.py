@@ -42,6 +42,29 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
+def has_amx(device: torch.device) -> bool:
+    """Whether the device is a CPU that multiplies matrices of bfloat16 in units of their own, which x86 calls AMX."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(_finds_instructions("amx_tile"))
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether the device is an x86 CPU without instructions for bfloat16, where it is slower than float32.
+
+    False if PyTorch does not tell.
+    """
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    if getattr(torch.cpu, "get_capabilities", dict)().get("avx_ne_convert", False):  # those of CPUs without AVX-512
+        return False
+    return all(_finds_instructions(name) is False for name in ("amx_tile", "avx512_bf16"))
+
+
+def _finds_instructions(name: str) -> bool | None:
+    """Whether PyTorch finds these instructions in the CPU; None if this version does not tell (the question is private)."""
+    question = getattr(torch.cpu, f"_is_{name}_supported", None)
+    return None if question is None else question()
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return how many bytes can still be allocated on a GPU or, on Linux, the host; None if that is not known."""
     if device.type == "cuda":

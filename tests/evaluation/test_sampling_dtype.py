@@ -16,7 +16,7 @@ from sit_atconv.evaluation.few_steps import measure_few_steps
 from sit_atconv.evaluation.metric_options import MetricOptions
 from sit_atconv.evaluation.sample_folder import sample_to_folder
 from sit_atconv.evaluation.sampling import draw_images
-from sit_atconv.evaluation.sampling_dtype import bfloat16_difference, cast_pipeline, has_amx, resolve_dtype
+from sit_atconv.evaluation.sampling_dtype import bfloat16_difference, cast_pipeline, resolve_dtype
 from sit_atconv.evaluation.sampling_options import SamplingOptions
 from sit_atconv.evaluation.scores import evaluate
 from sit_atconv.evaluation.sweep import measure_sweep
@@ -52,14 +52,6 @@ def beyond_bfloat16(pipeline: SiTPipeline) -> SiTPipeline:
         mlp.fc1.bias[0] = -1e4  # of which GELU makes 0
         mlp.fc2.weight[:, 0] = 3.4e38
     return pipeline
-
-
-def test_amx_is_asked_of_cpus_alone(amx, monkeypatch):
-    assert has_amx(torch.device("cpu")) and not has_amx(torch.device("cuda")) and not has_amx(torch.device("meta"))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not has_amx(torch.device("cpu"))
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert not has_amx(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("scheduler", [InterpolantODEScheduler(solver="dopri5"), InterpolantSDEScheduler()])

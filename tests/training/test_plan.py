@@ -39,6 +39,17 @@ def test_plan_states_the_numbers():
     assert f"{64_000 / 1797:.1f} epochs" in text
 
 
+def test_plan_warns_where_bfloat16_is_emulated(monkeypatch):
+    config = TrainConfig()
+    transformer = build_transformer(config, DigitsDataset(), None)
+    for emulates in (True, False):
+        monkeypatch.setattr("sit_atconv.training.plan.emulates_bfloat16", lambda device, emulates=emulates: emulates)
+        for precision in ("bf16", "no"):
+            arguments = (config, DigitsDataset(), transformer, None, 1, False, precision)
+            text = describe_plan(*arguments, device=torch.device("cpu"))
+            assert ("--mixed_precision no" in text) == (emulates and precision == "bf16")
+
+
 @pytest.mark.parametrize(
     ("options", "passes", "text"),
     [

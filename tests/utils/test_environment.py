@@ -13,11 +13,37 @@ from sit_atconv.utils import environment
 from sit_atconv.utils.environment import (
     describe_environment,
     device_name,
+    emulates_bfloat16,
     free_in_container,
     git_commit,
+    has_amx,
     package_versions,
     pick_device,
 )
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "expected"),
+    [
+        (True, True, (True, False)),
+        (False, True, (False, False)),
+        (False, False, (False, True)),
+        (None, None, (False, False)),
+    ],
+)
+def test_units_for_bfloat16_are_asked_of_cpus_alone(monkeypatch, amx, avx512_bf16, expected):
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    for name, value in (("_is_amx_tile_supported", amx), ("_is_avx512_bf16_supported", avx512_bf16)):
+        if value is None:  # a version of PyTorch that does not tell
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (has_amx(cpu), emulates_bfloat16(cpu)) == expected
+    assert not has_amx(gpu) and not emulates_bfloat16(gpu)
+    monkeypatch.setattr(environment.platform, "machine", lambda: "arm64")
+    assert not emulates_bfloat16(cpu)
 
 
 def test_environment_is_described():
