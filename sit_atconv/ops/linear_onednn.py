@@ -1,9 +1,10 @@
-"""Float32 linear layers on x86 CPUs computed by oneDNN, which PyTorch ships but does not use for them.
+"""Linear layers on x86 CPUs computed by oneDNN's own operator, which PyTorch ships but does not use for them.
 
 PyTorch hands float32 matrix products to Intel's MKL, whose fast kernels are not all enabled on AMD processors
 (https://github.com/pytorch/builder/issues/504). Measured with PyTorch 2.14: on an AMD EPYC core oneDNN takes half of
 MKL's time for these layers (docs/performance.md); on an Intel core a model is 1.10 times as fast, mostly because GELU
-is fused into the layer before it. bfloat16 products go to oneDNN in any case.
+is fused into the layer before it. PyTorch hands bfloat16 products to oneDNN itself, but without the GELU: where no
+derivatives are needed, they are called here as well.
 
 Delete this file once `F.linear` in float32 is as fast as `torch.ops.mkldnn._linear_pointwise` on AMD, whether through
 oneDNN or a faster BLAS, unless the fused GELU alone is worth keeping it. Only linear.py, the benchmarks and the tests
@@ -27,6 +28,8 @@ HAS_ONEDNN_PRODUCT = (
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private: torch.compile lowers linear layers to it
 )
+# Otherwise the operator refuses bfloat16.
+HAS_BFLOAT16_PRODUCT = HAS_ONEDNN_PRODUCT and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 WORTHWHILE_PRODUCTS = 2**21  # multiplications of a layer; with fewer, calling oneDNN costs more than it saves
 TRACED_WEIGHTS = 2**13  # the same under torch.compile: elements of the weight, since batch sizes may be symbolic there
 
@@ -53,13 +56,14 @@ def onednn_takes_duals(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
             return False
     elif forward_ad._current_level < 0:
         return False
-    return onednn_suits(x, weight, bias)
+    return x.dtype == torch.float32 and onednn_suits(x, weight, bias)
 
 
 def onednn_suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether oneDNN can compute x·Wᵀ + b: float32 on a CPU, plain tensors that fit, and large enough to pay off.
+    """Whether oneDNN can compute x·Wᵀ + b: on a CPU, plain tensors that fit, and large enough to pay off.
 
-    This runs before every layer, with cold caches, where each microsecond of Python becomes several.
+    They are float32, or bfloat16 if no gradient is needed. This runs before every layer, with cold caches, where each
+    microsecond of Python becomes several.
     """
     if (
         not HAS_ONEDNN_PRODUCT
@@ -71,7 +75,11 @@ def onednn_suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         return False
     operands = (x, weight) if bias is None else (x, weight, bias)
     for t in operands:
-        if type(t) not in PLAIN_CLASSES or not t.is_cpu or t.dtype != torch.float32:
+        if type(t) not in PLAIN_CLASSES or not t.is_cpu or t.dtype != x.dtype:
+            return False
+    if x.dtype != torch.float32:
+        is_eager_forward = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if x.dtype != torch.bfloat16 or not HAS_BFLOAT16_PRODUCT or not is_eager_forward:
             return False
     if weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not (bias is None or bias.shape == weight.shape[:1]):
         return False

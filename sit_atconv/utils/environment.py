@@ -60,7 +60,7 @@ def emulates_bfloat16(device: torch.device) -> bool:
 
 
 def _finds_instructions(name: str) -> bool | None:
-    """Whether PyTorch finds these instructions in the CPU; None if this version does not tell (the question is private)."""
+    """Whether PyTorch finds these instructions in the CPU; None if this version has no such (private) function."""
     question = getattr(torch.cpu, f"_is_{name}_supported", None)
     return None if question is None else question()
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from sit_atconv import ATConv, SiTTransformer2DModel
 from sit_atconv.ops import linear_onednn
 from sit_atconv.ops.linear import Linear, linear, linear_gelu
-from sit_atconv.ops.linear_onednn import HAS_ONEDNN_PRODUCT
+from sit_atconv.ops.linear_onednn import HAS_BFLOAT16_PRODUCT, HAS_ONEDNN_PRODUCT
 
 SHAPES = [((1, 3), 2), ((5, 7), 3), ((2, 4, 6), 9), ((3, 1, 2, 5), 4), ((33, 17), 65)]  # of x, and the outputs
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN_PRODUCT, reason="needs oneDNN on x86")
@@ -277,6 +277,24 @@ def test_gelu_in_one_pass(any_size, assert_close):
         F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh").sum(), layer.weight
     )
     assert_close(gradient, other, 1e-5)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16_PRODUCT, reason="needs oneDNN on x86 with AVX-512 or newer")
+def test_bfloat16_without_gradients_is_rounded_once(any_size):
+    torch.manual_seed(0)
+    layer, x = Linear(64, 48).bfloat16(), torch.randn(2, 50, 64).bfloat16()
+    double = copy.deepcopy(layer).double()
+    with torch.no_grad(), Operators() as operators:
+        fused, plain = linear_gelu(layer, x), layer(x)
+    assert operators.names.count("mkldnn::_linear_pointwise") == 2 and "aten::gelu" not in operators.names
+    for found, exact in ((fused, F.gelu(double(x.double()), approximate="tanh")), (plain, double(x.double()))):
+        # Half of the distance of neighbouring numbers of 8 significant bits, and what summing in float32 adds.
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    with Operators() as operators:
+        linear_gelu(layer, x).sum().backward()
+        torch.func.jvp(layer, (x,), (x,))
+    assert "mkldnn::_linear_pointwise" not in operators.names
+    assert layer.weight.grad.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("how", ["hook", "pre-hook", "replaced forward", "subclass"])
