@@ -6,7 +6,8 @@
 
 All models take turns within every round, so that slow and fast phases of the machine affect them alike, and the ratio
 to the baseline is taken within each round before its median. Writes every single time (latency.json), a Markdown table
-(latency.md) and a plot of forward latency against resolution (latency.png). Ctrl-C keeps every finished round.
+(latency.md) and a plot of forward latency against resolution (latency.png). Ctrl-C keeps every finished round. A
+setting that fails is named in the table, and the others are measured.
 
 Image sizes are in pixels; the network sees latents of an eighth of that side. Times are wall-clock milliseconds of one
 call, from its launch until the device is done. Measurements:
@@ -30,7 +31,7 @@ from sit_atconv.utils.option_parser import OptionParser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 130 after an interrupt, which keeps every finished round."""
+    """Run the command line. Returns the exit status, as `run_latency` does."""
     argv = sys.argv[1:] if argv is None else argv
     with reporting_mistakes("latency.py"):
         check_outputs_at_once(argv, "output")

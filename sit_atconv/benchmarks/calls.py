@@ -224,6 +224,9 @@ def compiled(module: nn.Module, options: LatencyOptions, cuda_graphs: bool = Fal
     mode = "reduce-overhead" if cuda_graphs or options.cuda_graphs else None
     if options.compile == "blocks" and isinstance(module, SiTTransformer2DModel):
         module.compile_repeated_blocks(fullgraph=True, mode=mode)
+        if mode is not None:
+            # Otherwise each block is taken for a new iteration, which frees the results of the block before it.
+            module.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
         return module
     return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)  # type: ignore[return-value]
 

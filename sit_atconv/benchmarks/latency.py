@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,8 @@ from .settings import WITH_GRADIENTS, WITH_PROFILE, WITH_ROOFLINE, LatencyOption
 from .timing import CLOCKS, measure, quartiles, summarize
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+FAILED = 1  # exit status if a setting could not be measured
+OUT_OF_MEMORY = "out of memory"
 
 
 class Share(NamedTuple):
@@ -56,7 +59,8 @@ def run_latency(options: LatencyOptions, command: str, vae: nn.Module | None = N
         vae: the VAE of "sampling". If None, Stable Diffusion's architecture with random weights.
 
     Returns:
-        The exit status: 0, or 130 after an interrupt, which keeps every finished round.
+        The exit status: 0; 1 if a setting failed for another reason than memory; or 130 after an interrupt, which keeps
+        every finished round.
     """
     now = datetime.now(timezone.utc)
     folder = Path(options.output or f"runs/latency-{now:%Y%m%d-%H%M%S}")
@@ -76,7 +80,9 @@ def run_latency(options: LatencyOptions, command: str, vae: nn.Module | None = N
     if report["results"]:
         print(results_table(report["results"]))
         print(f"\nIn {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    return INTERRUPTED if report["interrupted"] else 0
+    if report["interrupted"]:
+        return INTERRUPTED
+    return FAILED if any(row.get("error", OUT_OF_MEMORY) != OUT_OF_MEMORY for row in report["results"]) else 0
 
 
 def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Module | None) -> None:
@@ -115,8 +121,8 @@ def measure_plan(options: LatencyOptions, folder: Path, report: dict, vae: nn.Mo
                 models, built = {}, None  # first: two groups of large models may not fit together
                 models, built = build_models(wanted[0], getattr(torch, dtype), device, wanted[2]), wanted
             rows, interrupted = measure_setting(models, setting, options, device, limits, vae, share)
-        except torch.OutOfMemoryError:  # the settings that follow may fit
-            rows, interrupted = [out_of_memory_row(setting)], False
+        except RuntimeError as error:  # the settings that follow may fit into memory, or compile
+            rows, interrupted = [failed_row(setting, error)], False
         with uninterrupted():
             report["results"] += rows
             report["interrupted"] = interrupted or i + 1 < len(plan)
@@ -219,9 +225,13 @@ def make_rows(
     return rows
 
 
-def out_of_memory_row(setting: Setting) -> dict:
-    """The row of a setting for whose models the device had not enough memory."""
-    return describe_setting(setting) | {"name": ", ".join(setting.presets), "error": "out of memory"}
+def failed_row(setting: Setting, error: RuntimeError) -> dict:
+    """The row of a setting that could not be measured. Unless memory was short, the error is printed, too."""
+    reason = OUT_OF_MEMORY
+    if not isinstance(error, torch.OutOfMemoryError):
+        traceback.print_exception(error)
+        reason = f"failed: {type(error).__name__}"
+    return describe_setting(setting) | {"name": ", ".join(setting.presets), "error": reason}
 
 
 def describe_setting(setting: Setting) -> dict:

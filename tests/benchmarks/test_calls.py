@@ -82,6 +82,20 @@ def test_what_is_compiled(choice, expected, monkeypatch):
     assert modes == ({None, "reduce-overhead"} if expected else set())
 
 
+def test_blocks_with_cuda_graphs_are_one_step_together(monkeypatch):
+    """By themselves, CUDA graphs would take every block for a new iteration, and free what the one before returned."""
+    begun: list[int] = []
+    monkeypatch.setattr(SiTTransformer2DModel, "compile_repeated_blocks", lambda self, fullgraph, mode: None)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    models = build_models(NANO[:1], torch.float32, CPU)
+    for graphs in (False, True):
+        setting = Setting("forward", tuple(NANO[:1]), 64, 1, "float32", cuda_graphs=graphs)
+        calls, _ = make_calls(models, setting, LatencyOptions(device="cpu", compile="blocks"), CPU)
+        for call in (*calls.values(), *calls.values()):
+            call()
+        assert len(begun) == (2 if graphs else 0)
+
+
 def test_mean_flow_steps_and_the_spans_that_they_differentiate(monkeypatch):
     differentiated = []
 

@@ -126,9 +126,9 @@ def test_threads_are_set_and_results_go_to_a_folder_of_their_own(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, torch.OutOfMemoryError, RuntimeError("no such kernel")])
 def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
-    """An interrupt ends the run with what it has; where memory is short, the settings after it are measured."""
+    """An interrupt ends the run with what it has; where one setting fails, those after it are measured."""
     measure, seen = run.measure, []
 
     def fail_at_the_second(*args, **options):
@@ -140,7 +140,8 @@ def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "measure", fail_at_the_second)
     arguments = [*SMALL, "--image_sizes", "[32, 64, 96]", "--output", str(tmp_path / "new")]
     interrupted = fault is KeyboardInterrupt
-    assert latency.main(arguments) == (INTERRUPTED if interrupted else 0)
+    failed = isinstance(fault, RuntimeError)
+    assert latency.main(arguments) == (INTERRUPTED if interrupted else int(failed))
     out, err = capsys.readouterr()
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
@@ -152,8 +153,9 @@ def test_other_settings_survive(fault, tmp_path, monkeypatch, capsys):
         assert "interrupted" in err
         assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["latency.json", "latency.md"]
     else:
-        expected += [(", ".join(NANO), 64, "out of memory"), *((name, 96, None) for name in NANO)]
-        assert "| out of memory |" in out
+        reason = "failed: RuntimeError" if failed else "out of memory"
+        expected += [(", ".join(NANO), 64, reason), *((name, 96, None) for name in NANO)]
+        assert f"| {reason} |" in out and ("no such kernel" in err) == failed
     assert rows == expected
     assert len(table) == 2 + len(expected)
 
