@@ -20,6 +20,7 @@ from ..ops.depthwise_conv import channels_last_depthwise_conv
 from ..ops.eager import PLAIN_CLASSES, is_eager
 from ..ops.linear import Linear, all_modules_are_watched, is_watched
 from ..ops.linear_onednn import call_onednn, onednn_takes
+from .atconv import ATConv
 
 # Above this number of hidden elements, 3 MiB, a channel mixer computes some channels at a time. PyTorch would fetch
 # memory for larger ones from the operating system, page by page, each time.
@@ -69,7 +70,22 @@ def is_plain(layer: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
             type(weight) in PLAIN_CLASSES and weight.dtype == torch.float32 and weight.layout == torch.strided
         ):
             return False
-    return type(layer) is not Linear or weights["weight"].is_contiguous()  # oneDNN does not take any strides
+    return has_usual_options(layer)
+
+
+def has_usual_options(layer: nn.Module) -> bool:
+    """Whether a layer is one that the functions below compute; anything else can have been put in its place."""
+    if type(layer) is Linear:
+        return layer._parameters["weight"].is_contiguous()  # oneDNN does not take any strides
+    if type(layer) is ATConv:
+        plain = layer.channel_gate is None and layer.average is None and len(layer.dilations) == 1
+        return plain and layer.kernel_pool == "strips" and layer.kernel_activation in ("gelu", "silu")
+    if type(layer) is nn.Conv2d:
+        k, d, channels = layer.kernel_size[0], layer.dilation[0], layer.in_channels
+        options = (layer.kernel_size, layer.dilation, layer.padding, layer.stride, layer.padding_mode)
+        usual = ((k, k), (d, d), (k // 2 * d,) * 2, (1, 1), "zeros")
+        return options == usual and k % 2 == 1 and layer.groups == channels == layer.out_channels
+    return type(layer) is not nn.GELU or layer.approximate == "none"
 
 
 def run_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:

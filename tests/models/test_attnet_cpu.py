@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sit_atconv
+from sit_atconv import ATConv
 from sit_atconv.models import attnet_blocks, attnet_cpu
 from sit_atconv.ops import linear_onednn
 
@@ -129,6 +130,35 @@ def test_changed_layers_are_called(layer, stages_run):
         with torch.no_grad():
             torch.testing.assert_close(changed(x), expected)
         assert len(stages_run) == 3
+
+
+@pytest.mark.parametrize(
+    "layer, other",
+    [
+        ("token_mixer", lambda: ATConv(12, 3, "gelu", channel_gate=True)),
+        ("token_mixer", lambda: ATConv(12, 3, "gelu", average_branch=True)),
+        ("token_mixer", lambda: ATConv(12, 3, "gelu", dilation=[1, 2])),
+        ("token_mixer", lambda: ATConv(12, 3, "gelu", kernel_groups=2)),
+        ("token_mixer", lambda: ATConv(12, 3, "gelu", "grid")),
+        ("token_mixer", lambda: ATConv(12, 3)),
+        ("channel_mixer.dwconv", lambda: nn.Conv2d(64, 64, 3, padding=1, groups=64, padding_mode="reflect")),
+        ("channel_mixer.dwconv", lambda: nn.Conv2d(64, 64, 3, padding=1, groups=32)),
+        ("channel_mixer.act", lambda: nn.GELU("tanh")),
+        ("channel_mixer.act", lambda: nn.SiLU()),
+    ],
+)
+def test_other_layers_in_their_places(layer, other):
+    model, x = tiny_model(depths=[1, 1, 1, 1]), torch.randn(1, 3, 64, 64)
+    replacement = other().eval()
+    with torch.no_grad():
+        for parameter in replacement.parameters():
+            parameter.normal_(std=0.3)
+        untouched = model(x)
+    model.stages[1].blocks[0].set_submodule(layer, replacement)
+    expected = model(x).detach()
+    assert not torch.allclose(expected, untouched, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_must_see_every_operation_runs_the_modules(stages_run):
