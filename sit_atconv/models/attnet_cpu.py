@@ -9,6 +9,7 @@ Shapes: B batch, (H, W) grid, N = H·W tokens, C channels, h hidden channels, k 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ def is_plain(layer: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
 def has_usual_options(layer: nn.Module) -> bool:
     """Whether a layer is one that the functions below compute; anything else can have been put in its place."""
     if type(layer) is Linear:
-        return layer._parameters["weight"].is_contiguous()  # oneDNN does not take any strides
+        return layer.weight.is_contiguous()  # oneDNN does not take any strides
     if type(layer) is ATConv:
         plain = layer.channel_gate is None and layer.average is None and len(layer.dilations) == 1
         return plain and layer.kernel_pool == "strips" and layer.kernel_activation in ("gelu", "silu")
@@ -90,6 +91,7 @@ def has_usual_options(layer: nn.Module) -> bool:
 
 def run_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """Apply blocks that `run_plainly` to x (B, H, W, C)."""
+    block: Any
     for block in blocks:
         # Of the layers that see all pixels, this is the smallest.
         smallest = block.token_mixer.value_proj
@@ -116,7 +118,7 @@ def activate_(x: torch.Tensor, activation: str) -> torch.Tensor:
     return F.silu(x, inplace=True) if activation == "silu" else torch.ops.aten.gelu_(x)
 
 
-def mix_tokens(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Tensor:
+def mix_tokens(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
     """Apply an `ATConv` of one dilation, whose activation is "gelu" or "silu", to x (B, H, W, C)."""
     B, H, W, C = x.shape
     proj, generate, k, dilation = mixer.kernel_proj, mixer.kernel_gen, mixer.kernel_size, mixer.dilations[0]
@@ -135,7 +137,7 @@ def mix_tokens(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Ten
     return product(y, mixer.out_proj.weight, mixer.out_proj.bias)
 
 
-def mix_channels(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.Tensor:
+def mix_channels(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
     """Apply a `GatedMlp` to x (B, H, W, C)."""
     norm, last = mixer.norm, mixer.fc2
     pixels, h = x.shape[:-1].numel(), last.in_features
@@ -148,14 +150,17 @@ def mix_channels(mixer: nn.Module, x: torch.Tensor, product: Product) -> torch.T
         squares = squared_length(z)
         y = product(z.mul_(norm.weight), last.weight, None)
     else:
-        y = squares = None
+        y: torch.Tensor | None = None
         together = h if pixels * h <= CACHED_ELEMENTS else max(CACHED_ELEMENTS // pixels // 64 * 64, 128)
         for start in range(0, h, together):
             part = slice(start, start + together)
             z = gated(mixer, x, part, product)
             share = product(z, last.weight[:, part] * norm.weight[part], None)
-            y = share if y is None else y.add_(share)
-            squares = squared_length(z) if squares is None else squares.add_(squared_length(z))
+            if y is None:
+                y, squares = share, squared_length(z)
+            else:
+                y.add_(share)
+                squares.add_(squared_length(z))
     return torch.addcmul(last.bias, y, squares.div_(h).add_(norm.eps).rsqrt_(), out=y)
 
 
@@ -164,7 +169,7 @@ def squared_length(z: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(z, dim=-1, keepdim=True).square_()
 
 
-def gated(mixer: nn.Module, x: torch.Tensor, part: slice, product: Product) -> torch.Tensor:
+def gated(mixer: Any, x: torch.Tensor, part: slice, product: Product) -> torch.Tensor:
     """act(dwconv(gate)) · value of some hidden channels of a `GatedMlp`, (B, H, W, C) -> (B, H, W, channels)."""
     conv, activation = mixer.dwconv, "silu" if isinstance(mixer.act, nn.SiLU) else "gelu"
     gate = product(x, mixer.fc1_g.weight[part], mixer.fc1_g.bias[part])
