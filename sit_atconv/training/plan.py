@@ -7,6 +7,7 @@ from ..data import ImageDataset
 from ..models.costs import closed_form_macs, level_blocks
 from ..models.transformer_sit import SiTTransformer2DModel
 from ..utils.environment import emulates_bfloat16
+from ..utils.source_names import TEACHER
 from ..utils.text import counted
 from .config import TrainConfig
 from .grafting import Graft
@@ -121,16 +122,22 @@ def precision_warnings(mixed_precision: str, device: torch.device | None) -> lis
 
 
 def describe_distillation(config: TrainConfig) -> list[str]:
-    """Describe in one line what a flow learns from its teacher, if it has one."""
+    """Describe what a flow learns from its teacher, if it has one."""
     if config.teacher is None:
         return []
     scale, share = config.teacher_guidance_scale, config.flow_weight
     guidance = "" if scale == 1 else f" with guidance of scale {scale:g}, built in"
     data = f", and {share:g} × that against the data" if share else ""
-    return [
+    lines = [
         f"objective   {config.teacher_weight:g} × error against {config.teacher}{guidance}{data}; a step costs "
         f"{forward_passes(config) / 3:.2f} of a flow's"
     ]
+    if share and config.data.startswith(TEACHER):
+        lines.append(
+            "warning     these data are a teacher's samples, whose errors are learnt with them; --flow_weight 0 learns "
+            "the teacher alone, which is better (docs/grafting.md)"
+        )
+    return lines
 
 
 def describe_plan(

@@ -6,7 +6,7 @@ from sit_atconv.data import DigitsDataset, TrainingView
 from sit_atconv.models.macs import count_macs
 from sit_atconv.training.build import Components, build_loss, build_objective, build_transformer
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.plan import activation_bytes, describe_plan, forward_passes
+from sit_atconv.training.plan import activation_bytes, describe_distillation, describe_plan, forward_passes
 
 
 @pytest.mark.parametrize("mixer", ["atconv", "attention"])
@@ -85,3 +85,11 @@ def test_forward_passes_are_those_that_run(options):
     build_objective(config, components, model, Accelerator(cpu=True)).losses(batch)
     spans = 4
     assert sum(rows) / 8 + spans / 8 + 2 == forward_passes(config)  # the tangent; the backward pass
+
+
+@pytest.mark.parametrize(
+    ("data", "flow_weight", "warned"), [("teacher:50", 0.5, True), ("teacher:50", 0.0, False), ("digits", 0.5, False)]
+)
+def test_samples_of_a_teacher_as_data_are_warned_of(data, flow_weight, warned):
+    config = TrainConfig(data=data, init_from="FOLDER", teacher="FOLDER", flow_weight=flow_weight)
+    assert ("warning" in "\n".join(describe_distillation(config))) == warned
