@@ -39,7 +39,8 @@ class BlockCacheMixin(CacheMixin):
                 f"config={name} skips blocks as if their tokens were of one resolution, but this model has "
                 f"middle_layers={self.config.middle_layers}; use TaylorSeerCacheConfig"
             )
-        TransformerBlockRegistry.register(SiTBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+        for kind in {SiTBlock, *map(type, self.get_submodule("blocks").children())}:  # some may be left out
+            TransformerBlockRegistry.register(kind, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
         if not any(has_diffusers_hooks(module) for module in self.modules()):
             self.disable_cache()

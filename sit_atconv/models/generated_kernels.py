@@ -11,7 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 def blocks_with_kernels(model: ModelMixin) -> list[int]:
     """The indices of the blocks of a `SiTTransformer2DModel` that generate kernels: those with ATConv."""
-    return [i for i, block in enumerate(model.blocks) if hasattr(block.mixer, "kernels")]
+    return [i for i, block in enumerate(model.blocks) if hasattr(getattr(block, "mixer", None), "kernels")]
 
 
 @torch.no_grad()

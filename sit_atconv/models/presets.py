@@ -100,7 +100,7 @@ def preset_name(config: Mapping) -> str | None:
     for name, preset in PRESETS.items():
         position = "none" if preset["mixer"] == "atconv" else "sincos"
         if (
-            all(config[key] == value for key, value in preset.items())
+            all(config.get(key, defaults.get(key)) == value for key, value in preset.items())
             and all(config.get(key, value) == value for key, value in defaults.items() if key not in preset)
             and (config.get("position_embedding") or position) == position
         ):

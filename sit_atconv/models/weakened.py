@@ -54,7 +54,7 @@ class Skipped(nn.Module):
 
 
 def skip_blocks(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTransformer2DModel:
-    """Return the model without these blocks, counted from 0; it shares the weights of the others.
+    """Return the model with these blocks, counted from 0, leaving tokens as they are; it shares all weights.
 
     Raises:
         ValueError: if there is no such block, none would be left, or the model is offloaded or cached.
@@ -74,6 +74,8 @@ def perturb_mixers(model: SiTTransformer2DModel, blocks: Sequence[int]) -> SiTTr
     model = plain_model(model, blocks)
 
     def perturbed(block: nn.Module) -> nn.Module:
+        if isinstance(block, Skipped):  # mixes none already
+            return block
         view = _view(block)
         view.mixer = ValuesAlone(view.mixer)
         return view

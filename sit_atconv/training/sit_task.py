@@ -91,7 +91,9 @@ class SiTTask(Task):
     def build_optimizer(self) -> torch.optim.Optimizer:
         blocks = self.components.transformer.blocks
         is_muon = self.config.optimizer == "muon"
-        matrices = [weight for weight in blocks.parameters() if weight.ndim == 2] if is_muon else None
+        # A map to kernels for each group of channels has a bias of two axes, which is no matrix.
+        named = [(name, weight) for name, weight in blocks.named_parameters() if not name.endswith("bias")]
+        matrices = [weight for _, weight in named if weight.ndim == 2] if is_muon else None
         return build_optimizer(self.config, self.trained, matrices)
 
     def learning_rate(self, step: int) -> float:

@@ -90,6 +90,8 @@ def test_presets_are_recognised_by_width_and_depth():
         assert reference.describe()["preset"] == name
         assert preset_name(model.config) == name
         assert preset_name({**model.config, "qk_norm": True}) is None
+        older = {key: value for key, value in model.config.items() if not key.startswith("middle_")}
+        assert preset_name(older) == name and preset_name({**older, "qk_norm": True}) is None
         for key in ("num_attention_heads", "attention_head_dim", "num_layers", "patch_size", "mixer"):
             assert reference.config[key] == model.config[key]
 

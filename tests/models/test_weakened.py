@@ -3,7 +3,9 @@
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import FirstBlockCacheConfig
 
+from sit_atconv.models.generated_kernels import blocks_with_kernels
 from sit_atconv.models.presets import MIXERS
 from sit_atconv.models.weakened import perturb_mixers, skip_blocks
 
@@ -94,3 +96,14 @@ def test_models_in_other_hands(weaken, tiny_transformer, assert_close):
     add_hook_to_module(model, ModelHook())
     with pytest.raises(ValueError, match="the model is offloaded or cached"):
         weaken(model, [1])
+
+
+def test_a_weaker_model_is_weakened_and_cached_as_any(tiny_transformer, assert_close):
+    model = tiny_transformer(num_layers=3)
+    weak = skip_blocks(model, [1])
+    assert_close(output(perturb_mixers(weak, [0, 1])), output(perturb_mixers(skip_blocks(model, [1]), [0])), 0)
+    assert blocks_with_kernels(weak) == [i for i in blocks_with_kernels(model) if i != 1]
+    expected = output(weak)
+    weak.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    with weak.cache_context("here"):
+        assert_close(output(weak), expected, 1e-6)
