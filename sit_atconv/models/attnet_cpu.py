@@ -51,7 +51,7 @@ def run_plainly(blocks: nn.Sequential, x: torch.Tensor, classes: tuple[type[nn.M
         or all_modules_are_watched()
     ):
         return False
-    layers = list(blocks._modules.values())
+    layers: list[nn.Module | None] = list(blocks._modules.values())
     while layers:  # twice as fast as blocks.modules()
         layer = layers.pop()
         if layer is not None:
@@ -141,6 +141,7 @@ def mix_channels(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
     """Apply a `GatedMlp` to x (B, H, W, C)."""
     norm, last = mixer.norm, mixer.fc2
     pixels, h = x.shape[:-1].numel(), last.in_features
+    y: Any = None  # a sum of tensors
     if isinstance(norm, nn.Identity) or norm.rule != "rms":
         return product(norm(gated(mixer, x, slice(0, h), product)), last.weight, last.bias)
     # PyTorch computes RMSNorm in four passes on CPUs. Its denominator is one number per pixel, which may divide the C
@@ -150,7 +151,6 @@ def mix_channels(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
         squares = squared_length(z)
         y = product(z.mul_(norm.weight), last.weight, None)
     else:
-        y: torch.Tensor | None = None
         together = h if pixels * h <= CACHED_ELEMENTS else max(CACHED_ELEMENTS // pixels // 64 * 64, 128)
         for start in range(0, h, together):
             part = slice(start, start + together)
@@ -175,7 +175,8 @@ def gated(mixer: Any, x: torch.Tensor, part: slice, product: Product) -> torch.T
     gate = product(x, mixer.fc1_g.weight[part], mixer.fc1_g.bias[part])
     if isinstance(conv, nn.Conv2d):
         image = gate.permute(0, 3, 1, 2)  # channels-last
-        image = depthwise_conv_activation(image, conv.weight[part], conv.bias[part], conv.dilation[0], activation)
+        bias = None if conv.bias is None else conv.bias[part]
+        image = depthwise_conv_activation(image, conv.weight[part], bias, conv.dilation[0], activation)
         gate = image.permute(0, 2, 3, 1)
     else:
         activate_(gate, activation)
