@@ -162,7 +162,22 @@ class Block(nn.Module):
         return x + y if self.gamma2 is None else torch.addcmul(x, y, self.gamma2)
 
 
-LAYERS = (Block, Linear, nn.LayerNorm, ATConv, GatedMlp, nn.Conv2d, nn.GELU, nn.SiLU, GluNorm, DropPath, nn.Identity)
+# The layers of a block, as `run_plainly` knows them.
+PLACES: dict[type, dict[str, tuple[type[nn.Module], ...]]] = {
+    Block: {
+        **dict.fromkeys(("norm1", "norm2"), (nn.LayerNorm,)),
+        **dict.fromkeys(("drop_path1", "drop_path2"), (DropPath, nn.Identity)),
+        "token_mixer": (ATConv,),
+        "channel_mixer": (GatedMlp,),
+    },
+    ATConv: dict.fromkeys(("kernel_proj", "kernel_gen", "value_proj", "out_proj"), (Linear,)),
+    GatedMlp: {
+        **dict.fromkeys(("fc1_g", "fc1_x", "fc2"), (Linear,)),
+        "dwconv": (nn.Conv2d, nn.Identity),
+        "act": (nn.GELU, nn.SiLU),
+        "norm": (GluNorm, nn.Identity),
+    },
+}
 
 
 class Stage(nn.Module):
@@ -199,7 +214,7 @@ class Stage(nn.Module):
 
     @torch.jit.unused
     def _run_plainly(self, x: torch.Tensor) -> bool:
-        return run_plainly(self.blocks, x, LAYERS)
+        return run_plainly(self.blocks, x, Block, PLACES)
 
     @torch.jit.unused
     def _run_blocks(self, x: torch.Tensor) -> torch.Tensor:

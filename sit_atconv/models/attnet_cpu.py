@@ -8,7 +8,7 @@ has measurements.
 Shapes: B batch, (H, W) grid, N = H·W tokens, C channels, h hidden channels, k kernel size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,10 +26,13 @@ from .atconv import ATConv
 # Above this number of hidden elements, 3 MiB, a channel mixer computes some channels at a time. PyTorch would fetch
 # memory for larger ones from the operating system, page by page, each time.
 CACHED_ELEMENTS = 3 * 2**18
+Classes = tuple[type[nn.Module], ...]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x, W, b -> x·Wᵀ + b
 
 
-def run_plainly(blocks: nn.Sequential, x: torch.Tensor, classes: tuple[type[nn.Module], ...]) -> bool:
+def run_plainly(
+    blocks: nn.Sequential, x: torch.Tensor, kind: type[nn.Module], places: Mapping[type, Mapping[str, Classes]]
+) -> bool:
     """Whether nothing but the output of blocks is asked for, so that their layers need not be called one by one.
 
     That is inference on a CPU in float32, outside of dual numbers, torch.func, tracing and compilers.
@@ -37,7 +40,8 @@ def run_plainly(blocks: nn.Sequential, x: torch.Tensor, classes: tuple[type[nn.M
     Args:
         blocks: the blocks. Hooks on them and on their layers, adapters in place of layers and the like must see calls.
         x: the input of the first one.
-        classes: the classes of the blocks and of the layers that they were made of.
+        kind: the class of the blocks.
+        places: for the class of a layer that has layers, the classes that each of these may have, by its name.
     """
     if (
         torch.is_grad_enabled()
@@ -49,19 +53,22 @@ def run_plainly(blocks: nn.Sequential, x: torch.Tensor, classes: tuple[type[nn.M
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or all_modules_are_watched()
+        or type(blocks) is not nn.Sequential
+        or is_watched(blocks)
     ):
         return False
-    layers: list[nn.Module | None] = list(blocks._modules.values())
+    layers: list[tuple[Any, Classes]] = [(block, (kind,)) for block in blocks._modules.values()]
     while layers:  # twice as fast as blocks.modules()
-        layer = layers.pop()
-        if layer is not None:
-            if not is_plain(layer, classes):
-                return False
-            layers += layer._modules.values()
+        layer, classes = layers.pop()
+        if not is_plain(layer, classes):
+            return False
+        if layer._modules:
+            known = places[type(layer)]
+            layers += [(each, known.get(name, ())) for name, each in layer._modules.items() if each is not None]
     return True
 
 
-def is_plain(layer: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
+def is_plain(layer: nn.Module, classes: Classes) -> bool:
     """Whether a layer is of one of `classes`, in eval mode, without hooks, and has weights as they were made."""
     if type(layer) not in classes or layer.training or is_watched(layer):
         return False
@@ -161,7 +168,8 @@ def mix_channels(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
             else:
                 y.add_(share)
                 squares.add_(squared_length(z))
-    return torch.addcmul(last.bias, y, squares.div_(h).add_(norm.eps).rsqrt_(), out=y)
+    scale = squares.div_(h).add_(norm.eps).rsqrt_()
+    return y.mul_(scale) if last.bias is None else torch.addcmul(last.bias, y, scale, out=y)
 
 
 def squared_length(z: torch.Tensor) -> torch.Tensor:
@@ -172,12 +180,17 @@ def squared_length(z: torch.Tensor) -> torch.Tensor:
 def gated(mixer: Any, x: torch.Tensor, part: slice, product: Product) -> torch.Tensor:
     """act(dwconv(gate)) · value of some hidden channels of a `GatedMlp`, (B, H, W, C) -> (B, H, W, channels)."""
     conv, activation = mixer.dwconv, "silu" if isinstance(mixer.act, nn.SiLU) else "gelu"
-    gate = product(x, mixer.fc1_g.weight[part], mixer.fc1_g.bias[part])
+    gate = product(x, mixer.fc1_g.weight[part], rows(mixer.fc1_g.bias, part))
     if isinstance(conv, nn.Conv2d):
         image = gate.permute(0, 3, 1, 2)  # channels-last
-        bias = None if conv.bias is None else conv.bias[part]
+        bias = rows(conv.bias, part)
         image = depthwise_conv_activation(image, conv.weight[part], bias, conv.dilation[0], activation)
         gate = image.permute(0, 2, 3, 1)
     else:
         activate_(gate, activation)
-    return gate.mul_(product(x, mixer.fc1_x.weight[part], mixer.fc1_x.bias[part]))
+    return gate.mul_(product(x, mixer.fc1_x.weight[part], rows(mixer.fc1_x.bias, part)))
+
+
+def rows(bias: torch.Tensor | None, part: slice) -> torch.Tensor | None:
+    """A part of a bias, if there is one."""
+    return None if bias is None else bias[part]

@@ -54,7 +54,8 @@ def emulates_bfloat16(device: torch.device) -> bool:
     """
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    if getattr(torch.cpu, "get_capabilities", dict)().get("avx_ne_convert", False):  # those of CPUs without AVX-512
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("avx_ne_convert", False):  # those of CPUs without AVX-512
         return False
     return all(_finds_instructions(name) is False for name in ("amx_tile", "avx512_bf16"))
 

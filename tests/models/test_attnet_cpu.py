@@ -144,6 +144,10 @@ def test_changed_layers_are_called(layer, stages_run):
         ("channel_mixer.dwconv", lambda: nn.Conv2d(64, 64, 3, padding=1, groups=64, padding_mode="reflect")),
         ("channel_mixer.dwconv", lambda: nn.Conv2d(64, 64, 3, padding=1, groups=32)),
         ("channel_mixer.act", lambda: nn.SiLU()),
+        ("channel_mixer.act", nn.Identity),
+        ("norm1", nn.Identity),
+        ("token_mixer.out_proj", nn.Identity),
+        ("", nn.Identity),  # the whole block
     ],
 )
 def test_other_layers_in_their_places(layer, other):
@@ -153,7 +157,7 @@ def test_other_layers_in_their_places(layer, other):
         for parameter in replacement.parameters():
             parameter.normal_(std=0.3)
         untouched = model(x)
-    model.stages[1].blocks[0].set_submodule(layer, replacement)
+    model.stages[1].set_submodule(f"blocks.0.{layer}".rstrip("."), replacement)
     expected = model(x).detach()
     assert not torch.allclose(expected, untouched, rtol=1e-4)
     with torch.no_grad():
@@ -176,3 +180,26 @@ def test_what_must_see_every_operation_runs_the_modules(stages_run):
         model.stages[3].blocks[0].drop_path1.train()  # as for samples of what dropout leaves
         model(x)
         assert len(stages_run) == 3
+
+
+def test_a_changed_container_is_called(stages_run):
+    model, x = tiny_model(depths=[1, 1, 1, 1]), torch.randn(1, 3, 64, 64)
+    model.stages[1].blocks.register_forward_hook(shift_output)
+    expected = model(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(stages_run) == 3
+
+
+@pytest.mark.parametrize("channels_at_once", [None, 1])
+def test_layers_without_biases(channels_at_once, stages_run, monkeypatch):
+    if channels_at_once:
+        monkeypatch.setattr(attnet_cpu, "CACHED_ELEMENTS", channels_at_once)
+    model, x = tiny_model(depths=[1, 1, 1, 1]), torch.randn(1, 3, 64, 64)
+    mixer = model.stages[1].blocks[0].channel_mixer
+    for layer in (mixer.fc1_g, mixer.fc1_x, mixer.fc2, mixer.dwconv):
+        layer.bias = None
+    expected = model(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(stages_run) == 4
