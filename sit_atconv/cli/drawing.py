@@ -16,7 +16,7 @@ from ..models.codecs import decoding_bytes
 from ..models.costs import token_bytes
 from ..models.vae import enable_tiling
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..utils.environment import free_memory
+from ..utils.environment import free_memory, is_out_of_memory
 from ..utils.randomness import image_generator
 
 MAX_FRAMES = 50  # of an animation
@@ -142,11 +142,6 @@ def in_batches(work: Callable[[range], Drawn], count: int, batch_size: int) -> l
             continue
         start = indices.stop
     return done
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory of a GPU, or of the host, was not enough."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:

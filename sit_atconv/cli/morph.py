@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> None:
     pipeline = options.configure(pipeline)
     if isinstance(pipeline.scheduler, InterpolantSDEScheduler):
         raise ValueError("an SDE draws noise at each step, other noise for each image on the way; give --sampler ode")
-    options = resolve_dtype([pipeline], options)
-    cast_pipeline(pipeline, options.dtype)
     options = fit_to_memory(pipeline, options)
+    options = resolve_dtype([pipeline], options)  # with tiles where memory is short: the trial draws in float32 as well
+    cast_pipeline(pipeline, options.dtype)
     classes, seeds = ([*each] * (points // len(each)) for each in (labels, args.seeds))  # one for each image
     images = draw_between(pipeline, classes, seeds, args.frames, options)
     if Path(args.out).suffix.lower() in ANIMATIONS:

@@ -149,13 +149,13 @@ def run(args: argparse.Namespace) -> None:
     rows = pipeline.get_label_ids(labels_from_words(args.classes, pipeline.labels) or first)
     options = options.resolve(pipeline)
     pipeline = options.configure(pipeline)
-    options = resolve_dtype([pipeline], options)
-    cast_pipeline(pipeline, options.dtype)
     labels = [label for label in rows for _ in range(args.images_per_class)]
     names = distinct_names(pipeline.config.id2label, rows)
     shown = names if pipeline.transformer.config.num_classes > 1 else []
     files = separate_files(args, shown, rows, seed) if args.separate else []
     options = fit_to_memory(pipeline, options, args.height, args.width)
+    options = resolve_dtype([pipeline], options)  # with tiles where memory is short: the trial draws in float32 as well
+    cast_pipeline(pipeline, options.dtype)
     drawn = draw(pipeline, labels, options, args.height, args.width, keep_frames=args.animate is not None)
     which = {
         "classes": dict(zip(names, rows, strict=False)),

@@ -21,7 +21,7 @@ from ..utils.image_grid import save_grid
 from .image_sets import leave_out, notes_on_broken
 from .records import describe_pipeline
 from .sampling import check_same_images, flatten_pixels, generate
-from .sampling_dtype import cast_pipeline, resolve_dtype
+from .sampling_dtype import cast_pipeline, network_dtype, resolve_dtype
 from .sampling_options import SamplingOptions, balanced_labels
 
 HELD_OUT = 0.25
@@ -51,7 +51,8 @@ def class_accuracy(
         guidance_scale: scale of classifier-free guidance; 1 disables guidance.
         num_inference_steps: number of solver steps. If None, the default of the pipeline.
         batch_size: number of images per forward pass.
-        dtype: data type of the pipeline's networks, to which they are cast in place, see `SamplingOptions`.
+        dtype: data type of the pipeline's networks, to which they are cast in place, see `SamplingOptions`. With auto,
+            a pipeline that is not in float32 is left as it is.
         grid: a new PNG file for a picture of the first samples, one class per row. If None, no picture is written.
         max_broken_images: number of real images that may be left out because they cannot be read.
 
@@ -76,7 +77,8 @@ def class_accuracy(
     options = options.resolve(pipeline)
     check_dataset(pipeline, dataset)
     options = resolve_dtype([pipeline], options)
-    cast_pipeline(pipeline, options.dtype)
+    if dtype != "auto" or options.dtype != network_dtype(pipeline):  # else a VAE in another is left alone as well
+        cast_pipeline(pipeline, options.dtype)
     classifier, real_accuracy, broken = fit_classifier(dataset, max_broken_images)
 
     num_classes = len(dataset.classes)

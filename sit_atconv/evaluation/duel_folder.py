@@ -102,6 +102,8 @@ def scored_alike(found: Any, requested: dict) -> bool:
 def effective(options: Any, kind: type) -> dict:
     """Options with their defaults filled in: an option that is left out is the one that names its default."""
     values = dataclasses.asdict(kind(**(options or {})))
+    if kind is SamplingOptions and values["dtype"] == "auto":
+        values["dtype"] = "float32"  # as Duel.sampling_dtype has it
     return canonical({name: value for name, value in values.items() if name not in WITHOUT_EFFECT})
 
 

@@ -34,7 +34,7 @@ from .features import build_extractor
 from .frechet import frechet_distance
 from .image_features import extract_features, read_batches
 from .image_sets import open_images
-from .records import earlier_results, folder_sha256
+from .records import earlier_results, folder_sha256, recorded_dtype
 from .sampling import counting_rows, flatten_pixels, generate, image_shape, load_pipeline
 from .sampling_dtype import cast_pipeline, resolve_dtype
 from .sampling_options import SamplingOptions, balanced_labels
@@ -103,9 +103,10 @@ def measure_few_steps(
     loaded = [(name, folder, folder_sha256(folder), load_pipeline(folder, picked)) for name, folder in pipelines]
     judge = Judge(reference, extractor, image_size, num_samples, loaded[0][3], picked)
     options = SamplingOptions(judge.num_samples, seed=seed, batch_size=batch_size, dtype=dtype)  # type: ignore[arg-type]
-    options = resolve_dtype([pipeline for *_, pipeline in loaded], options)
+    results_file = Path(output) / RESULTS
+    options = resolve_dtype([pipeline for *_, pipeline in loaded], recorded_dtype(options, results_file))
     record = {**judge.record(), "seed": seed, "device": picked.type, "dtype": options.dtype}
-    results = Results(Path(output) / RESULTS, record)
+    results = Results(results_file, record)
     for *_, pipeline in loaded:
         cast_pipeline(pipeline, options.dtype)
     plan = [

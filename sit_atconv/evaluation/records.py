@@ -6,12 +6,15 @@ A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from ..flow.choices import SAMPLING_DTYPES
 from ..pipelines.pipeline_sit import SiTPipeline
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
 from .output_files import SAMPLES_RECORD
+from .sampling_options import SamplingOptions
 
 # Entries that may differ when a folder is continued; with any other difference, the images would differ as well.
 MAY_CHANGE = {
@@ -65,6 +68,22 @@ def describe_pipeline(pipeline: SiTPipeline) -> dict:
     }
 
 
+def recorded_dtype(options: SamplingOptions, file: Path) -> SamplingOptions:
+    """Return the options with the data type of a record in place of "auto", if there is one.
+
+    What one machine began is so continued on another, in whatever that would choose.
+
+    Args:
+        options: how images are drawn.
+        file: the JSON file of the record; who continues it checks the rest, and names what is wrong with the file.
+    """
+    try:
+        found = {**BEFORE, **read_json_object(file)}["dtype"] if options.dtype == "auto" and file.is_file() else None
+    except ValueError:
+        return options
+    return replace(options, dtype=found) if found in SAMPLING_DTYPES else options
+
+
 def earlier_results(file: Path, record: Mapping) -> dict:
     """Read the results that a file holds; {} if there is no file yet.
 
@@ -80,9 +99,11 @@ def earlier_results(file: Path, record: Mapping) -> dict:
     before = {**BEFORE, **read_json_object(file)}
     for name, value in record.items():
         if before.get(name) != value:
+            remedy = (
+                f"give --dtype {before[name]}, or name another folder" if name == "dtype" else "name another folder"
+            )
             raise ValueError(
-                f"output={str(file.parent)!r} holds results with {name}={before.get(name)!r}, not {value!r}; "
-                "name another folder"
+                f"output={str(file.parent)!r} holds results with {name}={before.get(name)!r}, not {value!r}; {remedy}"
             )
     return before
 

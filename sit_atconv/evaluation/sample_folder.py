@@ -23,7 +23,7 @@ from ..utils.environment import describe_environment, pick_device
 from ..utils.files import folder_lock, remove_staged, staged, write_json
 from .npz_batch import is_packed, write_npz
 from .output_files import LABELS_FILE, SAMPLES_RECORD, SamplingError, check_batch_file, check_sample_folder
-from .records import describe_pipeline, folder_sha256, image_determining, read_record
+from .records import describe_pipeline, folder_sha256, image_determining, read_record, recorded_dtype
 from .sample_files import image_file, missing_batches, read_images, remove_broken, save_image
 from .sampling import counting_rows, draw_images, image_shape, load_pipeline
 from .sampling_costs import collect_costs, cost_per_image, note_cost
@@ -70,7 +70,9 @@ def sample_to_folder(
     placed = state.device if device == "auto" else pick_device(device)
     pipeline = options.configure(load_pipeline(pipeline_folder, placed))
     options = options.resolve(pipeline)
-    options = on_main_process(state, lambda: resolve_dtype([pipeline], options))  # the same on all machines
+    options = on_main_process(  # the same on all machines
+        state, lambda: resolve_dtype([pipeline], recorded_dtype(options, folder / SAMPLES_RECORD))
+    )
     cast_pipeline(pipeline, options.dtype)
     record = sampling_record(pipeline_folder, pipeline, options, placed, command, state.num_processes)
     packed = npz is not None and is_packed(npz, record)
@@ -140,7 +142,10 @@ def continue_record(folder: Path, record: dict) -> dict:
     differing = [key for key in now if there.get(key) != now[key]]
     if differing:
         facts = "; ".join(f"{key}: {there.get(key)!r} there, {now[key]!r} now" for key in differing)
-        raise ValueError(f"output={str(folder)!r} holds other images ({facts}); name a new folder")
+        remedy = (
+            f"give --dtype {there['dtype']}, or name a new folder" if differing == ["dtype"] else "name a new folder"
+        )
+        raise ValueError(f"output={str(folder)!r} holds other images ({facts}); {remedy}")
     if found["num_samples"] > record["num_samples"]:
         raise ValueError(
             f"num_samples={record['num_samples']}: {str(folder)!r} is one of {found['num_samples']} images already; "

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..utils.environment import pick_device
+from ..utils.environment import has_amx, pick_device
 from ..utils.files import folder_lock, staged, write_json
 from ..utils.hashing import tensors_sha256
 from .extractor import Extractor
@@ -25,9 +25,9 @@ from .few_steps import reference_features
 from .frechet import resampled_frechet_distances
 from .image_features import extract_features
 from .intervals import bootstrap_interval, bootstrap_resamples
-from .records import describe_pipeline, earlier_results
+from .records import describe_pipeline, earlier_results, recorded_dtype
 from .sampling import draw_images, image_shape
-from .sampling_dtype import cast_pipeline, resolve_dtype
+from .sampling_dtype import bfloat16_difference, cast_pipeline, choose_dtype
 from .sampling_options import SamplingOptions
 from .sweep_options import SweepOptions
 from .sweep_settings import Average, Setting, grid, open_averages
@@ -52,7 +52,9 @@ def measure_sweep(options: SweepOptions) -> dict:
     device = pick_device(options.device)
     averages = open_averages(options.folder, options.averages, options.stds)
     settings = grid([average.name for average in averages], options.scales, options.intervals)
-    sampling, described, own_size = check_settings(averages, settings, options.sampling, device)
+    output = Path(options.output)
+    sampling = recorded_dtype(options.sampling, output / RESULTS)
+    sampling, described, own_size = check_settings(averages, settings, sampling, device)
     is_given = options.image_size is not None or options.reference == "digits"
     size = options.image_size if is_given else own_size
     extractor, real = reference_features(options.reference, options.extractor, size, device)
@@ -68,7 +70,6 @@ def measure_sweep(options: SweepOptions) -> dict:
     }
     names = ("num_samples", "seed", "batch_size", "num_inference_steps", "dtype")
     record |= {name: getattr(sampling, name) for name in names}
-    output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with folder_lock(output, "output"):
         if not earlier_results(output / RESULTS, record):
@@ -95,14 +96,24 @@ def check_settings(
     Raises:
         ValueError: naming what cannot be used, such as guidance of a model without a null class.
     """
+    differences = []
     for average in averages:  # loading all tells their hashes
         pipeline = average.load(device)
-    for setting in settings:
-        options = options_of(setting, options).resolve(pipeline)
-    strongest = max(settings, key=lambda setting: (setting.scale, setting.interval[1] - setting.interval[0]))
-    options = resolve_dtype([pipeline], options_of(strongest, options))
+        for setting in settings:
+            options = options_of(setting, options).resolve(pipeline)
+        if options.dtype == "auto" and has_amx(device):
+            differences.append(bfloat16_difference(pipeline, options_of(strongest(settings), options)))
+    if options.dtype == "auto":
+        options = choose_dtype(options, differences)
     vae = None if pipeline.vae is None else tensors_sha256(pipeline.vae.state_dict())
     return options, {**describe_pipeline(pipeline), "vae_sha256": vae}, image_shape(pipeline)[0]
+
+
+def strongest(settings: Sequence[Setting]) -> Setting:
+    """A setting whose guidance is at least as strong as that of each: the largest scale, over all of its intervals."""
+    largest = max(settings, key=lambda setting: setting.scale)
+    starts, ends = zip(*(setting.interval for setting in settings if setting.scale == largest.scale), strict=True)
+    return largest._replace(interval=(min(starts), max(ends)))
 
 
 def options_of(setting: Setting, options: SamplingOptions) -> SamplingOptions:

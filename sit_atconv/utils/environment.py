@@ -80,6 +80,11 @@ def free_memory(device: torch.device) -> int | None:
     return min([*available, *([] if limit is None else [limit])], default=None)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory of a GPU, or of the host, was not enough."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 def free_in_container(group: Path) -> int | None:
     """Return how many bytes the limit of a control group (v2) leaves; None without one.
 

@@ -68,6 +68,7 @@ def test_a_duel_is_the_same_in_another_place_and_spelling(started, monkeypatch):
     [
         {"metrics": {"extractor": "pixels", "metrics": "fid", "bootstrap": 0, "num_workers": 2}},
         {"sampling": {"num_samples": 4, "seed": 0, "guidance_interval": [0, 1]}},
+        {"sampling": {"num_samples": 4, "dtype": "float32"}},
         {
             "train": {},
             "models": {"A": {"mixer": "attention", "batch_size": 8}, "B": {"mixer": "atconv", "batch_size": 8}},
@@ -100,6 +101,7 @@ def test_paths_are_the_same_in_another_spelling(tmp_path, monkeypatch):
         ({"max_steps": 5}, "max_steps"),
         ({"reference": "other"}, "reference"),
         ({"sampling": {"num_samples": 5}}, "sampling"),
+        ({"sampling": {"num_samples": 4, "dtype": "bfloat16"}}, "sampling"),
         ({"metrics": {"extractor": "pixels", "bootstrap": 20}}, "metrics"),
         ({"train": {"batch_size": 9}}, "train"),
         ({"models": {"A": {"mixer": "atconv"}, "B": {"mixer": "atconv"}}}, "models.A"),
