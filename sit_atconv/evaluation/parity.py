@@ -53,13 +53,13 @@ def check_parity(
     Raises:
         ValueError: naming the option that cannot be used, or the SciPy that clean-fid cannot use.
     """
-    check_clean_fid()
     if num_images is not None:
         check_count("num_images", num_images)
     options.check()
     kind, _, size = parse_extractor(options.extractor)
     if kind in ("pixels", "inception-adm") or (kind == "torchscript" and size is None):
         raise ValueError(f"extractor={options.extractor!r} does not resize as clean-fid does; use another")
+    check_clean_fid()
     with tempfile.TemporaryDirectory() as temporary:
         folders = [
             image_folder(field, source, Path(temporary) / field, options.image_size, num_images)

@@ -13,7 +13,7 @@ def test_a_scipy_that_clean_fid_cannot_use_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(scipy.linalg, "sqrtm", lambda A: A)  # as SciPy 1.18 has it: without `disp`
     message = r"clean-fid .* cannot compute its Fréchet distance with SciPy .*pip install 'scipy<1.18'"
     with pytest.raises(ValueError, match=message):
-        check_parity("nowhere", "digits", MetricOptions("fid,kid", extractor="pixels"))
+        check_parity("nowhere", "digits", MetricOptions("fid,kid", extractor="efficientnet-lite0"))
     for measurements in (["loaders", "distance"], None):
         chosen = ThroughputOptions(measurements=measurements, output=str(tmp_path / "new"))
         with pytest.raises(ValueError, match=message):

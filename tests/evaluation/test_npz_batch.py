@@ -52,10 +52,11 @@ def test_grey_batches(images, tmp_path):
 
 
 def test_a_batch_is_packed_if_its_own_record_says_so(tmp_path):
-    record = {"complete": True, "pipeline": "a", "num_samples": 5, "seed": 0, "versions": {"torch": "2", "numpy": "2"}}
+    older = {"complete": True, "pipeline": "a", "num_samples": 5, "seed": 0, "versions": {"torch": "2", "numpy": "2"}}
+    record = {**older, "dtype": "float32"}
     file = tmp_path / "batch.npz"
     assert not is_packed(str(file), record)
-    (tmp_path / "batch.json").write_text(json.dumps(record))
+    (tmp_path / "batch.json").write_text(json.dumps(older))
     assert not is_packed(str(file), record)  # a kill left the record alone
     file.touch()
     assert is_packed(str(file), record)
