@@ -234,8 +234,9 @@ def test_class_accuracy_reports_the_dtype(amx, folder):
     pipeline = SiTPipeline.from_pretrained(folder)
     report = class_accuracy(pipeline, DigitsDataset(), samples_per_class=1, num_inference_steps=2)
     assert report["dtype"] == "bfloat16" and pipeline.transformer.dtype == torch.bfloat16
+    cast_pipeline(pipeline, "float16")
     report = class_accuracy(pipeline, DigitsDataset(), samples_per_class=1, num_inference_steps=2)
-    assert report["dtype"] == "bfloat16" and pipeline.transformer.dtype == torch.bfloat16  # as it was given
+    assert report["dtype"] == "float16" and pipeline.transformer.dtype == torch.float16  # as it was given
 
 
 def test_command_chooses_and_can_be_told(amx, folder, tmp_path, monkeypatch, capsys):
