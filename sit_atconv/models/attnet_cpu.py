@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from ..ops.conv_onednn import depthwise_conv_activation
+from ..ops.conv_onednn import activate_, depthwise_conv_activation
 from ..ops.depthwise_conv import channels_last_depthwise_conv
 from ..ops.eager import PLAIN_CLASSES, is_eager
 from ..ops.linear import Linear, all_modules_are_watched, is_watched
@@ -120,11 +120,6 @@ def add_branch(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor | None) -> 
     return y.add_(x) if gamma is None else torch.addcmul(x, y, gamma, out=y)
 
 
-def activate_(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Apply "gelu" (exact) or "silu" in place."""
-    return F.silu(x, inplace=True) if activation == "silu" else torch.ops.aten.gelu_(x)
-
-
 def mix_tokens(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
     """Apply an `ATConv` of one dilation, whose activation is "gelu" or "silu", to x (B, H, W, C)."""
     B, H, W, C = x.shape
@@ -136,11 +131,7 @@ def mix_tokens(mixer: Any, x: torch.Tensor, product: Product) -> torch.Tensor:
     kernels.addcmul_(torch.sigmoid(mixer.inhibition), kernels.mean(1, keepdim=True), value=-1)
     kernels = kernels.transpose(1, 2)
     y = product(x, mixer.value_proj.weight, mixer.value_proj.bias)
-    if B == 1:
-        weight, padding = kernels.reshape(C, 1, k, k), k // 2 * dilation
-        y = F.conv2d(y.permute(0, 3, 1, 2), weight, None, 1, padding, dilation, C).permute(0, 2, 3, 1)
-    else:
-        y = channels_last_depthwise_conv(y.view(B, H * W, C), kernels, (H, W), dilation).view(B, H, W, C)
+    y = channels_last_depthwise_conv(y.view(B, H * W, C), kernels, (H, W), dilation).view(B, H, W, C)
     return product(y, mixer.out_proj.weight, mixer.out_proj.bias)
 
 

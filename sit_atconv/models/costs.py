@@ -5,11 +5,12 @@ macs.py counts the MACs of the operations that run, and says which operations co
 Shapes: C latent channels, p patch size, N tokens, D model width, k kernel size, m side of the grid of pooled tokens.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .codecs import DECODING_BYTES, decoding_bytes, vae_scale_factor
-from .presets import FREQUENCIES, PRESETS, block_heads, middle_blocks, mixer_per_block
+from .presets import FREQUENCIES, PRESETS, block_heads, coarse_grid, middle_blocks, mixer_per_block
 
 FLOAT = 4  # bytes of float32
 # Bytes of training for each parameter: weight, gradient, AdamW's two moments, one average and its change.
@@ -46,10 +47,11 @@ def preset_config(name: str, in_channels: int = 4, num_classes: int = 1000) -> d
 def level_blocks(config: Mapping, height: int, width: int) -> Iterator[tuple[str, int, int]]:
     """For each block, its mixer, its number of tokens for latents of this size, and its width."""
     p, middle = config["patch_size"], middle_blocks(config)
-    rows, columns = height // p, width // p
+    grid = height // p, width // p
+    coarse = coarse_grid(grid)
     mixers = mixer_per_block(config["mixer"], config["num_layers"])
     for i, (mixer, dim) in enumerate(zip(mixers, block_widths(config), strict=True)):
-        yield mixer, (-(-rows // 2) * -(-columns // 2) if i in middle else rows * columns), dim
+        yield mixer, math.prod(coarse if i in middle else grid), dim
 
 
 def count_parameters(config: Mapping) -> int:
@@ -90,9 +92,10 @@ def closed_form_macs(config: Mapping, height: int, width: int) -> int:
     if height % p or width % p:
         raise ValueError(f"height={height} and width={width} must be divisible by patch_size={p}")
     N, D, middle = (height // p) * (width // p), model_width(config), middle_blocks(config)
-    blocks = sum(_block_macs(config, *block) for block in level_blocks(config, height, width))
+    levels = list(level_blocks(config, height, width))
+    blocks = sum(_block_macs(config, *block) for block in levels)
     if middle:
-        _, tokens, M = list(level_blocks(config, height, width))[middle.start]
+        _, tokens, M = levels[middle.start]
         blocks += 2 * tokens * 4 * D * M + middle.start * N * D**2  # merging and splitting; long skips
     patch_embed = N * D * config["in_channels"] * p**2
     time_embed = (FREQUENCIES * D + D**2) * (1 if config["step_conditioning"] == "none" else 2)  # of the end, too

@@ -13,11 +13,7 @@ import torch
 from torch import nn
 
 from ..ops.linear import Linear
-
-
-def coarse_grid(grid: tuple[int, int]) -> tuple[int, int]:
-    """The grid of the blocks in the middle, (⌈H/2⌉, ⌈W/2⌉)."""
-    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+from .presets import coarse_grid
 
 
 def join_tiles(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

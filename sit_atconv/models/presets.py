@@ -132,6 +132,11 @@ def middle_blocks(config: Mapping[str, Any]) -> range:
     return range(first, first + middle)
 
 
+def coarse_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """The grid of these blocks for a grid (H, W) of the others: (⌈H/2⌉, ⌈W/2⌉)."""
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
 def block_heads(config: Mapping[str, Any]) -> list[int]:
     """How many heads each block has, which times `attention_head_dim` make its width."""
     heads, middle = config["num_attention_heads"], middle_blocks(config)

@@ -12,6 +12,11 @@ from .linear_onednn import HAS_ONEDNN_PRODUCT
 HAS_ONEDNN_CONVOLUTION = HAS_ONEDNN_PRODUCT and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
+def activate_(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Apply "gelu" (exact) or "silu" in place."""
+    return F.silu(x, inplace=True) if activation == "silu" else torch.ops.aten.gelu_(x)
+
+
 def depthwise_conv_activation(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int, activation: str
 ) -> torch.Tensor:
@@ -22,8 +27,7 @@ def depthwise_conv_activation(
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, [padding] * 2, [1, 1], [dilation] * 2, x.shape[1], name, [], rule
         )
-    y = F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
-    return F.silu(y, inplace=True) if activation == "silu" else torch.ops.aten.gelu_(y)
+    return activate_(F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1]), activation)
 
 
 if HAS_ONEDNN_CONVOLUTION and torch.ops.mkldnn._convolution_pointwise not in flop_registry:

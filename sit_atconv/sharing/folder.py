@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..models.codecs import vae_scale_factor
-from ..models.presets import block_heads, middle_blocks
+from ..models.costs import block_widths
+from ..models.presets import middle_blocks
 from ..models.weight_files import stored_variants, verify_weights
 from ..utils.bounded_text import read_json_object
 from ..utils.files import OutputError, check_regular
@@ -108,7 +109,7 @@ def describe_folder(folder: str | Path) -> dict[str, str]:
     blocks = f"{depth} × {mixer}" if isinstance(mixer, str) else ", ".join(mixer)
     width = model["num_attention_heads"] * model["attention_head_dim"]
     if middle := middle_blocks(model):
-        inner = block_heads(model)[middle.start] * model["attention_head_dim"]
+        inner = block_widths(model)[middle.start]
         blocks += f" (blocks {middle.start} to {middle.stop - 1} on a grid of half the sides, width {inner})"
     size, channels = model["sample_size"], model["in_channels"]
     side = size * vae_scale_factor(vae or None)

@@ -90,11 +90,9 @@ class SiTTask(Task):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         blocks = self.components.transformer.blocks
-        is_muon = self.config.optimizer == "muon"
         # A map to kernels for each group of channels has a bias of two axes, which is no matrix.
-        named = [(name, weight) for name, weight in blocks.named_parameters() if not name.endswith("bias")]
-        matrices = [weight for _, weight in named if weight.ndim == 2] if is_muon else None
-        return build_optimizer(self.config, self.trained, matrices)
+        matrices = [w for name, w in blocks.named_parameters() if w.ndim == 2 and not name.endswith("bias")]
+        return build_optimizer(self.config, self.trained, matrices if self.config.optimizer == "muon" else None)
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step, self.config.graft_steps)
