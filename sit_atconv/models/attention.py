@@ -4,6 +4,8 @@ Shapes: B batch, N tokens in row-major order over the grid, (H, W) grid with H·
 grid of pooled tokens.
 """
 
+from typing import Any
+
 import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -34,10 +36,29 @@ class DispatchedAttention:
         return dispatch_attention_fn(q, k, v, backend=backend)
 
 
-class SelfAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention, the baseline mixer: tokens (B, N, D) -> (B, N, D)."""
+class _Attention(nn.Module, AttentionModuleMixin):
+    """What diffusers may ask of a layer of attention."""
 
-    _supports_qkv_fusion = False  # queries, keys and values are one layer already
+    _supports_qkv_fusion = False  # their projections are as few as they can be
+    processor: DispatchedAttention
+
+    def set_processor(self, processor: Any) -> None:
+        """Set how queries, keys and values become an output.
+
+        Raises:
+            ValueError: if this is not a `DispatchedAttention`, such as the processors of diffusers' own models, which
+                expect layers with other names.
+        """
+        if not isinstance(processor, DispatchedAttention):
+            raise ValueError(
+                f"processor={type(processor).__name__} is not a DispatchedAttention; choose attention of these models "
+                'with transformer.set_attention_backend(name), such as "native" or "flash"'
+            )
+        super().set_processor(processor)
+
+
+class SelfAttention(_Attention):
+    """Multi-head self-attention, the baseline mixer: tokens (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
@@ -55,7 +76,7 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         return self.out_proj(y.flatten(2))
 
 
-class PooledAttention(nn.Module, AttentionModuleMixin):
+class PooledAttention(_Attention):
     """Multi-head attention from every token to the means of m×m tiles: tokens (B, N, D) -> (B, N, D).
 
     The whole image is in view at a cost that grows linearly with the number of tokens, because the number of tiles does
@@ -70,8 +91,6 @@ class PooledAttention(nn.Module, AttentionModuleMixin):
         qk_norm: normalise queries and keys per head.
         pool: m.
     """
-
-    _supports_qkv_fusion = False  # keys and values are one layer already, and queries see other tokens
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool = False, pool: int = 16):
         super().__init__()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from sit_atconv.models.attention import DispatchedAttention, PooledAttention, SelfAttention
 from sit_atconv.ops.pooling import pool_tokens
@@ -98,6 +99,13 @@ def test_projections_are_fused_already(tiny_transformer):
     model.unfuse_qkv_projections()
     assert model.state_dict().keys() == before.keys()
     assert {type(processor) for processor in model.attn_processors.values()} == {DispatchedAttention}
+
+
+def test_processors_of_other_models_are_refused(tiny_transformer):
+    model = tiny_transformer(mixer=["attention", "pooled_attention"])
+    with pytest.raises(ValueError, match=r"processor=AttnProcessor2_0 is not .*set_attention_backend\(name\)"):
+        model.set_attn_processor(AttnProcessor2_0())
+    model.set_attn_processor(model.attn_processors)
 
 
 def test_it_compiles_whole():
