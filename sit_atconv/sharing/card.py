@@ -161,7 +161,8 @@ def describe_mixer(folder: Path) -> str:
     config = read_json(folder / "transformer" / "config.json")
     words = {"atconv": "ATConv", "attention": "self-attention", "pooled_attention": "attention to pooled tokens"}
     mixers = set(mixer_per_block(config.get("mixer", "atconv"), config.get("num_layers", 1)))
-    return " and ".join(word for name, word in words.items() if name in mixers)
+    hourglass = " in an hourglass" if config.get("middle_layers") else ""
+    return " and ".join(word for name, word in words.items() if name in mixers) + hourglass
 
 
 def _describe_lineage(lineage: dict[str, Any]) -> list[str]:

@@ -32,6 +32,12 @@ def learning_rate(config: CommonConfig, step: int, stage: int = 0) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def muon_matrices(blocks: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a transformer's blocks that Muon updates: its matrices (out, in)."""
+    # A map to kernels for each group of channels has a bias of two axes, which is no matrix.
+    return [weight for name, weight in blocks.named_parameters() if weight.ndim == 2 and not name.endswith("bias")]
+
+
 def build_optimizer(
     config: CommonConfig, module: nn.Module, matrices: Sequence[nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from ..utils.source_names import TEACHER
 from ..utils.text import counted
 from .config import TrainConfig
 from .grafting import Graft
+from .optimizer import muon_matrices
 
 MANY_EPOCHS = 1000  # from which on a plan warns of them
 
@@ -48,16 +49,17 @@ def activation_bytes(model: SiTTransformer2DModel) -> int:
     return total
 
 
-def state_bytes(config: TrainConfig, trained: int, projected: int) -> int:
-    """Bytes of weights, gradients, AdamW's two moments and averages.
+def state_bytes(config: TrainConfig, trained: int, projected: int, matrices: int = 0) -> int:
+    """Bytes of weights, gradients, the optimizer's moments and averages.
 
     Args:
         config: the configuration of the run.
         trained: number of parameters of the transformer, which are averaged.
         projected: number of parameters of the projector.
+        matrices: number of parameters of which the optimizer keeps one moment, where AdamW keeps two.
     """
     averages = len(config.ema_decays) + len(config.ema_stds) + 1  # and the change of one of them while it is updated
-    return 16 * (trained + projected) + 4 * trained * averages
+    return 16 * (trained + projected) - 4 * matrices + 4 * trained * averages
 
 
 def image_activation_bytes(config: TrainConfig, transformer: SiTTransformer2DModel, mixed_precision: str) -> float:
@@ -173,7 +175,9 @@ def describe_plan(
     macs = closed_form_macs(transformer.config, size, size)
     parts = config.gradient_accumulation_steps
     per_device = config.batch_size // (processes * parts)
-    state = (state_bytes(config, trained, projected) + 4 * (whole - trained)) / (processes if sharded else 1)
+    matrices = sum(p.numel() for p in muon_matrices(transformer.blocks)) if config.optimizer == "muon" else 0
+    state = state_bytes(config, trained, projected, matrices) + 4 * (whole - trained)
+    state /= processes if sharded else 1
     activations = image_activation_bytes(config, transformer, mixed_precision) * per_device
     gmacs = f"{macs / 1e9:.2f}" if macs > 1e9 else f"{macs / 1e9:.2g}"
     precision = "float32" if mixed_precision == "no" else mixed_precision

@@ -19,7 +19,7 @@ from .finish import print_next_steps, save_pipeline, upload
 from .lineage import describe_lineage
 from .mixer_regression import StagedObjective
 from .objective import Objective
-from .optimizer import build_optimizer, learning_rate
+from .optimizer import build_optimizer, learning_rate, muon_matrices
 from .plan import describe_plan
 from .run_folder import describe_data
 from .samples import GRID_COLUMNS, MIN_TILE, sample_grid
@@ -89,10 +89,8 @@ class SiTTask(Task):
         return TrainingView(self.dataset, config.seed, config.horizontal_flip, shape, has_vae, has_steps, stored, scale)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        blocks = self.components.transformer.blocks
-        # A map to kernels for each group of channels has a bias of two axes, which is no matrix.
-        matrices = [w for name, w in blocks.named_parameters() if w.ndim == 2 and not name.endswith("bias")]
-        return build_optimizer(self.config, self.trained, matrices if self.config.optimizer == "muon" else None)
+        matrices = muon_matrices(self.components.transformer.blocks) if self.config.optimizer == "muon" else None
+        return build_optimizer(self.config, self.trained, matrices)
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step, self.config.graft_steps)

@@ -152,9 +152,14 @@ def test_the_card_of_a_training_bears_the_name_of_the_run_and_the_mixer(tiny_pip
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "model_name: photos-hybrid" in text and "# photos-hybrid\n" in text
     assert "SiT with ATConv and self-attention, for diffusers" in text
-    for mixer, words in (("atconv", "ATConv"), ("attention", "self-attention")):
-        tiny_pipeline(mixer=mixer).save_pretrained(tmp_path / mixer)
-        assert f"SiT with {words}, for diffusers" in (tmp_path / mixer / "README.md").read_text(encoding="utf-8")
+    models = (
+        (dict(mixer="atconv"), "ATConv"),
+        (dict(mixer="attention"), "self-attention"),
+        (dict(mixer="atconv", num_layers=3, middle_layers=1), "ATConv in an hourglass"),
+    )
+    for i, (arguments, words) in enumerate(models):
+        tiny_pipeline(**arguments).save_pretrained(tmp_path / str(i))
+        assert f"SiT with {words}, for diffusers" in (tmp_path / str(i) / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_a_model_was_made_of(tiny_pipeline, tmp_path):

@@ -6,7 +6,14 @@ from sit_atconv.data import DigitsDataset, TrainingView
 from sit_atconv.models.macs import count_macs
 from sit_atconv.training.build import Components, build_loss, build_objective, build_transformer
 from sit_atconv.training.config import TrainConfig
-from sit_atconv.training.plan import activation_bytes, describe_distillation, describe_plan, forward_passes
+from sit_atconv.training.optimizer import build_optimizer, muon_matrices
+from sit_atconv.training.plan import (
+    activation_bytes,
+    describe_distillation,
+    describe_plan,
+    forward_passes,
+    state_bytes,
+)
 
 
 @pytest.mark.parametrize("mixer", ["atconv", "attention"])
@@ -48,6 +55,23 @@ def test_plan_warns_where_bfloat16_is_emulated(monkeypatch):
             arguments = (config, DigitsDataset(), transformer, None, 1, False, precision)
             text = describe_plan(*arguments, device=torch.device("cpu"))
             assert ("--mixed_precision no" in text) == (emulates and precision == "bf16")
+
+
+def test_planned_bytes_of_the_optimizer_are_those_that_it_keeps():
+    kept, planned = [], []
+    for optimizer in ("adamw", "muon"):
+        config = TrainConfig(optimizer=optimizer)
+        transformer = build_transformer(config, DigitsDataset(), None)
+        matrices = muon_matrices(transformer.blocks) if optimizer == "muon" else None
+        stepped = build_optimizer(config, transformer, matrices)
+        for parameter in transformer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        stepped.step()
+        states = [moment for state in stepped.state.values() for moment in state.values() if moment.ndim]
+        kept.append(sum(moment.nbytes for moment in states))
+        parameters = sum(p.numel() for p in transformer.parameters())
+        planned.append(state_bytes(config, parameters, 0, sum(p.numel() for p in matrices or ())))
+    assert kept[1] < kept[0] and planned[0] - planned[1] == kept[0] - kept[1]
 
 
 @pytest.mark.parametrize(
