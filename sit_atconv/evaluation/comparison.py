@@ -10,7 +10,6 @@ import torch
 
 from ..data import read_image
 from ..pipelines.pipeline_sit import SiTPipeline
-from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.checks import check_count, check_device
 from ..utils.environment import describe_environment, pick_device
 from ..utils.text import counted, one_line, printable
@@ -23,8 +22,8 @@ from .evaluated_runs import Run, check_runs, choose_finals, model_names
 from .intervals import bootstrap_interval, mean_interval
 from .model_costs import check_inputs_agree, measure_models
 from .output_files import check_report_folder
-from .records import BEFORE
-from .sampling import SAMPLERS, draw_images, load_pipeline
+from .records import OWN_SCHEDULERS
+from .sampling import draw_images, load_pipeline
 from .sampling_dtype import cast_pipeline
 from .sampling_options import SamplingOptions
 from .validation_tables import READING, loss_plot, loss_record, loss_tables, losses_of_runs
@@ -218,8 +217,7 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
     pipeline = load_pipeline(run.folder / "pipeline", device)
     if "scheduler" in report:
         name = report["scheduler"]["class"]
-        own_classes = {scheduler.__name__: scheduler for scheduler in (*SAMPLERS.values(), MeanFlowScheduler)}
-        scheduler_class = own_classes.get(name) or getattr(diffusers, name, None)
+        scheduler_class = OWN_SCHEDULERS.get(name) or getattr(diffusers, name, None)
         if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
             raise ValueError(f"{report['file']}: the scheduler {name} is unknown, so its samples cannot be drawn again")
         known: Any = scheduler_class
@@ -233,5 +231,5 @@ def draw_again(run: Run, indices: Sequence[int], device: torch.device) -> np.nda
         "num_inference_steps",
         "dtype",
     )
-    options = SamplingOptions(**{**BEFORE, **{name: report[name] for name in names if name in report}})
+    options = SamplingOptions(**{name: report[name] for name in names if name in report})
     return draw_images(cast_pipeline(pipeline, options.dtype), indices, options)

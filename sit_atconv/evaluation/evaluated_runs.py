@@ -13,7 +13,7 @@ from ..training.references import check_run_folder
 from ..utils.bounded_text import load_json, read_json, read_yaml
 from ..utils.checks import MAX_COUNT, is_number, is_whole
 from ..utils.text import joined_lines, one_line
-from .records import BEFORE, folder_sha256
+from .records import folder_sha256, in_full
 from .report_entries import misshapen_entries, shortened
 from .score_report import check_comparable
 from .validation_loss import ValidationLoss, validation_file
@@ -124,7 +124,7 @@ def load_run(folder: Path) -> Run:
     for file in sorted((folder / "evaluation").glob("*.json")):
         report = read_report(file)
         if report is not None:
-            reports.append({"step": config["max_steps"], **BEFORE, **report, "file": str(file)})
+            reports.append({"step": config["max_steps"], **in_full(report), "file": str(file)})
     if not reports:
         raise ValueError(
             f"run={str(folder)!r} was not evaluated: make a report with python eval/fid.py {folder}/pipeline … "

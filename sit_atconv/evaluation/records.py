@@ -5,12 +5,16 @@ A .npz batch of samples, NAME.npz, has its record beside it in NAME.json.
 """
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ..flow.choices import SAMPLING_DTYPES
 from ..pipelines.pipeline_sit import SiTPipeline
+from ..schedulers.scheduling_interpolant_ode import InterpolantODEScheduler
+from ..schedulers.scheduling_interpolant_sde import InterpolantSDEScheduler
+from ..schedulers.scheduling_mean_flow import MeanFlowScheduler
 from ..utils.bounded_text import read_json_object
 from ..utils.hashing import file_sha256
 from .output_files import SAMPLES_RECORD
@@ -31,8 +35,23 @@ MAY_CHANGE = {
 # What older records do not say, since it was always so.
 BEFORE = {"dtype": "float32"}
 
+OWN_SCHEDULERS = {
+    scheduler.__name__: scheduler for scheduler in (InterpolantODEScheduler, InterpolantSDEScheduler, MeanFlowScheduler)
+}
+
 # The packages whose versions may change pixels or PNG files.
 IMAGE_DETERMINING_PACKAGES = ("torch", "diffusers", "sit_atconv", "torchdiffeq", "Pillow")
+
+
+def in_full(record: Mapping) -> dict:
+    """A record with what older ones do not say: entries of `BEFORE`, and defaults of a scheduler's newer options."""
+    full = {**BEFORE, **record}
+    match full.get("scheduler"):
+        case {"class": str(name), "config": dict(config)} if name in OWN_SCHEDULERS:
+            options = inspect.signature(OWN_SCHEDULERS[name]).parameters.values()
+            defaults = {option.name: option.default for option in options}
+            full["scheduler"] = {"class": name, "config": {**defaults, **config}}
+    return full
 
 
 def image_determining(record: dict) -> dict:
@@ -55,7 +74,7 @@ def read_record(samples: str | Path) -> dict | None:
     file = samples / SAMPLES_RECORD if samples.is_dir() else samples.with_suffix(".json")
     if not file.is_file() or (samples.suffix != ".npz" and not samples.is_dir()):
         return None
-    record = {**BEFORE, **read_json_object(file)}
+    record = in_full(read_json_object(file))
     return record if {"complete", "pipeline", "num_samples"} <= record.keys() else None
 
 
@@ -78,7 +97,7 @@ def recorded_dtype(options: SamplingOptions, file: Path) -> SamplingOptions:
         file: the JSON file of the record; who continues it checks the rest, and names what is wrong with the file.
     """
     try:
-        found = {**BEFORE, **read_json_object(file)}["dtype"] if options.dtype == "auto" and file.is_file() else None
+        found = in_full(read_json_object(file))["dtype"] if options.dtype == "auto" and file.is_file() else None
     except ValueError:
         return options
     return replace(options, dtype=found) if found in SAMPLING_DTYPES else options
@@ -96,7 +115,7 @@ def earlier_results(file: Path, record: Mapping) -> dict:
     """
     if not file.exists():
         return {}
-    before = {**BEFORE, **read_json_object(file)}
+    before = in_full(read_json_object(file))
     for name, value in record.items():
         if before.get(name) != value:
             remedy = (

@@ -218,3 +218,14 @@ def test_final_report_of_steps_that_the_duel_names():
     reports = [{"step": 1, "num_inference_steps": steps} for steps in (10, 25)]
     assert Run(Path("a"), "a", 0, {}, reports).final == reports[1]
     assert Run(Path("a"), "a", 0, {}, reports, final_inference_steps=10).final == reports[0]
+
+
+def test_reports_from_before_an_option_of_schedulers_existed_can_be_compared(run_folder):
+    config = {"solver": "midpoint"}
+    runs = [
+        load_run(run_folder(name, a={"scheduler": {"class": "InterpolantODEScheduler", "config": {**config, **newer}}}))
+        for name, newer in (("SA", {}), ("ATConv", {"noise_scale": 1.0}), ("hybrid", {"noise_scale": 0.5}))
+    ]
+    assert check_runs(runs[:2]) == []
+    with pytest.raises(ValueError, match="in different ways"):
+        check_runs(runs)

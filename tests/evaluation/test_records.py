@@ -1,10 +1,10 @@
-"""Records: the hash of a pipeline folder covers what makes images."""
+"""Records: the hash of a pipeline folder covers what makes images, and older records mean what they meant."""
 
 import shutil
 
 import pytest
 
-from sit_atconv.evaluation.records import folder_sha256
+from sit_atconv.evaluation.records import describe_pipeline, folder_sha256, in_full
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,15 @@ def test_model_hash_covers_names_and_leaves_out_hidden_files(tmp_path):
     assert folder_sha256(tmp_path) == before
     (tmp_path / "b.json").rename(tmp_path / "c.json")  # the same contents in the same order
     assert folder_sha256(tmp_path) != before
+
+
+def test_records_from_before_an_option_existed_have_its_default(tiny_pipeline):
+    record = {"seed": 0, "dtype": "float32", **describe_pipeline(tiny_pipeline())}
+    config = record["scheduler"]["config"]
+    older = {"seed": 0, "scheduler": {**record["scheduler"], "config": dict(config)}, "mixer": record["mixer"]}
+    del older["scheduler"]["config"]["noise_scale"]
+    assert in_full(older) == in_full(record) == record
+    other = {**older, "scheduler": {**older["scheduler"], "config": {**config, "noise_scale": 2.0}}}
+    assert in_full(other)["scheduler"]["config"]["noise_scale"] == 2.0
+    for foreign in ({"class": "DDIMScheduler", "config": {"eta": 0.0}}, {"class": 3, "config": {}}, None, "midpoint"):
+        assert in_full({"scheduler": foreign})["scheduler"] == foreign
