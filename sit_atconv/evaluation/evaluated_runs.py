@@ -1,14 +1,16 @@
 """Trained and evaluated runs: what a comparison reads from their folders, and which of them can be compared."""
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..training.config import TrainConfig
 from ..training.references import check_run_folder
 from ..utils.bounded_text import load_json, read_json, read_yaml
 from ..utils.checks import MAX_COUNT, is_number, is_whole
@@ -146,7 +148,7 @@ def model_name(folder: Path) -> str:
 
 
 def read_config(file: Path) -> dict:
-    """Read the training options of a run.
+    """Read the training options of a run. Options that did not exist yet have their defaults.
 
     Raises:
         ValueError: if the file is damaged, or lacks an option that a comparison needs.
@@ -160,7 +162,7 @@ def read_config(file: Path) -> dict:
         raise ValueError(f"{file} does not say {', '.join(wrong)}; restore it from a copy of the run")
     if odd := [name for name in options if not isinstance(name, str)]:
         raise ValueError(f"{file}: {odd[0]!r} is no name of an option; restore it from a copy of the run")
-    return options
+    return {**json.loads(json.dumps(asdict(TrainConfig()))), **options}  # with lists for tuples, as YAML has them
 
 
 def without_stale_reports(reports: list[dict], last_step: int, model_sha256: str) -> list[dict]:
@@ -282,7 +284,7 @@ def check_runs(runs: list[Run]) -> list[str]:
             )
     for run in runs:
         check_weights(run)
-    return [difference for run in runs[1:] for difference in differences_in_recipe(first, run)]
+    return differences_in_recipe(runs)
 
 
 def check_weights(run: Run) -> None:
@@ -296,15 +298,18 @@ def check_weights(run: Run) -> None:
         )
 
 
-def differences_in_recipe(first: Run, run: Run) -> list[str]:
-    """How two runs differ in training options and in where their scores were computed, one sentence each."""
-    pairs = {
-        key: (first.config.get(key), run.config.get(key))
-        for key in sorted((run.config.keys() | first.config.keys()) - MEANT_TO_DIFFER)
-    }
-    pairs |= {f"{key} of the scores": (first.final.get(key), run.final.get(key)) for key in COMPUTED_ALIKE}
-    return [
-        f"{key}: {of_first!r} and {of_run!r} ({first.folder.name}, {run.folder.name})"
-        for key, (of_first, of_run) in pairs.items()
-        if of_first != of_run
-    ]
+def differences_in_recipe(runs: list[Run]) -> list[str]:
+    """How runs differ from the first one in training options and in where scores were computed, one sentence each."""
+    first = runs[0]
+    found: dict[str, list[str]] = {}
+    for run in runs[1:]:
+        pairs = {
+            key: (first.config.get(key), run.config.get(key))
+            for key in sorted((run.config.keys() | first.config.keys()) - MEANT_TO_DIFFER)
+        }
+        pairs |= {f"{key} of the scores": (first.final.get(key), run.final.get(key)) for key in COMPUTED_ALIKE}
+        for key, (of_first, of_run) in pairs.items():
+            if of_first != of_run:
+                difference = f"{key}: {of_first!r} in {first.folder.name}, {of_run!r} in"
+                found.setdefault(difference, []).append(run.folder.name)
+    return [f"{difference} {', '.join(names)}" for difference, names in found.items()]

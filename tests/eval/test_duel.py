@@ -178,7 +178,7 @@ def test_duel_from_interruption_to_report(in_process, tmp_path, capsys):
         runs[1].final.update(before)
     runs[1].final["device"] = "cuda"
     (stated,) = check_runs(runs)
-    assert stated == "device of the scores: 'cpu' and 'cuda' (SA-seed0, ATConv-seed0)"
+    assert stated == "device of the scores: 'cpu' in SA-seed0, 'cuda' in ATConv-seed0"
     runs[1].final["fid_resampled"] = [1.0, 2.0]  # of another number: nothing to pair
     assert paired_differences(runs)[0]["per_seed"][0]["interval"] is None
     (output / "ATConv-seed0" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")

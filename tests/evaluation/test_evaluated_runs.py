@@ -16,6 +16,7 @@ from sit_atconv.evaluation.evaluated_runs import (
     training_hours,
 )
 from sit_atconv.evaluation.records import folder_sha256
+from sit_atconv.training.config import TrainConfig
 
 WHOLE = {
     "fid": 1.0,
@@ -229,3 +230,16 @@ def test_reports_from_before_an_option_of_schedulers_existed_can_be_compared(run
     assert check_runs(runs[:2]) == []
     with pytest.raises(ValueError, match="in different ways"):
         check_runs(runs)
+
+
+def test_what_recipes_differ_in_is_said_once_for_all_runs_that_share_it(run_folder):
+    folders = [run_folder(name, a={}) for name in ("SA-seed0", "ATConv-seed0", "ATConv-seed1", "hybrid-seed0")]
+    for folder, options in zip(
+        folders, ("", "noise_scale: 1.0\n", "learning_rate: 0.5\n", "learning_rate: 0.5\n"), strict=True
+    ):
+        with (folder / "config.yaml").open("a") as file:  # noise_scale: as it always was
+            file.write(options)
+    default = TrainConfig().learning_rate
+    assert check_runs(list(map(load_run, folders))) == [
+        f"learning_rate: {default} in SA-seed0, 0.5 in ATConv-seed1, hybrid-seed0"
+    ]
