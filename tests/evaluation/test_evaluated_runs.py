@@ -233,13 +233,11 @@ def test_reports_from_before_an_option_of_schedulers_existed_can_be_compared(run
 
 
 def test_what_recipes_differ_in_is_said_once_for_all_runs_that_share_it(run_folder):
-    folders = [run_folder(name, a={}) for name in ("SA-seed0", "ATConv-seed0", "ATConv-seed1", "hybrid-seed0")]
+    folders = [run_folder(name, a={}) for name in ("SA", "ATConv", "gate", "hybrid")]
     for folder, options in zip(
         folders, ("", "noise_scale: 1.0\n", "learning_rate: 0.5\n", "learning_rate: 0.5\n"), strict=True
     ):
         with (folder / "config.yaml").open("a") as file:  # noise_scale: as it always was
             file.write(options)
     default = TrainConfig().learning_rate
-    assert check_runs(list(map(load_run, folders))) == [
-        f"learning_rate: {default} in SA-seed0, 0.5 in ATConv-seed1, hybrid-seed0"
-    ]
+    assert check_runs(list(map(load_run, folders))) == [f"learning_rate: {default} in SA, 0.5 in gate, hybrid"]
