@@ -49,6 +49,15 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _empty_folder(tmp_path_factory):
+    """Tests run in an empty folder: relative paths do not meet what somebody made in the repository, such as runs/."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(scope="session")
 def parity_dir() -> Path:
     default = Path(__file__).parents[2] / "shared" / "parity"
