@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -72,6 +74,18 @@ def test_planned_bytes_of_the_optimizer_are_those_that_it_keeps():
         parameters = sum(p.numel() for p in transformer.parameters())
         planned.append(state_bytes(config, parameters, 0, sum(p.numel() for p in matrices or ())))
     assert kept[1] < kept[0] and planned[0] - planned[1] == kept[0] - kept[1]
+
+
+def test_the_plan_of_muon_needs_less_memory():
+    gigabytes = []
+    for optimizer in ("adamw", "muon"):
+        config = TrainConfig(preset="SiT-S/2", optimizer=optimizer)
+        with torch.device("meta"):
+            transformer = build_transformer(config, DigitsDataset(), None)
+        plan = describe_plan(config, DigitsDataset(), transformer, None, 1, False, "no")
+        gigabytes.append(float(re.search(r"([\d.]+) for weights, optimizer and averages", plan)[1]))
+    matrices = sum(p.numel() for p in muon_matrices(transformer.blocks))
+    assert gigabytes[0] - gigabytes[1] == pytest.approx(4 * matrices / 1e9, abs=0.011)
 
 
 @pytest.mark.parametrize(
